@@ -1,0 +1,383 @@
+"""Turn a graph, a runtime, a profile and sensitivities into the optimisation problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.fx import Node
+
+from advisor.formats import DTYPE_BITS, scheme_named
+from advisor.passes.candidates import Space
+from advisor.passes.fx import constant_value
+from advisor.passes.graph import Graph, Layer, name_of
+from advisor.passes.group import Group
+from advisor.passes.layers import LAYER_OPS
+from advisor.passes.liveness import VIEWS, program_points
+from advisor.passes.regions import (
+    All,
+    Any,
+    Expression,
+    IsNeeded,
+    IsProduced,
+    IsStatic,
+    Regions,
+    short_op,
+)
+from advisor.passes.shapes import TensorInfo
+from advisor.profiles.cost import LayerCost, Traffic, layer_cost, plain_seconds
+from advisor.profiles.roofline import boundary_seconds, dispatch_seconds
+from advisor.profiles.schema import Profile
+from advisor.search.problem import Candidate, FloatArray, Indicator, Linear, Literal, Problem
+from advisor.targets.capability import Capability
+
+if TYPE_CHECKING:
+    from advisor.passes.sensitivity import Column, Sensitivity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Everything fixed before calibration. shapes: by node name at the deployment batch."""
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    space: Space
+    regions: Regions
+    capability: Capability
+    profile: Profile
+    shapes: Mapping[str, TensorInfo]
+    threads: int | None = None
+    costs: dict[tuple[str, str], LayerCost] = field(default_factory=dict[tuple[str, str], LayerCost])
+
+    def layers_of(self, group: Group) -> list[Layer]:
+        """The group's layers, in execution order."""
+        names = set(group.layers)
+        return [layer for layer in self.graph.layers if layer.name in names]
+
+    def cost(self, layer: Layer, scheme: str) -> LayerCost:
+        """Cost of one layer under a scheme; computed once."""
+        key = (layer.name, scheme)
+        if key not in self.costs:
+            self.costs[key] = layer_cost(
+                layer,
+                scheme_named(scheme),
+                self._traffic(layer),
+                capability=self.capability,
+                profile=self.profile,
+                threads=self.threads,
+            )
+        return self.costs[key]
+
+    def _traffic(self, layer: Layer) -> Traffic:
+        by_name = {name_of(node): node.name for node in self.graph.module.graph.nodes}
+        sizes = [
+            self.shapes[by_name[name]].count if by_name.get(name) in self.shapes else 0
+            for name in (layer.input, layer.output)
+        ]
+        return Traffic(input_elements=sizes[0], output_elements=sizes[1])
+
+
+def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> Problem:
+    """The problem; without sensitivities its divergence is zero, which is enough for feasibility."""
+    candidates = tuple(setting.space.candidates[group.name] for group in setting.groups)
+    indicators = _Indicators(setting)
+    latency = _sum_layers(setting, lambda cost: cost.latency_s)
+    energies = [cost.energy_j for cost in setting.costs.values()]
+    energy = None if None in energies else _sum_layers(setting, lambda cost: cost.energy_j or 0.0)
+    indicated = len(indicators.all)
+    return Problem(
+        groups=tuple(group.name for group in setting.groups),
+        candidates=candidates,
+        indicators=tuple(indicators.all),
+        size_bytes=Linear(
+            constant=_other_bytes(setting),
+            per_group=_sum_weights(setting, lambda cost: cost.size_bytes),
+            per_indicator=np.zeros(indicated),
+        ),
+        latency_s=Linear(
+            constant=_other_seconds(setting),
+            per_group=latency,
+            per_indicator=_boundary_terms(setting, indicators),
+        ),
+        memory_bytes=_memory_points(setting, indicators),
+        divergence=Linear(
+            per_group=_weight_divergences(setting, sensitivity),
+            per_indicator=_tensor_divergences(setting, indicators, sensitivity),
+        ),
+        energy_j=None
+        if energy is None
+        else Linear(per_group=energy, per_indicator=np.zeros(indicated)),
+    )
+
+
+def weight_column(layer: Layer, candidate: Candidate) -> Column:
+    """Key of a layer's weight error; schemes that round the weight alike share it."""
+    weight_only = {"w8a8": "w8", "w8a8-dynamic": "w8"}.get(candidate.scheme, candidate.scheme)
+    return ("weight", layer.name, f"{weight_only}/{candidate.algorithm}")
+
+
+class _Indicators:
+    """Indicators for every site: needed (stored negated), produced, edges, boundaries."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.all: list[Indicator] = []
+        self.produced: dict[str, int] = {}
+        self.edges: dict[tuple[str, str], int] = {}
+        self.enters: dict[str, int] = {}
+        self.leaves: dict[str, int] = {}
+        self._unneeded: dict[str, int] = {}
+        self._static = self._static_literals()
+        regions = setting.regions
+        order = [name_of(node) for node in setting.graph.module.graph.nodes]
+        for tensor in sorted(regions.needed, key=order.index, reverse=True):
+            expression = regions.needed[tensor]
+            parts = expression.parts if isinstance(expression, Any) else (expression,)
+            none = tuple(self._literal(part, negated=True) for part in parts)
+            self._unneeded[tensor] = self._add(f"nothing integer reads {tensor}", none)
+        for site in regions.sites:
+            if site.tensor in regions.produced:
+                parts = self._conjunction(regions.produced[site.tensor])
+                self.produced[site.tensor] = self._add(f"{site.tensor} is integer", parts)
+        for site in regions.sites:
+            self._add_boundaries(site.tensor, site.readers)
+
+    def _add_boundaries(self, tensor: str, readers: Sequence[str]) -> None:
+        made = self.produced.get(tensor)
+        not_made = () if made is None else (Literal(indicator=made, negated=True),)
+        for reader in readers:
+            literals = (self._static[reader], *not_made)
+            self.edges[tensor, reader] = self._add(f"{reader} reads {tensor} as integer", literals)
+        if readers:
+            unread = self._add(
+                f"no layer reads {tensor} as integer",
+                tuple(Literal(indicator=self.edges[tensor, r], negated=True) for r in readers),
+            )
+            enters = (Literal(indicator=unread, negated=True),)
+            self.enters[tensor] = self._add(f"{tensor} is quantized on its own", enters)
+        if made is not None:
+            inside = self._conjunction(self.setting.regions.consumed[tensor])
+            only_integers = self._add(f"only integers read {tensor}", inside) if inside else None
+            literals = (Literal(indicator=made),)
+            if only_integers is not None:
+                literals += (Literal(indicator=only_integers, negated=True),)
+            self.leaves[tensor] = self._add(f"{tensor} becomes float again", literals)
+
+    def _static_literals(self) -> dict[str, Literal]:
+        found: dict[str, Literal] = {}
+        for index, group in enumerate(self.setting.groups):
+            options = self.setting.space.candidates[group.name]
+            static = tuple(
+                i for i, option in enumerate(options) if scheme_named(option.scheme).is_static
+            )
+            for layer in group.layers:
+                found[layer] = Literal(group=index, candidates=static)
+        return found
+
+    def _conjunction(self, expression: Expression) -> tuple[Literal, ...]:
+        """Literals of an ``All``; empty for an expression that never holds."""
+        if isinstance(expression, Any):
+            return ()
+        parts = expression.parts if isinstance(expression, All) else (expression,)
+        return tuple(self._literal(part, negated=False) for part in parts)
+
+    def _literal(self, part: Expression, *, negated: bool) -> Literal:
+        match part:
+            case IsStatic(layer=layer):
+                base = self._static[layer]
+                return Literal(group=base.group, candidates=base.candidates, negated=negated)
+            case IsProduced(tensor=tensor):
+                return Literal(indicator=self.produced[tensor], negated=negated)
+            case IsNeeded(tensor=tensor):
+                return Literal(indicator=self._unneeded[tensor], negated=not negated)
+            case _:
+                raise TypeError(f"regions never nest {part}")
+
+    def _add(self, name: str, literals: tuple[Literal, ...]) -> int:
+        self.all.append(Indicator(name=name, literals=literals))
+        return len(self.all) - 1
+
+
+def _sum_layers(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:
+    """Per group and candidate, the sum over the group's layers."""
+    return tuple(
+        np.array(
+            [
+                sum(quantity(setting.cost(layer, option.scheme)) for layer in setting.layers_of(g))
+                for option in setting.space.candidates[g.name]
+            ],
+            dtype=np.float64,
+        )
+        for g in setting.groups
+    )
+
+
+def _sum_weights(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:
+    """Per group and candidate, the sum over the group's distinct weights (tied ones once)."""
+    found: list[FloatArray] = []
+    for group in setting.groups:
+        once = {layer.weight: layer for layer in reversed(setting.layers_of(group))}
+        options = setting.space.candidates[group.name]
+        found.append(
+            np.array(
+                [
+                    sum(quantity(setting.cost(layer, option.scheme)) for layer in once.values())
+                    for option in options
+                ],
+                dtype=np.float64,
+            )
+        )
+    return tuple(found)
+
+
+def _other_bytes(setting: Setting) -> float:
+    """Bytes on disk of every constant that is no layer's weight: biases, norms, tables."""
+    weights = {layer.weight for layer in setting.graph.layers}
+    width = DTYPE_BITS[setting.capability.float_dtype] // 8
+    total, seen = 0, set[str]()
+    for node in setting.graph.module.graph.find_nodes(op="get_attr"):
+        value = constant_value(setting.graph.module, node)
+        target = str(node.target)
+        if value is None or target in weights or target in seen:
+            continue
+        seen.add(target)
+        total += value.numel() * (width if value.is_floating_point() else value.element_size())
+    return float(total)
+
+
+def _other_seconds(setting: Setting) -> float:
+    """Seconds of every operator that is no layer, plus the dispatch of one forward."""
+    layer_names = {layer.output for layer in setting.graph.layers}
+    total = dispatch_seconds(setting.profile)
+    for node in setting.graph.module.graph.nodes:
+        is_layer = node.target in LAYER_OPS or name_of(node) in layer_names
+        if node.op != "call_function" or is_layer or node.name not in setting.shapes:
+            continue
+        if short_op(node) in VIEWS:
+            continue
+        inputs = [n.name for n in node.all_input_nodes if n.name in setting.shapes]
+        moved = sum(setting.shapes[name].size_bytes for name in (*inputs, node.name))
+        total += plain_seconds(
+            setting.profile,
+            macs=_product_macs(node, setting.shapes),
+            moved_bytes=moved,
+            capability=setting.capability,
+            threads=setting.threads,
+        )
+    return total
+
+
+def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:
+    """Multiply-accumulates of products of two activations."""
+    op = short_op(node)
+    operands = [shapes[n.name].shape for n in node.all_input_nodes[:2] if n.name in shapes]
+    if len(operands) < 2:
+        return 0
+    if op == "scaled_dot_product_attention":
+        return 2 * prod(operands[0]) * operands[1][-2]
+    if op in ("matmul", "bmm", "mm"):
+        return prod(shapes[node.name].shape) * operands[0][-1]
+    return 0
+
+
+def _memory_points(setting: Setting, indicators: _Indicators) -> tuple[Linear, ...]:
+    """Weights resident plus tensors alive, one entry per program point that can be the peak."""
+    resident = _sum_weights(setting, lambda cost: cost.resident_bytes)
+    sizes = {
+        name_of(node): setting.shapes[node.name].size_bytes
+        for node in setting.graph.module.graph.nodes
+        if node.name in setting.shapes
+    }
+    scratch = {
+        layer.output: (index, layer)
+        for index, group in enumerate(setting.groups)
+        for layer in setting.layers_of(group)
+    }
+    constant = _other_bytes(setting)
+    points: list[Linear] = []
+    seen: set[tuple[object, ...]] = set()
+    for point in program_points(setting.graph.module, setting.shapes):
+        terms = np.zeros(len(indicators.all))
+        for tensor in point.alive:
+            if tensor in indicators.produced:
+                terms[indicators.produced[tensor]] -= sizes[tensor] * 3 / 4
+        per_group = list(resident)
+        extra: tuple[float, ...] = ()
+        if point.node in scratch:
+            index, layer = scratch[point.node]
+            options = setting.space.candidates[setting.groups[index].name]
+            extra = tuple(setting.cost(layer, o.scheme).scratch_bytes for o in options)
+            per_group[index] = resident[index] + np.array(extra, dtype=np.float64)
+        total = constant + sum(sizes[tensor] for tensor in point.alive)
+        key = (total, terms.tobytes(), point.node if any(extra) else "")
+        if key not in seen:
+            seen.add(key)
+            points.append(
+                Linear(constant=total, per_group=tuple(per_group), per_indicator=terms)
+            )
+    if not points:
+        points.append(
+            Linear(
+                constant=constant, per_group=resident, per_indicator=np.zeros(len(indicators.all))
+            )
+        )
+    return tuple(points)
+
+
+def _boundary_terms(setting: Setting, indicators: _Indicators) -> FloatArray:
+    """Seconds of quantizing a tensor on its own, and of turning an integer one into floats."""
+    terms = np.zeros(len(indicators.all))
+    width = DTYPE_BITS[setting.capability.float_dtype] // 8
+    for site in setting.regions.sites:
+        elements = setting.shapes[site.node].count
+        for table, read, written in ((indicators.enters, width, 1), (indicators.leaves, 1, width)):
+            if site.tensor in table:
+                terms[table[site.tensor]] += boundary_seconds(
+                    setting.profile,
+                    elements=elements,
+                    from_element_bytes=read,
+                    to_element_bytes=written,
+                    threads=setting.threads,
+                )
+    return terms
+
+
+def _weight_divergences(
+    setting: Setting, sensitivity: Sensitivity | None
+) -> tuple[FloatArray, ...]:
+    found: list[FloatArray] = []
+    for group in setting.groups:
+        values: list[float] = []
+        for option in setting.space.candidates[group.name]:
+            columns = [
+                weight_column(layer, option)
+                for layer in setting.layers_of(group)
+                if option.scheme != "fp32"
+            ]
+            known = sensitivity is not None and columns
+            values.append(sensitivity.divergence(*columns) if sensitivity and known else 0.0)
+        found.append(np.array(values, dtype=np.float64))
+    return tuple(found)
+
+
+def _tensor_divergences(
+    setting: Setting, indicators: _Indicators, sensitivity: Sensitivity | None
+) -> FloatArray:
+    terms = np.zeros(len(indicators.all))
+    if sensitivity is None:
+        return terms
+    for tensor, index in indicators.produced.items():
+        if ("tensor", tensor, "") in sensitivity.scores:
+            terms[index] += sensitivity.divergence(("tensor", tensor, ""))
+    for (tensor, reader), index in indicators.edges.items():
+        terms[index] += sensitivity.divergence(("edge", tensor, reader))
+    return terms
+
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    _Quantity = Callable[[LayerCost], float]

@@ -1,0 +1,233 @@
+"""Ties a Plan, which is plain data, to the model and the tensors it speaks of.
+
+The tie lives outside the plan, in a table keyed weakly by the plan object, so that plans stay
+small, comparable and printable, and a dropped plan releases its model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.utils import _pytree as pytree
+
+from advisor.errors import PlanError
+from advisor.formats import scheme_named
+from advisor.passes.capture import capture
+from advisor.passes.fx import attribute
+from advisor.passes.graph import (
+    ActivationParams,
+    Graph,
+    LayerAssignment,
+    QuantizedGraph,
+    WeightTable,
+    name_of,
+)
+from advisor.passes.quantize import quantize
+from advisor.passes.regions import Regions, find_regions
+from advisor.plan import Plan
+from advisor.targets.capability import Capability
+from advisor.targets.registry import capability_named
+
+CONSTANTS = (type(None), bool, int, float, str)
+
+
+@dataclass(slots=True, kw_only=True)
+class Binding:
+    """What a plan needs at hand to be applied, compiled or pinned."""
+
+    plan: Plan
+    graph: Graph
+    tensors: dict[str, torch.Tensor]
+    _quantized: list[QuantizedGraph] = field(default_factory=list[QuantizedGraph])
+
+    @property
+    def quantized(self) -> QuantizedGraph:
+        """The plan applied to the graph; built once."""
+        if not self._quantized:
+            self._quantized.append(_quantize(self.plan, self.graph, self.tensors))
+        return self._quantized[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    path: Path
+    model: Any
+
+
+_BINDINGS: WeakKeyDictionary[Plan, Binding | _Files] = WeakKeyDictionary()
+
+
+def bind(plan: Plan, graph: Graph, tensors: dict[str, torch.Tensor]) -> Plan:
+    """Tie a plan to the graph it was made from and its tensors; returns the plan."""
+    _BINDINGS[plan] = Binding(plan=plan, graph=graph, tensors=tensors)
+    return plan
+
+
+def register_files(plan: Plan, tensors_path: Path, model: Any = None) -> None:
+    """Remember where a loaded plan's tensors are; with a model, check that it is the plan's.
+
+    Raises:
+        PlanError: ``model`` is another model, or the tensors are missing or altered.
+    """
+    _BINDINGS[plan] = _Files(path=tensors_path, model=model)
+    if model is not None:
+        binding_of(plan)
+
+
+def binding_of(plan: Plan) -> Binding:
+    """The model and tensors of a plan, loaded when needed.
+
+    Raises:
+        PlanError: no model is known, it is another model, or the tensors are missing or altered.
+    """
+    known = _BINDINGS.get(plan)
+    if isinstance(known, Binding):
+        return known
+    if known is None:
+        raise PlanError(
+            "this plan is tied to no model (it was made by copying or parsing); "
+            "save it and use Plan.load(path, model=...)"
+        )
+    from advisor.planfile import read_tensors
+
+    model = known.model if known.model is not None else _load_recorded(plan)
+    tensors = read_tensors(plan, known.path)
+    args, kwargs = example_from_tree(plan.input_tree, tensors)
+    graph = capture(model, args, kwargs)
+    found = fingerprint(graph)
+    if found != plan.fingerprint:
+        raise PlanError(
+            f"the plan was made for another model (fingerprint {plan.fingerprint[:12]}, this model "
+            f"has {found[:12]}): weights or structure differ; load the weights the plan was made "
+            "with, or plan this model with advise()"
+        )
+    bound = Binding(plan=plan, graph=graph, tensors=tensors)
+    _BINDINGS[plan] = bound
+    return bound
+
+
+def fingerprint(graph: Graph) -> str:
+    """SHA-256 of the normalised graph (operators, names, edges) and of every weight."""
+    digest = hashlib.sha256()
+    for node in graph.module.graph.nodes:
+        inputs = [name_of(source) for source in node.all_input_nodes]
+        literals = [repr(arg) for arg in node.args if isinstance(arg, (int, float, bool, str, list))]
+        shown = [text for text in literals if "sym" not in text and "_" not in text]
+        digest.update(json.dumps([node.op, name_of(node), str(node.target), inputs, shown]).encode())
+    for target in sorted({str(n.target) for n in graph.module.graph.find_nodes(op="get_attr")}):
+        value: torch.Tensor = attribute(graph.module, target)
+        digest.update(f"{target} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
+    return digest.hexdigest()
+
+
+def content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(tensor_bytes(value))
+    return digest.hexdigest()
+
+
+def tensor_bytes(value: torch.Tensor) -> bytes:
+    """The elements of a tensor in row-major order."""
+    dense = value.detach().cpu().contiguous().reshape(-1)
+    return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
+
+
+def plan_tensors(
+    graph: Graph, weights: Mapping[str, WeightTable], biases: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], str]:
+    """What plan.safetensors holds, and the JSON structure of the example inputs in it."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, table in weights.items():
+        tensors[f"{name}/values"] = table.values.contiguous()
+        if table.scale is not None:
+            tensors[f"{name}/scale"] = table.scale.contiguous()
+    for name, bias in biases.items():
+        tensors[f"{name}/bias"] = bias.contiguous()
+    leaves, spec = pytree.tree_flatten((graph.args, graph.kwargs))
+    constants: dict[str, Any] = {}
+    for index, leaf in enumerate(leaves):
+        if isinstance(leaf, torch.Tensor):
+            tensors[f"input/{index}"] = leaf.detach().contiguous().clone()
+        elif isinstance(leaf, CONSTANTS):
+            constants[str(index)] = leaf
+        else:
+            raise PlanError(f"an input of type {type(leaf).__name__} cannot be kept in a plan")
+    tree = {"tree": json.loads(pytree.treespec_dumps(spec)), "constants": constants}
+    return tensors, json.dumps(tree, sort_keys=True)
+
+
+def example_from_tree(
+    tree: str, tensors: Mapping[str, torch.Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Undo ``plan_tensors``: args and kwargs of the example inputs.
+
+    Raises:
+        PlanError: the structure cannot be read or a tensor of it is missing.
+    """
+    try:
+        document = json.loads(tree)
+        spec = pytree.treespec_loads(json.dumps(document["tree"]))
+        constants: dict[str, Any] = document["constants"]
+        leaves = [
+            constants[str(i)] if str(i) in constants else tensors[f"input/{i}"]
+            for i in range(spec.num_leaves)
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, spec)
+    except (ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise PlanError(
+            f"the plan's example inputs cannot be rebuilt ({error!r}); make the plan again"
+        ) from error
+    return tuple(args), dict(kwargs)
+
+
+def regions_of(graph: Graph, capability: Capability) -> Regions:
+    """The tensors that the runtime may quantize in this graph."""
+    static = scheme_named("w8a8")
+    capable = {layer.name for layer in graph.layers if capability.support(layer, static).ok}
+    return find_regions(graph, capability.static, capable)
+
+
+def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> QuantizedGraph:
+    capability = capability_named(plan.runtime)
+    weights: dict[str, WeightTable] = {}
+    biases: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        path, _, kind = name.rpartition("/")
+        if kind == "values":
+            weights[path] = WeightTable(values=tensor, scale=tensors.get(f"{path}/scale"))
+        elif kind == "bias":
+            biases[path] = tensor
+    return quantize(
+        graph,
+        {d.name: LayerAssignment(scheme=d.scheme, algorithm=d.algorithm) for d in plan.layers},
+        weights=weights,
+        params={
+            t.name: ActivationParams(scale=t.scale, zero_point=t.zero_point, dtype=t.dtype)
+            for t in plan.tensors
+        },
+        regions=regions_of(graph, capability),
+        rules=capability.static,
+        biases=biases,
+    )
+
+
+def _load_recorded(plan: Plan) -> Any:
+    if plan.model is None:
+        raise PlanError(
+            "the plan names no model to load; pass the float model: Plan.load(path, model=...)"
+        )
+    from advisor.modelsource import load_model
+
+    return load_model(plan.model).model

@@ -1,0 +1,290 @@
+"""Budgets: what the user allows a plan to cost, read from words such as "4GB,8ms"."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from difflib import get_close_matches
+from typing import Final
+
+from advisor.errors import BudgetError
+
+FIELDS: Final[dict[str, str]] = {
+    "memory": "memory_bytes",
+    "size": "size_bytes",
+    "latency": "latency_s",
+    "energy": "energy_j",
+    "accuracy_drop": "accuracy_drop",
+}
+"""Name in a budget -> field. The first four fields are also quantities of a search problem."""
+
+_BYTES: Final = {
+    "b": Decimal(1),
+    **{f"{p}b": Decimal(1000) ** (i + 1) for i, p in enumerate("kmgt")},
+    **{f"{p}ib": Decimal(1024) ** (i + 1) for i, p in enumerate("kmgt")},
+}
+_SECONDS: Final = {
+    "s": Decimal(1),
+    "ms": Decimal("1e-3"),
+    "us": Decimal("1e-6"),
+    "ns": Decimal("1e-9"),
+}
+_JOULES: Final = {"j": Decimal(1), "mj": Decimal("1e-3"), "uj": Decimal("1e-6")}
+_SHARES: Final = {"%": Decimal("1e-2")}
+_UNITS: Final = {
+    "memory": _BYTES,
+    "size": _BYTES,
+    "latency": _SECONDS,
+    "energy": _JOULES,
+    "accuracy_drop": _SHARES,
+}
+_BASE: Final = {
+    "memory": "B",
+    "size": "B",
+    "latency": "s",
+    "energy": "J",
+    "accuracy_drop": "",
+}
+_SPELLED: Final = {
+    "memory": "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB",
+    "size": "B, KB, MB, GB, TB, KiB, MiB, GiB, TiB",
+    "latency": "s, ms, us, ns",
+    "energy": "J, mJ, uJ",
+    "accuracy_drop": "%, or a plain share such as 0.01",
+}
+_AMOUNT: Final = re.compile(
+    r"(?P<number>[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf(?:inity)?))"
+    r"\s*(?P<unit>[^\d\s]*)",
+    re.IGNORECASE,
+)
+_EXAMPLES: Final = (
+    'examples: "4GB" (memory), "8ms" (latency), "4GB,8ms", "size=20MB", '
+    '{"memory": "4GB", "size": "20MB", "latency": "8ms", "energy": "5mJ", "accuracy_drop": "1%"}'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Upper limits of a plan; None: no limit.
+
+    memory_bytes: weights plus peak activations. size_bytes: weights on disk. latency_s and
+    energy_j: one forward at the deployment batch. accuracy_drop: share of the metric that may be
+    lost, between 0 and 1.
+
+    Raises:
+        BudgetError: a limit that is not a positive finite number.
+    """
+
+    memory_bytes: float | None = None
+    size_bytes: float | None = None
+    latency_s: float | None = None
+    energy_j: float | None = None
+    accuracy_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None:
+                object.__setattr__(self, item.name, _checked(item.name, value))
+
+    @classmethod
+    def parse(cls, value: str | Mapping[str, str | float] | Budget | None) -> Budget:
+        """Read a budget.
+
+        A string is a comma-separated list: a bare amount is memory (bytes), latency (seconds),
+        energy (joules) or accuracy_drop (percent) by its unit; ``name=amount`` says which. In a
+        mapping the values are such amounts, or numbers in bytes, seconds, joules and shares.
+        KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB powers of 1024. ``describe`` reads
+        back as the same budget.
+
+        Raises:
+            BudgetError: unknown unit or name, missing unit, bits, a limit given twice, or an
+                amount that is not a positive finite number.
+        """
+        match value:
+            case None:
+                return cls()
+            case Budget():
+                return value
+            case str():
+                return _collect(_split(value))
+            case Mapping():
+                return _collect((_named(name), amount) for name, amount in value.items())
+            case _:
+                raise BudgetError(
+                    f"a budget is text, a mapping, a Budget or None, not "
+                    f"{type(value).__name__}; {_EXAMPLES}"
+                )
+
+    def bounds(self) -> dict[str, float]:
+        """The limits that depend on the assignment alone, by quantity (accuracy_drop left out)."""
+        found = {field: getattr(self, field) for field in FIELDS.values()}
+        return {
+            field: value
+            for field, value in found.items()
+            if value is not None and field != "accuracy_drop"
+        }
+
+    def describe(self) -> str:
+        """Canonical text in base units, such as "size<=12000000B,latency<=0.008s", or "none"."""
+        parts = [
+            f"{name}<={_plain(getattr(self, field))}{_BASE[name]}"
+            for name, field in FIELDS.items()
+            if getattr(self, field) is not None
+        ]
+        return ",".join(parts) or "none"
+
+
+def format_amount(quantity: str, value: float) -> str:
+    """``value`` for a reader, four digits: format_amount("size_bytes", 12e6) is "12 MB"."""
+    scales = {
+        "memory_bytes": (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1.0)),
+        "latency_s": (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)),
+        "energy_j": (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6)),
+    }
+    scales["size_bytes"] = scales["memory_bytes"]
+    if quantity not in scales:
+        return f"{value:.4g}"
+    unit, scale = next(
+        ((u, s) for u, s in scales[quantity] if abs(value) >= s), scales[quantity][-1]
+    )
+    return f"{value / scale:.4g} {unit}"
+
+
+def round_up(value: float, digits: int = 4) -> float:
+    """The smallest number of ``digits`` significant digits that is at least ``value`` (>= 0)."""
+    if value == 0:
+        return 0.0
+    exponent = math.floor(math.log10(value)) - digits + 1
+    step = Decimal(1).scaleb(exponent)
+    return float(math.ceil(Decimal(value) / step) * step)
+
+
+def _collect(items: Iterable[tuple[str, str | float]]) -> Budget:
+    limits: dict[str, float] = {}
+    for name, amount in items:
+        if name in limits:
+            raise BudgetError(
+                f"the budget limits {name} twice; give one amount per limit "
+                f'(the size on disk is written "size=20MB"); {_EXAMPLES}'
+            )
+        limits[name] = _read(name, amount) if isinstance(amount, str) else amount
+    return Budget(**{FIELDS[name]: limit for name, limit in limits.items()})
+
+
+def _split(text: str) -> list[tuple[str, str | float]]:
+    if text.strip().lower() == "none":
+        return []
+    items: list[tuple[str, str | float]] = []
+    for part in text.split(","):
+        name, equals, amount = part.partition("=")
+        if equals:
+            items.append((_named(name.strip().removesuffix("<").strip()), amount))
+        else:
+            items.append((_name_of(part), part))
+    return items
+
+
+def _named(name: object) -> str:
+    if isinstance(name, str) and name in FIELDS:
+        return name
+    near = get_close_matches(str(name).lower(), FIELDS, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise BudgetError(
+        f"unknown budget {name!r}{hint} A budget limits {', '.join(FIELDS)}; {_EXAMPLES}"
+    )
+
+
+def _name_of(part: str) -> str:
+    unit = _unit(_match(part)["unit"], part)
+    for name in ("memory", "latency", "energy", "accuracy_drop"):
+        if unit in _UNITS[name]:
+            return name
+    if not unit:
+        raise BudgetError(
+            f"the budget {part.strip()!r} has no unit; write the unit, and a point (not a comma) "
+            f"before decimals; {_EXAMPLES}"
+        )
+    raise _unknown_unit(unit, part, _UNITS)
+
+
+def _read(name: str, text: str) -> float:
+    match = _match(text)
+    unit = _unit(match["unit"], text)
+    number = match["number"]
+    if not unit and name != "accuracy_drop":
+        raise BudgetError(
+            f"the {name} budget {text.strip()!r} has no unit; units of {name}: {_SPELLED[name]} "
+            f"(a number that is not text is read in {_BASE[name]}); {_EXAMPLES}"
+        )
+    if unit and unit not in _UNITS[name]:
+        raise _unknown_unit(unit, text, [name])
+    if not Decimal(number).is_finite() or Decimal(number) <= 0:
+        raise _not_positive(name, text.strip())
+    # Decimal keeps "0.3ms" the nearest float to 0.0003, which 0.3 * 1e-3 is not.
+    return float(Decimal(number) * (_UNITS[name][unit] if unit else 1))
+
+
+def _match(text: str) -> re.Match[str]:
+    match = _AMOUNT.fullmatch(text.strip())
+    if match is None:
+        raise BudgetError(f"the budget {text.strip()!r} cannot be read; {_EXAMPLES}")
+    return match
+
+
+def _unit(spelled: str, text: str) -> str:
+    unit = spelled.replace("\N{MICRO SIGN}", "u").replace("\N{GREEK SMALL LETTER MU}", "u")
+    is_prefixed_bit = unit.endswith("b") and unit[:-1].lower() != unit[:-1]
+    if "bit" in unit.lower() or unit == "b" or is_prefixed_bit:
+        raise BudgetError(
+            f"the budget {text.strip()!r} is in bits; budgets are in bytes: write a capital B, "
+            f'as in "4GB" or "512MiB"'
+        )
+    if unit.lower() == "mj" and unit[0] == "M":
+        raise BudgetError(
+            f'the budget {text.strip()!r} reads as megajoules; write "mJ" for millijoules, or the '
+            f"amount in J"
+        )
+    return unit.lower()
+
+
+def _unknown_unit(unit: str, text: str, names: Iterable[str]) -> BudgetError:
+    known = dict.fromkeys(_SPELLED[name] for name in names)
+    spelled = [word for words in known for word in words.split(", ") if word.isalpha() and len(word) > 1]
+    near = get_close_matches(unit, [word.lower() for word in spelled], n=1, cutoff=0.6)
+    hint = next((f"; did you mean {w!r}?" for w in spelled if near and w.lower() == near[0]), ".")
+    return BudgetError(
+        f"the unit of {text.strip()!r} cannot be used{hint} Units that can be used here: "
+        f"{'; '.join(known)}; {_EXAMPLES}"
+    )
+
+
+def _checked(field: str, value: object) -> float:
+    name = next((name for name, known in FIELDS.items() if known == field), field)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BudgetError(
+            f"the {name} budget must be text or a number, not {type(value).__name__} "
+            f"({value!r}); {_EXAMPLES}"
+        )
+    if not math.isfinite(value) or value <= 0:
+        raise _not_positive(name, repr(value))
+    if field == "accuracy_drop" and value >= 1:
+        raise BudgetError(
+            f"an accuracy_drop of {value!r} is all of the metric or more; it is a share below 1, "
+            f'such as 0.01 or "1%"'
+        )
+    return float(value)
+
+
+def _not_positive(name: str, text: str) -> BudgetError:
+    return BudgetError(
+        f"the {name} budget {text} is not a positive finite number; leave {name} out for no "
+        f"limit; {_EXAMPLES}"
+    )
+
+
+def _plain(value: float) -> str:
+    return repr(int(value)) if value.is_integer() and abs(value) < 2**63 else repr(value)

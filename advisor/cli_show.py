@@ -1,0 +1,153 @@
+"""Listings of the command line: profiles, runtimes, and what this machine offers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from advisor.cli_output import Listing
+from advisor.errors import MissingDependencyError
+from advisor.profiles.loader import list_profiles, load_profile
+from advisor.report.units import format_bytes, format_number
+from advisor.targets.registry import capability_named, runtime_names
+
+if TYPE_CHECKING:
+    from advisor.doctor import Diagnosis
+    from advisor.profiles.schema import Figure
+    from advisor.targets.capability import Capability
+
+
+def show_profiles() -> Listing:
+    """Every profile that can be named as a target."""
+    profiles = list_profiles()
+    return Listing(
+        columns=("Target", "Hardware", "Aliases", "Runtime", "Memory"),
+        rows=tuple(
+            (
+                each.name,
+                each.title,
+                ", ".join(each.aliases),
+                each.runtime,
+                format_bytes(each.memory.capacity_bytes.value),
+            )
+            for each in profiles
+        ),
+        document=[dataclasses.asdict(each) for each in profiles],
+    )
+
+
+def show_profile(name: str) -> Listing:
+    """One profile: every figure with its origin and source.
+
+    Raises:
+        ProfileError: no such profile.
+    """
+    profile = load_profile(name)
+    memory, overhead = profile.memory, profile.overhead
+    figures: list[tuple[str, str, Figure | None]] = [
+        ("cores", "", profile.cores),
+        ("memory", "B", memory.capacity_bytes),
+        ("memory bandwidth", "B/s", memory.bandwidth_bytes_per_s),
+        ("bandwidth of one core", "B/s", memory.core_bandwidth_bytes_per_s),
+        ("share of the bandwidth", "", memory.fraction),
+        *((f"{each.unit} {each.dtype}", "op/s", each.ops_per_s) for each in profile.compute),
+        *((f"efficiency of {family}", "", fig) for family, fig in profile.efficiency.items()),
+        ("launch of an operator", "s", overhead.launch_s),
+        ("dispatch of a pass", "s", overhead.dispatch_s),
+    ]
+    if profile.energy is not None:
+        figures.append(("energy per byte", "J", profile.energy.joules_per_byte))
+        figures += [
+            (f"energy per {dtype} operation", "J", figure)
+            for dtype, figure in profile.energy.joules_per_op.items()
+        ]
+    return Listing(
+        columns=("Figure", "Value", "Origin", "Source"),
+        rows=tuple(
+            (title, f"{format_number(each.value, 4)} {unit}".strip(), each.origin, each.source)
+            for title, unit, each in figures
+            if each is not None
+        ),
+        document=dataclasses.asdict(profile),
+        lines=(f"{profile.name}: {profile.title}; runtime {profile.runtime}", *profile.notes),
+    )
+
+
+def show_runtimes() -> Listing:
+    """Every runtime that can be planned for."""
+    known: list[Capability] = []
+    broken: list[str] = []
+    for name in runtime_names():
+        try:
+            known.append(capability_named(name))
+        except MissingDependencyError as error:
+            # A runtime of another package must not hide the ones that work.
+            broken.append(f"{name}: {error}")
+    return Listing(
+        columns=("Runtime", "Name", "Version", "Writes files", "Schemes"),
+        rows=tuple(
+            (
+                each.name,
+                each.title,
+                each.version,
+                "yes" if each.emitter else "not yet",
+                ", ".join(each.schemes),
+            )
+            for each in known
+        ),
+        document=[dataclasses.asdict(each) for each in known],
+        lines=tuple(broken),
+    )
+
+
+def show_runtime(name: str) -> Listing:
+    """One runtime: its schemes, on which operators, from which version, and by what source.
+
+    Raises:
+        UsageError: no such runtime.
+        MissingDependencyError: a package that another package's runtime imports is missing.
+    """
+    capability = capability_named(name)
+    refused = (f"no {scheme}: {why}" for scheme, why in capability.refused.items())
+    return Listing(
+        columns=("Scheme", "Operators", "From", "Note", "Source"),
+        rows=tuple(
+            (each.scheme, ", ".join(each.ops), each.minimum or "any", each.note, each.source)
+            for each in capability.schemes.values()
+        ),
+        document=dataclasses.asdict(capability),
+        lines=(
+            f"{capability.title} {capability.version}; float is {capability.float_dtype}",
+            *refused,
+            *capability.notes,
+        ),
+    )
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> Listing:
+    """What is installed here, and what must be mended."""
+    cpu = diagnosis.cpu
+    features = "not listed by this system" if cpu.features is None else ", ".join(cpu.features)
+    return Listing(
+        columns=("Part", "Package", "Installed", "State"),
+        rows=tuple(
+            (
+                each.title,
+                each.distribution,
+                each.version or "no",
+                "ok" if each.ok else each.remedy,
+            )
+            for each in diagnosis.components
+        ),
+        document={
+            **dataclasses.asdict(diagnosis),
+            "ok": diagnosis.ok,
+            "problems": list(diagnosis.problems),
+        },
+        lines=(
+            f"Python {diagnosis.python} on {diagnosis.platform}",
+            f"{cpu.model}, {cpu.cores} cores; {features or 'no integer dot product'}",
+            f"cache: {diagnosis.cache.path}",
+            *(diagnosis.problems or ("everything that planning needs is here",)),
+        ),
+    )

@@ -1,0 +1,226 @@
+"""Write the Plan: decisions with reasons, from the chosen assignment and everything known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from advisor.assemble import Setting, weight_column
+from advisor.formats import scheme_named
+from advisor.passes.graph import ActivationParams, Layer
+from advisor.passes.group import Group
+from advisor.plan import (
+    Alternative,
+    LayerDecision,
+    Metrics,
+    Option,
+    Quantity,
+    TensorDecision,
+)
+from advisor.search.problem import Candidate, Choice, Evaluation
+
+if TYPE_CHECKING:
+    from advisor.passes.sensitivity import Sensitivity
+
+PACKAGES = ("quantadvisor", "torch", "numpy", "scipy", "optuna", "onnx", "onnxruntime")
+"""Packages whose version can change a plan's numbers."""
+
+
+def modelled(evaluation: Evaluation, profile: str) -> Metrics:
+    """Predicted metrics of an assignment."""
+
+    def quantity(value: float | None, how: str) -> Quantity | None:
+        return None if value is None else Quantity(value=value, origin="modelled", how=how)
+
+    return Metrics(
+        size_bytes=quantity(evaluation.size_bytes, "weights, scales and constants as stored"),
+        memory_bytes=quantity(evaluation.memory_bytes, "weights resident plus live activations"),
+        latency_s=quantity(evaluation.latency_s, f"roofline of {profile}"),
+        energy_j=quantity(evaluation.energy_j, f"energy figures of {profile}"),
+        divergence=quantity(evaluation.divergence, "sensitivity probe, interactions left out"),
+    )
+
+
+def measured(
+    divergence: float | None, metric: float | None, samples: int, *, synthetic: bool
+) -> Metrics:
+    """Measured metrics of an assignment, in the torch simulation."""
+    kind = "synthetic" if synthetic else "held-out calibration"
+    return Metrics(
+        divergence=None
+        if divergence is None
+        else Quantity(
+            value=divergence, origin="measured", how=f"simulation on {samples} {kind} samples"
+        ),
+        metric=None
+        if metric is None
+        else Quantity(value=metric, origin="measured", how="the user's metric on the simulation"),
+    )
+
+
+def alternative(
+    setting: Setting, name: str, choice: Choice, metrics: Metrics, *, fits: bool, note: str = ""
+) -> Alternative:
+    """An assignment as plain data."""
+    schemes: dict[str, str] = {}
+    for group, index in zip(setting.groups, choice, strict=True):
+        option = setting.space.candidates[group.name][index]
+        schemes.update({layer: label(option) for layer in group.layers})
+    return Alternative(name=name, metrics=metrics, schemes=schemes, fits=fits, note=note)
+
+
+def label(option: Candidate) -> str:
+    """ "w4-g32/mse", or "fp32" for schemes without an algorithm."""
+    return option.scheme if option.algorithm == "none" else f"{option.scheme}/{option.algorithm}"
+
+
+def decide_layers(
+    setting: Setting,
+    choice: Choice,
+    sensitivity: Sensitivity,
+    pinned: Mapping[str, tuple[str, str]],
+) -> tuple[LayerDecision, ...]:
+    """One decision per layer, in execution order, with every option it had."""
+    chosen = {
+        name: (group, setting.space.candidates[group.name][index])
+        for group, index in zip(setting.groups, choice, strict=True)
+        for name in group.layers
+    }
+    owner: dict[str, str] = {}
+    decisions: list[LayerDecision] = []
+    for layer in setting.graph.layers:
+        group, option = chosen[layer.name]
+        is_owner = owner.setdefault(layer.weight, layer.name) == layer.name
+        cost = setting.cost(layer, option.scheme)
+        options = list_options(setting, layer, group, sensitivity)
+        divergence = layer_divergence(setting, layer, option, sensitivity)
+        decisions.append(
+            LayerDecision(
+                name=layer.name,
+                op=layer.op,
+                group=group.name,
+                weight=layer.weight,
+                weight_shape=layer.weight_shape,
+                params=layer.weight_count,
+                scheme=option.scheme,
+                algorithm=option.algorithm,
+                size_bytes=cost.size_bytes if is_owner else 0,
+                latency_s=cost.latency_s,
+                divergence=divergence,
+                reason=explain(layer, option, options, pinned.get(layer.name)),
+                options=options,
+            )
+        )
+    return tuple(decisions)
+
+
+def list_options(
+    setting: Setting, layer: Layer, group: Group, sensitivity: Sensitivity
+) -> tuple[Option, ...]:
+    """Everything the layer could be, and why it could not be the rest."""
+    possible = [
+        Option(
+            scheme=option.scheme,
+            algorithm=option.algorithm,
+            size_bytes=setting.cost(layer, option.scheme).size_bytes,
+            latency_s=setting.cost(layer, option.scheme).latency_s,
+            divergence=layer_divergence(setting, layer, option, sensitivity),
+        )
+        for option in setting.space.candidates[group.name]
+    ]
+    refused = [
+        Option(scheme=scheme, algorithm="none", reason=reason)
+        for scheme, reason in setting.space.refused[layer.name].items()
+    ]
+    return (*possible, *refused)
+
+
+def layer_divergence(
+    setting: Setting, layer: Layer, option: Candidate, sensitivity: Sensitivity
+) -> float:
+    """Predicted divergence of this layer alone: its weight, and its own quantized input."""
+    scheme = scheme_named(option.scheme)
+    if scheme.weight.dtype == "float32":
+        return 0.0
+    total = sensitivity.divergence(weight_column(layer, option))
+    edge = ("edge", layer.input, layer.name)
+    if scheme.is_static and edge in sensitivity.scores:
+        total += sensitivity.divergence(edge)
+    return total
+
+
+def explain(
+    layer: Layer,
+    option: Candidate,
+    options: Sequence[Option],
+    pin: tuple[str, str] | None,
+) -> str:
+    """Why the layer has this scheme, in a sentence."""
+    if pin is not None:
+        return f"pinned to {pin[0]} by {pin[1]!r}"
+    if layer.frozen:
+        return layer.frozen
+    here = next(
+        o
+        for o in options
+        if (o.scheme, o.algorithm) == (option.scheme, option.algorithm) and not o.reason
+    )
+    possible = [o for o in options if not o.reason]
+    if len({o.scheme for o in possible}) == 1:
+        refused = [f"{o.scheme}: {o.reason}" for o in options if o.reason]
+        return "kept in float: " + ("; ".join(refused[:3]) or "no other scheme was asked for")
+    smaller = [o for o in possible if o.size_bytes < here.size_bytes]
+    better = [
+        o for o in possible if o.divergence < here.divergence and o.size_bytes > here.size_bytes
+    ]
+    parts: list[str] = []
+    if smaller:
+        best = min(smaller, key=lambda o: (o.divergence, o.size_bytes))
+        parts.append(
+            f"{best.scheme} would save {here.size_bytes - best.size_bytes} B "
+            f"and add divergence {best.divergence - here.divergence:.2g}"
+        )
+    if better:
+        best = min(better, key=lambda o: (o.size_bytes, o.divergence))
+        parts.append(
+            f"{best.scheme} would cost {best.size_bytes - here.size_bytes} B "
+            f"and remove divergence {here.divergence - best.divergence:.2g}"
+        )
+    kept = "kept in float" if scheme_named(option.scheme).is_float else "best under the limits"
+    return f"{kept}: {'; '.join(parts) or 'smallest and best possible'}"
+
+
+def decide_tensors(
+    setting: Setting,
+    params: Mapping[str, ActivationParams],
+    quantized: Mapping[str, bool],
+    sensitivity: Sensitivity,
+) -> tuple[TensorDecision, ...]:
+    """Parameters of every tensor that could be quantized, and which of them are."""
+    found: list[TensorDecision] = []
+    for site in setting.regions.sites:
+        column = ("tensor", site.tensor, "")
+        known = column in sensitivity.scores and quantized.get(site.tensor, False)
+        found.append(
+            TensorDecision(
+                name=site.tensor,
+                scale=params[site.tensor].scale,
+                zero_point=params[site.tensor].zero_point,
+                dtype=params[site.tensor].dtype,
+                quantized=site.tensor in quantized,
+                divergence=sensitivity.divergence(column) if known else 0.0,
+            )
+        )
+    return tuple(found)
+
+
+def package_versions() -> dict[str, str]:
+    """Version of every installed package in ``PACKAGES``; local parts such as "+cpu" are dropped."""
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            continue  # an optional runtime that is not installed has no version to record
+    return found

@@ -1,0 +1,218 @@
+"""What this machine offers: interpreter, processor, runtimes, cache. Imports nothing heavy.
+
+Versions come from the metadata of installed distributions, so a broken runtime cannot crash the
+diagnosis and a slow one cannot slow it down.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Final
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from platformdirs import user_cache_path
+
+DISTRIBUTION: Final = "quantadvisor"
+
+CPU_FEATURES: Final = (
+    *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve"),
+)
+"""Flags of /proc/cpuinfo that decide which kernels a runtime picks: x86 first, then Arm.
+
+``asimddp`` is how Linux spells Arm's dot product (the architecture manual's FEAT_DotProd).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One package that the product uses.
+
+    version: None when it is not installed. wanted: the version range this release supports, empty
+    when any will do or when it is not known (an uninstalled checkout). required: nothing works
+    without it. remedy: the command that installs it, empty when nothing needs doing.
+    """
+
+    title: str
+    distribution: str
+    version: str | None
+    wanted: str
+    required: bool
+    remedy: str
+
+    @property
+    def ok(self) -> bool:
+        """True when it is installed in a supported version."""
+        return self.version is not None and not self.remedy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpu:
+    """The processor. features: those of CPU_FEATURES; None where the system does not list them."""
+
+    model: str
+    cores: int
+    features: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """Where intermediate results are kept. problem: why it cannot be written, else empty."""
+
+    path: Path
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """Everything ``advisor doctor`` shows."""
+
+    python: str
+    platform: str
+    cpu: Cpu
+    components: tuple[Component, ...]
+    cache: Cache
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What must be mended before anything works, one sentence each; empty when all is well.
+
+        A runtime that is absent is not a problem: planning does without it.
+        """
+        return tuple(_problems(self))
+
+    @property
+    def ok(self) -> bool:
+        """True when there is no problem."""
+        return not self.problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    title: str
+    distributions: tuple[str, ...]  # any one of them will do; the first is what the extra installs
+    extra: str = ""
+    remedy: str = ""
+
+
+_KNOWN: Final = (
+    _Known("PyTorch", ("torch",)),
+    _Known("ONNX Runtime", ("onnxruntime", "onnxruntime-gpu"), "onnxruntime"),
+    _Known("ONNX exporter", ("onnxscript",), "onnxruntime"),
+    _Known("LiteRT converter", ("litert-torch",), "tflite"),
+    _Known("LiteRT runtime", ("ai-edge-litert",), "tflite"),
+    _Known("Core ML", ("coremltools",), "coreml"),
+    _Known("Core AI", ("coreai-opt",), "coreai"),
+    _Known("TensorRT for RTX", ("tensorrt-rtx",), "tensorrt"),
+    _Known(
+        "TensorRT",
+        ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),
+        remedy="pip install tensorrt (needs NVIDIA's package index)",
+    ),
+    _Known("Hugging Face", ("transformers",), "hf"),
+)
+
+
+def diagnose() -> Diagnosis:
+    """Look at this machine; changes nothing and imports no runtime."""
+    wanted = _wanted_versions()
+    return Diagnosis(
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=read_cpu(),
+        components=tuple(_examine(known, wanted) for known in _KNOWN),
+        cache=check_cache(),
+    )
+
+
+def read_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
+    """The processor's name and instruction sets, from ``cpuinfo`` where there is one (Linux)."""
+    model = platform.processor() or platform.machine()
+    cores = os.cpu_count() or 1
+    if not cpuinfo.is_file():
+        return Cpu(model=model, cores=cores, features=None)
+    fields: dict[str, str] = {}
+    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), value.strip())  # the first core speaks for all
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    return Cpu(
+        model=fields.get("model name") or model,
+        cores=cores,
+        features=tuple(feature for feature in CPU_FEATURES if feature in flags),
+    )
+
+
+def cache_folder() -> Path:
+    """The folder named by ``ADVISOR_CACHE``, else the user's cache folder; it may not exist yet."""
+    named = os.environ.get("ADVISOR_CACHE")
+    return Path(named).expanduser() if named else user_cache_path("advisor")
+
+
+def check_cache() -> Cache:
+    """Whether the cache can be written, tried with a file that leaves no trace.
+
+    The folder is made only when something is stored, so the nearest existing parent is tried.
+    """
+    path = cache_folder()
+    nearest = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    try:
+        with TemporaryFile(dir=nearest):
+            return Cache(path=path, problem="")
+    except OSError as error:
+        return Cache(path=path, problem=f"{nearest}: {error.strerror or error}")
+
+
+def _wanted_versions() -> dict[str, SpecifierSet]:
+    try:
+        requirements = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # an uninstalled checkout: any version may be right
+        return {}
+    parsed = (Requirement(text) for text in requirements)
+    return {canonicalize_name(each.name): each.specifier for each in parsed}
+
+
+def _installed(distributions: tuple[str, ...]) -> tuple[str, str | None]:
+    for name in distributions:
+        try:
+            return name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return distributions[0], None
+
+
+def _examine(known: _Known, wanted: dict[str, SpecifierSet]) -> Component:
+    name, version = _installed(known.distributions)
+    versions = wanted.get(canonicalize_name(known.distributions[0]), SpecifierSet())
+    fits = version is not None and versions.contains(version, prereleases=True)
+    required = not known.extra and not known.remedy
+    install = f'pip install "{name}{versions}"' if required else known.remedy
+    return Component(
+        title=known.title,
+        distribution=name,
+        version=version,
+        wanted=str(versions),
+        required=required,
+        remedy="" if fits else install or f'pip install "{DISTRIBUTION}[{known.extra}]"',
+    )
+
+
+def _problems(diagnosis: Diagnosis) -> Iterator[str]:
+    for part in diagnosis.components:
+        if part.ok or not (part.required or part.version):
+            continue
+        state = f"{part.version} is installed" if part.version else "it is not installed"
+        range_ = f"{part.distribution} {part.wanted}".strip()
+        yield f"{part.title}: {range_} is needed, {state}; run: {part.remedy}"
+    if diagnosis.cache.problem:
+        yield (
+            f"the cache {diagnosis.cache.path} cannot be written ({diagnosis.cache.problem}); "
+            "set ADVISOR_CACHE to a folder that can"
+        )

@@ -1,0 +1,85 @@
+"""Compile a plan: emit, read back, execute, and only then put the folder in place."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from advisor.binding import binding_of
+from advisor.errors import OutputError, UnsupportedError, VerificationError
+from advisor.targets.registry import target_named
+
+if TYPE_CHECKING:
+    from advisor.plan import Plan
+    from advisor.targets.base import Artifact, Verification
+
+SHOWN = 5
+"""Mismatches listed in an error."""
+
+
+def compile_plan(plan: Plan, out_dir: str | Path, runtime: str | None = None) -> Artifact:
+    """Lower ``plan`` to ``out_dir``; see ``Plan.compile``."""
+    runtime = runtime or plan.runtime
+    target = target_named(runtime)
+    if runtime != plan.runtime:
+        raise UnsupportedError(
+            f"the plan is for {plan.runtime}; lowering it to {runtime} is not possible yet; "
+            f"plan again with advise(..., runtime={runtime!r})"
+        )
+    out = Path(out_dir)
+    quantized = binding_of(plan).quantized
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {out}: {error.strerror or error}; choose a folder you can write to"
+        ) from error
+    try:
+        artifact = target.emit(quantized, draft)
+        plan.save(draft / "plan.json")
+        check(artifact.verify())
+        _put_in_place(draft, out)
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write to {out}: {error}; choose another folder") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target.load(out)
+
+
+def check(verification: Verification) -> None:
+    """Refuse an artifact that does not carry or compute the plan.
+
+    Raises:
+        VerificationError: lists the first mismatches.
+    """
+    if verification.ok:
+        return
+    shown = [f"{m.name}: expected {m.expected}, found {m.found}" for m in verification.mismatches]
+    more = f"\n  and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    listing = "\n  ".join(shown[:SHOWN])
+    raise VerificationError(
+        f"the artifact does not carry the plan: {verification.layers_matched} of "
+        f"{verification.layers_total} layers match; nothing was written. First mismatches:\n  "
+        f"{listing}{more}\nPin these layers to another scheme, and report the mismatch"
+    )
+
+
+def _put_in_place(draft: Path, out: Path) -> None:
+    """Swap the finished draft in; an artifact of an earlier compile is replaced whole."""
+    if not out.exists():
+        draft.rename(out)
+        return
+    is_ours = out.is_dir() and (not any(out.iterdir()) or (out / "artifact.json").exists())
+    if not is_ours:
+        raise OutputError(
+            f"{out} exists and was not written by compile; choose another folder or remove it"
+        )
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old / "artifact")
+    draft.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,77 @@
+"""Pins: layers that the user fixes to a scheme, by name glob or by operator type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from advisor.errors import UnsupportedError, UsageError
+from advisor.formats import scheme_named
+from advisor.passes.candidates import Space
+from advisor.passes.graph import Graph, Layer
+from advisor.passes.group import Group
+
+OP_PREFIX = "op:"
+
+
+def matches(pattern: str, layer: Layer) -> bool:
+    """Whether a glob such as "*.head", or "op:embedding", means the layer."""
+    if pattern.startswith(OP_PREFIX):
+        return fnmatchcase(layer.op, pattern.removeprefix(OP_PREFIX))
+    return fnmatchcase(layer.name, pattern)
+
+
+def resolve_pins(graph: Graph, pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Layer name to (scheme, pattern); a later pin wins over an earlier one.
+
+    Raises:
+        UsageError: an unknown scheme, or a pattern that matches no layer.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for pattern, scheme in pins.items():
+        scheme_named(scheme)
+        hits = [layer.name for layer in graph.layers if matches(pattern, layer)]
+        if not hits:
+            names = [layer.name for layer in graph.layers]
+            ops = sorted({f"{OP_PREFIX}{layer.op}" for layer in graph.layers})
+            close = get_close_matches(pattern, [*names, *ops], n=3) or names[:5]
+            raise UsageError(
+                f"pin {pattern!r} matches none of {len(names)} layers; near: {', '.join(close)}; "
+                f"operator types: {', '.join(ops)}"
+            )
+        found.update({name: (scheme, pattern) for name in hits})
+    return found
+
+
+def apply_pins(
+    space: Space, groups: tuple[Group, ...], pinned: Mapping[str, tuple[str, str]]
+) -> Space:
+    """The space with every pinned group left with its scheme only.
+
+    Raises:
+        UnsupportedError: the runtime cannot run the layer so; the reason and what it can.
+        UsageError: two layers of one group are pinned to different schemes.
+    """
+    narrowed = dict(space.candidates)
+    for group in groups:
+        wanted = {pinned[name][0]: name for name in group.layers if name in pinned}
+        if not wanted:
+            continue
+        if len(wanted) > 1:
+            raise UsageError(
+                f"layers {', '.join(wanted.values())} share a weight or a fused operator and "
+                f"cannot be pinned to different schemes ({', '.join(wanted)}); pin them alike"
+            )
+        ((scheme, name),) = wanted.items()
+        kept = tuple(c for c in space.candidates[group.name] if c.scheme == scheme)
+        if not kept:
+            possible = dict.fromkeys(c.scheme for c in space.candidates[group.name])
+            reason = space.refused[name].get(scheme, f"{scheme} is not among the schemes asked for")
+            raise UnsupportedError(
+                f"layer {name} cannot be pinned to {scheme}: {reason}; "
+                f"possible here: {', '.join(possible)}"
+            )
+        narrowed[group.name] = kept
+    return replace(space, candidates=narrowed)

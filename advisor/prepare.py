@@ -1,0 +1,230 @@
+"""Everything before calibration: model, inputs, graph, runtime, candidates, feasibility."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from advisor.assemble import Setting, build_problem
+from advisor.budget import Budget
+from advisor.errors import CalibrationError, ModelError, UnsupportedError, UsageError
+from advisor.formats import scheme_named
+from advisor.inferred import infer_inputs
+from advisor.inputs import Inputs, check_finite, normalise_inputs, split_label
+from advisor.modelsource import LoadedModel, load_model
+from advisor.passes.candidates import find_candidates
+from advisor.passes.capture import capture
+from advisor.passes.graph import Graph
+from advisor.passes.group import group_layers
+from advisor.passes.shapes import deployment_inputs, infer_shapes
+from advisor.pins import apply_pins, resolve_pins
+from advisor.profiles.loader import load_profile
+from advisor.profiles.schema import Profile
+from advisor.search.feasibility import check_feasible
+from advisor.targets.capability import Capability
+from advisor.targets.registry import capability_named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """The planning problem without its sensitivities, known to have a solution."""
+
+    setting: Setting
+    example: Inputs
+    model: Any
+    source: str | None
+    batches: Iterable[Any] | None
+    pinned: Mapping[str, tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Where and how the model will run."""
+
+    profile: Profile
+    capability: Capability
+    batch: int
+    sequence: int | None
+    threads: int | None
+
+
+def check_deployment(
+    *,
+    target: str,
+    runtime: str | None,
+    batch: int,
+    sequence: int | None,
+    threads: int | None,
+) -> Deployment:
+    """Read the target and check the numbers, before the model is touched.
+
+    Raises:
+        ProfileError: unknown or malformed target.
+        UsageError: unknown runtime, or a number below 1.
+    """
+    profile = load_profile(target)
+    capability = capability_named(runtime or profile.runtime)
+    for name, value in (("batch", batch), ("sequence", sequence), ("threads", threads)):
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise UsageError(f"{name}={value!r}: a whole number of at least 1 is needed")
+    return Deployment(
+        profile=profile, capability=capability, batch=batch, sequence=sequence, threads=threads
+    )
+
+
+def prepare(
+    model: Any,
+    inputs: Any,
+    calibration: Iterable[Any] | None,
+    deployment: Deployment,
+    *,
+    budget: Budget,
+    schemes: Sequence[str] | None,
+    pins: Mapping[str, str],
+    on_unsupported: str,
+) -> Prepared:
+    """Capture the model and set up its planning problem.
+
+    Raises:
+        InputError, CaptureError, ModelError, UnsupportedError, InfeasibleError: see each.
+    """
+    loaded = _load(model)
+    inputs = inputs if inputs is not None else loaded.inputs
+    batches = calibration if calibration is not None else loaded.calibration
+    example, batches = _find_example(loaded.model, inputs, batches, deployment.sequence)
+    check_finite(example, 0)
+    graph = capture(loaded.model, example.args, example.kwargs)
+    _check_schemes(schemes, deployment.capability)
+    groups = group_layers(graph, deployment.capability)
+    space = find_candidates(
+        graph,
+        groups,
+        deployment.capability,
+        platform=deployment.profile.platform,
+        schemes=schemes,
+    )
+    _check_quantizable(graph, space.refused, deployment.capability, on_unsupported)
+    pinned = resolve_pins(graph, pins)
+    space = apply_pins(space, groups, pinned)
+    from advisor.binding import regions_of
+
+    flat = deployment_inputs(graph, deployment.batch, deployment.sequence)
+    setting = Setting(
+        graph=graph,
+        groups=groups,
+        space=space,
+        regions=regions_of(graph, deployment.capability),
+        capability=deployment.capability,
+        profile=deployment.profile,
+        shapes=infer_shapes(graph.module, flat),
+        threads=deployment.threads,
+    )
+    check_feasible(build_problem(setting), budget)
+    return Prepared(
+        setting=setting,
+        example=example,
+        model=loaded.model,
+        source=loaded.spec,
+        batches=batches,
+        pinned=pinned,
+    )
+
+
+def _find_example(
+    model: Any, inputs: Any, batches: Iterable[Any] | None, sequence: int | None
+) -> tuple[Inputs, Iterable[Any] | None]:
+    """Example inputs: given, else the first calibration batch (put back), else inferred."""
+    if batches is not None and isinstance(batches, (Tensor, Mapping, str)):
+        raise CalibrationError(
+            f"calibration is one {type(batches).__name__}; pass an iterable of batches, "
+            "such as [batch]"
+        )
+    if inputs is not None:
+        return normalise_inputs(model, inputs), batches
+    if batches is None:
+        return infer_inputs(model, sequence=sequence), None
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise CalibrationError(
+            "calibration is empty: the iterable gave no batch; pass at least one batch of inputs "
+            "(a generator can be read only once: pass a fresh one), or calibration=None"
+        )
+    example, _label = split_label(model, first)
+    return example, chain([first], iterator)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    model: Any
+    inputs: Any = None
+    calibration: Iterable[Any] | None = None
+    spec: str | None = None
+
+
+def _load(model: Any) -> _Source:
+    if isinstance(model, LoadedModel):
+        return _from_loaded(model)
+    if isinstance(model, (str, bytes)) or hasattr(model, "__fspath__"):
+        return _from_loaded(load_model(str(model)))
+    from torch.export import ExportedProgram
+
+    if not isinstance(model, (Module, ExportedProgram)):
+        raise UsageError(
+            f"a model of type {type(model).__name__} cannot be planned; pass an nn.Module, an "
+            "ExportedProgram, a .pt2 file, a Hugging Face folder, or 'package.module:factory'"
+        )
+    return _Source(model=model)
+
+
+def _from_loaded(loaded: LoadedModel) -> _Source:
+    return _Source(
+        model=loaded.model,
+        inputs=loaded.inputs,
+        calibration=loaded.calibration,
+        spec=loaded.spec,
+    )
+
+
+def _check_schemes(schemes: Sequence[str] | None, capability: Capability) -> None:
+    for name in schemes or ():
+        scheme_named(name)
+        if name not in capability.schemes:
+            reason = capability.refused.get(name, f"{capability.title} has no {name}")
+            raise UnsupportedError(
+                f"scheme {name} was asked for, but {reason}; "
+                f"possible: {', '.join(capability.schemes)}"
+            )
+
+
+def _check_quantizable(
+    graph: Graph,
+    refused: Mapping[str, Mapping[str, str]],
+    capability: Capability,
+    on_unsupported: str,
+) -> None:
+    if on_unsupported not in ("keep", "error"):
+        raise UsageError(f"on_unsupported={on_unsupported!r}; possible: 'keep', 'error'")
+    frozen = [layer for layer in graph.layers if layer.frozen]
+    if len(frozen) == len(graph.layers):
+        found = Counter(str(n.target) for n in graph.module.graph.nodes if n.op == "call_function")
+        listing = ", ".join(f"{layer.name} ({layer.frozen})" for layer in frozen[:5])
+        operators = ", ".join(list(found)[:8]) or "none"
+        raise ModelError(
+            "the model has no layer to quantize: "
+            + (f"{listing}; " if frozen else "")
+            + "layers that can be are linear, conv1d, conv2d and embedding with constant weights; "
+            f"operators found: {operators}"
+        )
+    if on_unsupported == "error" and frozen:
+        listing = "; ".join(f"{layer.name}: {layer.frozen}" for layer in frozen)
+        raise UnsupportedError(
+            f"{len(frozen)} of {len(graph.layers)} layers cannot be quantized on "
+            f"{capability.title} ({listing}); use on_unsupported='keep' to leave them in float"
+        )

@@ -1,0 +1,74 @@
+"""The report on a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.panel import Panel
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from advisor.report.data import report_data
+from advisor.report.page import Table, lay_out
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from advisor.plan import Plan
+
+_LEFT_TO_FILES = frozenset({"Static activation tensors", "Options that cannot run"})
+"""Sections that would push the rest off the screen; files have them."""
+
+_WIDE_ONLY = frozenset({"Operator", "Algorithm", "Next cheaper", "Next better"})
+"""Columns that need a terminal of ``_WIDE`` columns; files have them."""
+
+_WIDE = 170
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """Print the report; the longest lists are only in the files that ``Plan.report`` writes."""
+    page = lay_out(report_data(plan))
+    console.print(plain_text(page.title, style="bold"))
+    console.print(plain_text(page.outcome))
+    for alarm in page.alarms:
+        console.print(Panel(plain_text(alarm, style="bold"), border_style="red", box=box.HEAVY))
+    facts = RichTable.grid(padding=(0, 2))
+    for label, value in page.facts:
+        facts.add_row(plain_text(label, style="dim"), plain_text(value))
+    console.print(facts)
+    for section in page.sections:
+        if section.title in _LEFT_TO_FILES:
+            continue
+        console.print()
+        console.print(plain_text(section.title, style="bold"))
+        for paragraph in section.paragraphs:
+            console.print(plain_text(paragraph, style="dim"))
+        if section.table is not None:
+            console.print(_set_table(section.table, console.width))
+
+
+def plain_text(text: str, style: str = "") -> Text:
+    """``text`` as it is: no markup, and control characters spelled out rather than obeyed."""
+    shown = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return Text(shown, style=style)
+
+
+def _set_table(table: Table, width: int) -> RichTable:
+    result = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = [
+        index
+        for index, name in enumerate(table.columns)
+        if width >= _WIDE or name not in _WIDE_ONLY
+    ]
+    for index in shown:
+        is_number = index in table.numeric
+        result.add_column(
+            table.columns[index],
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
+            overflow="fold",
+        )
+    for row in table.rows:
+        result.add_row(*(plain_text(row[index].text) for index in shown))
+    return result

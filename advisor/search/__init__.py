@@ -1,0 +1,1 @@
+"""Choosing a plan: feasibility, exact start, measured refinement. Nothing here loads torch."""

@@ -1,0 +1,224 @@
+"""Which plan is best: the starting plan from predictions, the final one from measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final
+
+from advisor.budget import Budget, format_amount
+from advisor.errors import AdvisorError, UsageError
+from advisor.search.feasibility import check_feasible
+from advisor.search.milp import Solution, solve
+from advisor.search.problem import Choice, Evaluation, Problem
+from advisor.search.study import Trial
+
+OBJECTIVES: Final = ("auto", "accuracy", "latency", "memory")
+DIVERGENCE_LIMIT: Final = 0.01
+"""Default loss that "auto" accepts: nats per prediction, or squared error over the power."""
+
+_FIRST: Final[dict[str, str]] = {
+    "accuracy": "divergence",
+    "latency": "latency_s",
+    "memory": "memory_bytes",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """The starting plan. model_gap: relative distance to its proven bound, by prediction."""
+
+    choice: Choice
+    evaluation: Evaluation
+    outcome: str
+    model_gap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The final trial. measured_regret: its divergence less the best measured one's."""
+
+    trial: Trial
+    outcome: str
+    measured_regret: float
+
+
+def start(
+    problem: Problem,
+    budget: Budget,
+    objective: str = "auto",
+    divergence_limit: float = DIVERGENCE_LIMIT,
+) -> Start:
+    """The plan to search from: the exact optimum of the predictions inside every limit.
+
+    "auto": the fastest of those with predicted divergence of at most ``divergence_limit``; when
+    none is that accurate, the least divergence. "accuracy", "latency", "memory": the least of
+    that quantity, then the least divergence.
+
+    Raises:
+        UsageError: unknown objective, or a divergence limit that is not a number above 0.
+        InfeasibleError: nothing fits the budget.
+    """
+    check_objective(objective, divergence_limit)
+    bounds = budget.bounds()
+    if objective == "auto":
+        accurate = {**bounds, "divergence": divergence_limit}
+        found = solve(problem, minimise="latency_s", bounds=accurate)
+        if found is not None:
+            case = f"fastest plan with predicted divergence within {divergence_limit:g}"
+            return _start(found, case, budget)
+    found = solve(problem, minimise=_FIRST.get(objective, "divergence"), bounds=bounds)
+    if found is None:
+        check_feasible(problem, budget)
+        raise AdvisorError(f"the solver contradicts itself about the budget {budget.describe()}")
+    cases = {
+        "auto": f"no plan is predicted within divergence {divergence_limit:g}; the least "
+        f"predicted divergence instead",
+        "accuracy": "least predicted divergence",
+        "latency": "least latency",
+        "memory": "least memory",
+    }
+    return _start(found, cases[objective], budget)
+
+
+def select(
+    trials: Sequence[Trial],
+    objective: str = "auto",
+    divergence_limit: float = DIVERGENCE_LIMIT,
+) -> Selection:
+    """The best measured trial inside every limit, by the rule of ``start`` on measurements.
+
+    Ties go to less divergence, then less latency, less size, and the first choice in order; of
+    several trials of one choice and one set of knobs the earliest counts.
+
+    Raises:
+        UsageError: unknown objective, a bad divergence limit, or no trial was measured inside
+            the budget.
+    """
+    check_objective(objective, divergence_limit)
+    usable = [trial for trial in trials if is_measured(trial)]
+    if not usable:
+        raise UsageError(
+            f"none of {len(trials)} trials was measured inside the budget with a finite result; "
+            f"run more trials, or pass a start inside the budget"
+        )
+    accurate = [trial for trial in usable if _divergence(trial) <= divergence_limit]
+    limit = f"{divergence_limit:g}"
+    if objective == "auto" and accurate:
+        best = min(accurate, key=lambda trial: (trial.evaluation.latency_s, *_ties(trial)))
+        case = f"fastest plan with measured divergence within {limit}"
+    elif objective == "latency":
+        best = min(usable, key=lambda trial: (trial.evaluation.latency_s, *_ties(trial)))
+        case = "least latency"
+    elif objective == "memory":
+        best = min(usable, key=lambda trial: (trial.evaluation.memory_bytes, *_ties(trial)))
+        case = "least memory"
+    else:
+        best = min(usable, key=_ties)
+        case = "least measured divergence"
+        if objective == "auto":
+            case = f"no plan measured within divergence {limit}; the least divergence instead"
+    outcome = f"{case}: divergence {_divergence(best):.4g}, {_costs(best.evaluation)}"
+    regret = _divergence(best) - min(_divergence(trial) for trial in usable)
+    return Selection(trial=best, outcome=outcome, measured_regret=regret)
+
+
+def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Measured trials that no other beats in divergence, memory, latency and size together.
+
+    In the order given; of trials with identical numbers the first is kept.
+    """
+    usable = [(trial, _coordinates(trial)) for trial in trials if is_measured(trial)]
+    front: list[Trial] = []
+    seen: set[tuple[float, ...]] = set()
+    for trial, point in usable:
+        beaten = any(
+            other != point and all(a <= b for a, b in zip(other, point, strict=True))
+            for _, other in usable
+        )
+        if not beaten and point not in seen:
+            seen.add(point)
+            front.append(trial)
+    return tuple(front)
+
+
+def score_for(
+    objective: str, divergence_limit: float, latency_scale_s: float
+) -> Callable[[float, Evaluation], float]:
+    """What the study minimises: a number that orders measured trials as ``select`` does.
+
+    For "auto": below 1 for accurate trials, by latency; above 1 for the others, by divergence.
+
+    Raises:
+        UsageError: unknown objective, or a bad divergence limit.
+    """
+    check_objective(objective, divergence_limit)
+
+    def score(divergence: float, evaluation: Evaluation) -> float:
+        if objective == "latency":
+            return evaluation.latency_s
+        if objective == "memory":
+            return evaluation.memory_bytes
+        if objective == "accuracy":
+            return divergence
+        if divergence > divergence_limit:
+            return divergence / divergence_limit
+        return evaluation.latency_s / (evaluation.latency_s + latency_scale_s)
+
+    return score
+
+
+def check_objective(objective: str, divergence_limit: float = DIVERGENCE_LIMIT) -> None:
+    """Raise UsageError unless both can be used."""
+    if objective not in OBJECTIVES:
+        near = get_close_matches(str(objective).lower(), OBJECTIVES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ";"
+        raise UsageError(f"unknown objective {objective!r}{hint} known: {', '.join(OBJECTIVES)}")
+    if math.isnan(divergence_limit) or divergence_limit <= 0:
+        raise UsageError(
+            f"the divergence limit {divergence_limit!r} is not a number above 0; "
+            f"{DIVERGENCE_LIMIT:g} is the default"
+        )
+
+
+def is_measured(trial: Trial) -> bool:
+    """Inside every limit, and measured with a finite result."""
+    return trial.feasible and trial.divergence is not None and math.isfinite(trial.divergence)
+
+
+def _start(found: Solution, case: str, budget: Budget) -> Start:
+    evaluation = found.evaluation
+    return Start(
+        choice=found.choice,
+        evaluation=evaluation,
+        outcome=f"{case}: predicted divergence {evaluation.divergence:.4g}, {_costs(evaluation)}; "
+        f"budget {budget.describe()}",
+        model_gap=found.gap,
+    )
+
+
+def _costs(evaluation: Evaluation) -> str:
+    return ", ".join(
+        f"{name} {format_amount(field, value)}"
+        for name, field, value in (
+            ("latency", "latency_s", evaluation.latency_s),
+            ("memory", "memory_bytes", evaluation.memory_bytes),
+            ("size", "size_bytes", evaluation.size_bytes),
+        )
+    )
+
+
+def _divergence(trial: Trial) -> float:
+    return math.inf if trial.divergence is None else trial.divergence
+
+
+def _ties(trial: Trial) -> tuple[float, float, float, Choice, int]:
+    cost = trial.evaluation
+    return (_divergence(trial), cost.latency_s, cost.size_bytes, trial.choice, trial.number)
+
+
+def _coordinates(trial: Trial) -> tuple[float, ...]:
+    cost = trial.evaluation
+    return (_divergence(trial), cost.memory_bytes, cost.latency_s, cost.size_bytes)

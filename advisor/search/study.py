@@ -1,0 +1,341 @@
+"""Refine the exact start by measurement: an Optuna study that survives being killed.
+
+Everything a trial depends on is in the study's storage and in the seed: the sampler is made anew
+before each trial from (seed, number of finished trials), so an interrupted study continues as if
+it had never stopped. One process at a time may use a storage path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from advisor.budget import Budget
+from advisor.errors import UsageError
+from advisor.search.milp import value_of, within
+from advisor.search.problem import Choice, Evaluation, Problem, evaluate
+from advisor.search.region import Region, region_around, repair
+from advisor.search.storage import fail_unfinished, open_storage
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import TPESampler
+    from optuna.trial import FrozenTrial
+    from optuna.trial import Trial as OptunaTrial
+
+logger = logging.getLogger("advisor")
+
+Knob = str | bool | int | float
+Knobs = Mapping[str, Knob]
+Measure = Callable[[Choice, Knobs], float]
+Score = Callable[[float, Evaluation], float]
+
+_STARTUP: Final = 4
+_REPEATS: Final = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One plan tried. number: its place, from 0.
+
+    divergence: measured; None: not measured, because it breaks a limit (``feasible`` False).
+    evaluation: predicted quantities. origin "start": passed in; "search": suggested.
+    """
+
+    number: int
+    choice: Choice
+    knobs: Knobs = field(default_factory=dict[str, Knob])
+    divergence: float | None
+    evaluation: Evaluation
+    feasible: bool
+    origin: Literal["start", "search"]
+
+
+def refine(
+    problem: Problem,
+    starts: Sequence[Choice],
+    evaluate_choice: Measure,
+    *,
+    budget: Budget,
+    trials: int,
+    seed: int,
+    storage_path: Path | None = None,
+    knobs: Mapping[str, Sequence[Knob]] | None = None,
+    trust_radius: int = 1,
+    max_groups: int = 16,
+    score: Score | None = None,
+    on_trial: Callable[[Trial], None] | None = None,
+) -> tuple[Trial, ...]:
+    """Measure the starts, then plans near the first of them; every trial is returned, in order.
+
+    A suggestion outside the budget is moved to the nearest plan of the region inside it; starts
+    outside the budget are recorded and not measured. No plan is measured twice. Fewer than
+    ``trials`` come back when the region has no more plans. ``trials`` counts the starts, all of
+    which are tried even if they are more.
+
+    Args:
+        problem: choices and predicted quantities.
+        starts: the first is the exact solution, around which the study searches; others (uniform
+            baselines, say) may lie anywhere. Their knobs are the first of each knob's values.
+        evaluate_choice: measures a choice under knobs: the divergence; not finite: unusable.
+        budget: limits that ``problem`` can check.
+        trials: how many in all, reused ones included.
+        seed: same seed, same trials.
+        storage_path: a journal file to resume from; None: in memory. Only trials of the same
+            problem, starts, budget, knobs, region and seed are reused; the caller keys the path
+            by whatever else the measurement depends on (model, calibration).
+        knobs: global settings to try, name to values.
+        trust_radius: steps on each group's own Pareto front.
+        max_groups: how many groups may leave the first start.
+        score: what the study minimises, of (divergence, evaluation); None: the divergence.
+        on_trial: called once per trial, reused ones included.
+
+    Raises:
+        UsageError: no start, a start that does not fit the problem, fewer than one trial, or a
+            knob without values.
+        OutputError: the journal cannot be written, or is not a journal.
+    """
+    settings = {name: tuple(values) for name, values in (knobs or {}).items()}
+    _check(problem, starts, trials, settings)
+    region = region_around(problem, starts[0], trust_radius, max_groups)
+    run = _Run(
+        problem=problem,
+        region=region,
+        starts=tuple(dict.fromkeys(starts)),
+        bounds=budget.bounds(),
+        knobs=settings,
+        seed=seed,
+        measure=evaluate_choice,
+        score=score or (lambda divergence, _: divergence),
+    )
+    with _quiet_optuna():
+        return _continue(run, trials, storage_path, on_trial)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    problem: Problem
+    region: Region
+    starts: tuple[Choice, ...]
+    bounds: Mapping[str, float]
+    knobs: Mapping[str, tuple[Knob, ...]]
+    seed: int
+    measure: Measure
+    score: Score
+
+
+def _continue(
+    run: _Run, trials: int, storage_path: Path | None, on_trial: Callable[[Trial], None] | None
+) -> tuple[Trial, ...]:
+    import optuna
+
+    storage = open_storage(storage_path)
+    name = _digest(run)
+    # Starts that the region cannot express are kept in a study of their own: as trials without
+    # parameters they would take every parameter out of the sampler's sight.
+    inside, outside = (
+        optuna.create_study(storage=storage, study_name=f"{name}-{part}", load_if_exists=True)
+        for part in ("region", "outside")
+    )
+    found: list[Trial] = []
+
+    def keep(trial: Trial) -> None:
+        found.append(trial)
+        if on_trial is not None:
+            on_trial(trial)
+
+    for study in (inside, outside):
+        fail_unfinished(study)
+    reused = sorted(
+        (_read(run, t.user_attrs) for s in (inside, outside) for t in s.trials if _is_kept(t)),
+        key=lambda trial: trial.number,
+    )
+    for trial in reused[: max(trials, len(run.starts))]:
+        keep(trial)
+    while len(found) < len(run.starts):
+        choice = run.starts[len(found)]
+        knobs = {knob: values[0] for knob, values in run.knobs.items()}
+        study = inside if run.region.contains(choice) else outside
+        if study is inside:
+            inside.enqueue_trial(_params(run, choice, knobs))
+        inside.sampler = _sampler(run, inside)
+        asked = study.ask(_space(run) if study is inside else {})
+        keep(_try(run, study, asked, choice, knobs, len(found), "start"))
+    while len(found) < trials:
+        suggested = _suggest(run, inside, found)
+        if suggested is None:
+            break
+        keep(_try(run, inside, *suggested, len(found), "search"))
+    return tuple(found)
+
+
+def _suggest(
+    run: _Run, study: Study, found: list[Trial]
+) -> tuple[OptunaTrial, Choice, dict[str, Knob]] | None:
+    """The next plan not tried yet, with its open Optuna trial; None: there seems to be none."""
+    tried = {_key(trial.choice, trial.knobs): trial for trial in found}
+    space = _space(run)
+    points = math.prod(map(len, (*run.region.options, *run.knobs.values())))
+    number = len(found)
+    while sum(run.region.contains(trial.choice) for trial in found) < points:
+        repeats = sum(t.user_attrs.get("repeat_of") == number for t in study.trials)
+        if repeats >= _REPEATS:
+            logger.info("the search ends after %d trials: nothing new is suggested", number)
+            return None
+        study.sampler = _sampler(run, study)
+        asked = study.ask(space)
+        wanted = tuple(asked.params.get(f"group:{g}", i) for g, i in enumerate(run.region.anchor))
+        knobs: dict[str, Knob] = {knob: asked.params[f"knob:{knob}"] for knob in run.knobs}
+        choice = repair(run.problem, run.region, wanted, run.bounds) or wanted
+        known = tried.get(_key(choice, knobs))
+        if known is None:
+            return asked, choice, knobs
+        # Told to the sampler, which learns from it, but neither measured nor counted again.
+        asked.set_user_attr("repeat_of", number)
+        _tell(run, study, asked, known)
+    logger.info("the search ends after %d trials: the region has no more plans", len(found))
+    return None
+
+
+def _try(
+    run: _Run,
+    study: Study,
+    asked: OptunaTrial,
+    choice: Choice,
+    knobs: Knobs,
+    number: int,
+    origin: Literal["start", "search"],
+) -> Trial:
+    evaluation = evaluate(run.problem, choice)
+    feasible = within(evaluation, run.bounds)
+    measured = float(run.measure(choice, knobs)) if feasible else None
+    record = {
+        "number": number,
+        "choice": list(choice),
+        "knobs": dict(knobs),
+        "divergence": measured if measured is None or math.isfinite(measured) else str(measured),
+        "origin": origin,
+    }
+    asked.set_user_attr("record", record)
+    trial = _read(run, {"record": record})
+    _tell(run, study, asked, trial)
+    return trial
+
+
+def _tell(run: _Run, study: Study, asked: OptunaTrial, trial: Trial) -> None:
+    from optuna.trial import TrialState
+
+    for name, bound in run.bounds.items():
+        asked.set_constraint(name, value_of(trial.evaluation, name) / bound - 1.0)
+    value = None if trial.divergence is None else run.score(trial.divergence, trial.evaluation)
+    if value is None or not math.isfinite(value):
+        study.tell(asked, state=TrialState.PRUNED)
+    else:
+        study.tell(asked, value)
+
+
+def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
+    record = attributes["record"]
+    choice = tuple(int(index) for index in record["choice"])
+    evaluation = evaluate(run.problem, choice)
+    divergence = record["divergence"]
+    return Trial(
+        number=int(record["number"]),
+        choice=choice,
+        knobs=dict(record["knobs"]),
+        divergence=None if divergence is None else float(divergence),
+        evaluation=evaluation,
+        feasible=within(evaluation, run.bounds),
+        origin=record["origin"],
+    )
+
+
+def _is_kept(trial: FrozenTrial) -> bool:
+    from optuna.trial import TrialState
+
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "record" in trial.user_attrs
+
+
+def _space(run: _Run) -> dict[str, BaseDistribution]:
+    from optuna.distributions import CategoricalDistribution
+
+    groups = {f"group:{g}": o for g, o in enumerate(run.region.options) if len(o) > 1}
+    knobs = {f"knob:{name}": values for name, values in run.knobs.items()}
+    return {name: CategoricalDistribution(values) for name, values in {**groups, **knobs}.items()}
+
+
+def _params(run: _Run, choice: Choice, knobs: Knobs) -> dict[str, Knob]:
+    groups = {f"group:{g}": choice[g] for g, o in enumerate(run.region.options) if len(o) > 1}
+    return {**groups, **{f"knob:{name}": value for name, value in knobs.items()}}
+
+
+def _sampler(run: _Run, study: Study) -> TPESampler:
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    seed = np.random.SeedSequence([run.seed, len(finished)]).generate_state(1)[0]
+    return TPESampler(seed=int(seed), n_startup_trials=_STARTUP, multivariate=True)
+
+
+def _digest(run: _Run) -> str:
+    """Name of the study: whatever changes which trials are made, or what their numbers say."""
+    text = json.dumps(
+        [run.seed, run.starts, run.region.options, dict(run.knobs), dict(run.bounds)]
+        + [[[c.scheme, c.algorithm] for c in options] for options in run.problem.candidates]
+        + [repr(run.problem.indicators)],
+        sort_keys=True,
+    )
+    digest = hashlib.sha256(text.encode())
+    problem = run.problem
+    quantities = [problem.size_bytes, problem.latency_s, problem.divergence, *problem.memory_bytes]
+    for linear in quantities + ([] if problem.energy_j is None else [problem.energy_j]):
+        for terms in (*linear.per_group, linear.per_indicator, np.array([linear.constant])):
+            digest.update(np.ascontiguousarray(terms, dtype=np.float64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _key(choice: Choice, knobs: Knobs) -> tuple[Choice, tuple[tuple[str, Knob], ...]]:
+    return choice, tuple(sorted(knobs.items()))
+
+
+def _check(
+    problem: Problem, starts: Sequence[Choice], trials: int, knobs: Mapping[str, Sequence[Knob]]
+) -> None:
+    if not starts:
+        raise UsageError("the study needs a plan to start from; pass the exact solution")
+    if trials < 1:
+        raise UsageError(f"{trials} trials cannot be run; ask for at least 1")
+    sizes = [len(options) for options in problem.candidates]
+    for choice in starts:
+        if len(choice) != len(sizes) or any(
+            not 0 <= index < size for index, size in zip(choice, sizes, strict=True)
+        ):
+            raise UsageError(
+                f"the start {choice} does not choose one of {sizes} candidates per group"
+            )
+    for name, values in knobs.items():
+        if not values:
+            raise UsageError(f"the knob {name!r} has no values; give at least one or leave it out")
+
+
+@contextmanager
+def _quiet_optuna() -> Generator[None]:
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,140 @@
+"""Measure assignments in torch: the simulation's divergence on held-out calibration data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from advisor.assemble import Setting
+from advisor.errors import UsageError
+from advisor.formats import scheme_named
+from advisor.passes.calibrate import CalibrationData, Observations, static_params
+from advisor.passes.divergence import OutputKind, divergence
+from advisor.passes.fx import Tracer, attribute
+from advisor.passes.graph import (
+    ActivationParams,
+    Graph,
+    LayerAssignment,
+    QuantizedGraph,
+    WeightTable,
+)
+from advisor.passes.group import TensorClass
+from advisor.passes.quantize import correct_biases, quantize
+from advisor.passes.rounding import round_weight
+from advisor.search.problem import Choice
+from advisor.search.study import Knobs
+
+Loss = Callable[[Any, Any], Any]
+CACHE_BYTES = 2**30
+"""Rounded weights kept between trials; beyond it they are rounded again."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Simulator:
+    """Builds and measures quantized graphs of one setting on one set of calibration data."""
+
+    setting: Setting
+    data: CalibrationData
+    observations: Observations
+    classes: Sequence[TensorClass]
+    kinds: Sequence[OutputKind]
+    powers: Sequence[float]
+    loss: Loss | None = None
+    _tables: dict[tuple[str, str, str], WeightTable] = field(
+        default_factory=dict[tuple[str, str, str], WeightTable]
+    )
+    _cached_bytes: int = 0
+
+    def params(self, observer: str) -> dict[str, ActivationParams]:
+        """Static parameters of every site under an observer."""
+        rules = self.setting.capability.static
+        if rules is None:
+            return {}
+        return static_params(self.observations, self.classes, observer, rules)
+
+    def assignment(self, choice: Choice) -> dict[str, LayerAssignment]:
+        """Scheme and algorithm by layer name."""
+        found: dict[str, LayerAssignment] = {}
+        for group, index in zip(self.setting.groups, choice, strict=True):
+            option = self.setting.space.candidates[group.name][index]
+            for layer in group.layers:
+                found[layer] = LayerAssignment(scheme=option.scheme, algorithm=option.algorithm)
+        return found
+
+    def quantized(self, choice: Choice, knobs: Knobs) -> QuantizedGraph:
+        """The graph that a choice stands for."""
+        graph = self.setting.graph
+        assignment = self.assignment(choice)
+        weights = self._weights(graph, assignment)
+        means = self.observations.input_means
+        biases = (
+            correct_biases(graph, assignment, weights, means)
+            if knobs.get("bias_correction", False)
+            else {}
+        )
+        return quantize(
+            graph,
+            assignment,
+            weights=weights,
+            params=self.params(str(knobs.get("observer", "minmax"))),
+            regions=self.setting.regions,
+            rules=self.setting.capability.static,
+            biases=biases,
+        )
+
+    def measure(self, choice: Choice, knobs: Knobs) -> float:
+        """Mean divergence over the held-out samples (or the user's loss)."""
+        return self.measure_graph(self.quantized(choice, knobs))
+
+    def measure_graph(self, quantized: QuantizedGraph) -> float:
+        """The same for a graph that is already built."""
+        tracer = Tracer(quantized.module)
+        total, samples = 0.0, 0
+        with torch.no_grad():
+            for index in range(len(self.data.held_out)):
+                outputs = tracer.run(*self.data.held_out.read(index), enable_io_processing=False)
+                references = self.data.references.read(index)
+                batch = self.data.held_out.batch(index)
+                total += self._distance(quantized.module, outputs, references) * batch
+                samples += batch
+        return total / samples
+
+    def _distance(self, module: Any, outputs: Sequence[Any], references: Sequence[Any]) -> float:
+        if self.loss is None:
+            return float(divergence(outputs, references, self.kinds, self.powers).mean())
+        spec = module.graph._codegen.pytree_info.out_spec
+        value = self.loss(
+            pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(references, spec)
+        )
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"loss returned {type(value).__name__}, which is no single number; "
+                "return one float, the mean over the batch"
+            ) from error
+
+    def _weights(
+        self, graph: Graph, assignment: Mapping[str, LayerAssignment]
+    ) -> dict[str, WeightTable]:
+        tables: dict[str, WeightTable] = {}
+        for layer in graph.layers:
+            chosen = assignment[layer.name]
+            fmt = scheme_named(chosen.scheme).weight
+            if fmt.dtype == "float32" or layer.weight in tables:
+                continue
+            key = (layer.weight, str(fmt), chosen.algorithm)
+            table = self._tables.get(key)
+            if table is None:
+                weight: torch.Tensor = attribute(graph.module, layer.weight)
+                table = round_weight(weight, fmt, chosen.algorithm)
+                size = table.values.numel() * table.values.element_size()
+                if self._cached_bytes + size <= CACHE_BYTES:
+                    self._tables[key] = table
+                    self._cached_bytes += size
+            tables[layer.weight] = table
+        return tables

@@ -1,0 +1,1 @@
+"""Worked examples; see README.md in this folder."""

@@ -1,0 +1,213 @@
+"""Look at the model's activations on real data, one batch in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from advisor.errors import CalibrationError
+from advisor.passes.fx import Tracer, placeholders
+from advisor.passes.graph import ActivationParams, Graph, Layer, name_of
+from advisor.passes.group import TensorClass
+from advisor.passes.observers import (
+    HistogramObserver,
+    RangeObserver,
+    TensorStats,
+    activation_params,
+    choose_range,
+)
+from advisor.passes.spool import Spool
+from advisor.targets.capability import StaticRules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationData:
+    """Spooled inputs in two halves, and the float model's outputs on the held-out one.
+
+    scoring: for ranges and sensitivities. held_out: only for choosing between plans.
+    """
+
+    scoring: Spool
+    held_out: Spool
+    references: Spool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observations:
+    """tensors: by tensor name. input_means: per layer name, the mean of every input channel."""
+
+    tensors: Mapping[str, TensorStats]
+    input_means: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+
+def spool_calibration(
+    graph: Graph, batches: Iterable[Sequence[Any]], folder: Path
+) -> CalibrationData:
+    """Read flat batches once; even ones score, odd ones are held out.
+
+    A single batch is cut in half along its batch dimension; a single sample serves as both, which
+    is noted, because then nothing is really held out.
+
+    Raises:
+        CalibrationError: no batch at all.
+    """
+    scoring, held_out = Spool(folder / "scoring"), Spool(folder / "held_out")
+    notes: tuple[str, ...] = ()
+    for index, batch in enumerate(batches):
+        half = held_out if index % 2 else scoring
+        half.append(batch, batch=batch_size(graph, batch))
+    if not len(scoring):
+        raise CalibrationError(
+            "calibration is empty: the iterable gave no batch; pass at least one batch of inputs "
+            "(a generator can be read only once: pass a fresh one), or calibration=None"
+        )
+    if not len(held_out):
+        whole = scoring.read(0)
+        size = batch_size(graph, whole)
+        if size >= 2 and graph.batch is None:
+            scoring = Spool(folder / "scoring_half")
+            scoring.append(cut(graph, whole, 0, size // 2), batch=size // 2)
+            held_out.append(cut(graph, whole, size // 2, size), batch=size - size // 2)
+        else:
+            held_out.append(whole, batch=size)
+            notes = ("calibration has one sample or one fixed batch: nothing is really held out",)
+    return CalibrationData(
+        scoring=scoring,
+        held_out=held_out,
+        references=_run_references(graph, held_out, folder / "references"),
+        notes=notes,
+    )
+
+
+def batch_size(graph: Graph, flat: Sequence[Any]) -> int:
+    """Number of samples in one flat batch."""
+    for node, value in zip(placeholders(graph.module), flat, strict=True):
+        if isinstance(value, torch.Tensor) and value.ndim and _batch_dim(graph, node) is not None:
+            return int(value.shape[0])
+    return graph.batch or 1
+
+
+def cut(graph: Graph, flat: Sequence[Any], start: int, stop: int) -> list[Any]:
+    """Samples start..stop of a flat batch; inputs without a batch dimension stay whole."""
+    return [
+        value[start:stop]
+        if isinstance(value, torch.Tensor) and _batch_dim(graph, node) is not None
+        else value
+        for node, value in zip(placeholders(graph.module), flat, strict=True)
+    ]
+
+
+def observe(
+    graph: Graph, data: Spool, tensors: frozenset[str], layers: Sequence[Layer]
+) -> Observations:
+    """Histograms of ``tensors`` and input means of ``layers`` over the spooled batches.
+
+    Raises:
+        CalibrationError: an activation is not finite on the calibration data.
+    """
+    ranges = {name: RangeObserver() for name in tensors}
+    means = {layer.name: _MeanObserver(layer) for layer in layers}
+    readers: dict[str, list[_MeanObserver]] = {}
+    for layer in layers:
+        readers.setdefault(layer.input, []).append(means[layer.name])
+
+    def first(name: str, value: torch.Tensor) -> None:
+        if name in ranges:
+            ranges[name].update(value)
+        for reader in readers.get(name, ()):
+            reader.update(value)
+
+    _watch(graph, data, first)
+    for name, seen in ranges.items():
+        if not (seen.minimum > float("-inf") and seen.maximum < float("inf")):
+            raise CalibrationError(
+                f"tensor {name} is NaN or infinite on the calibration data "
+                f"(range {seen.minimum} to {seen.maximum}); check the inputs' scale and the model"
+            )
+    histograms = {name: HistogramObserver(seen) for name, seen in ranges.items()}
+
+    def second(name: str, value: torch.Tensor) -> None:
+        if name in histograms:
+            histograms[name].update(value)
+
+    _watch(graph, data, second)
+    return Observations(
+        tensors={name: histogram.stats() for name, histogram in histograms.items()},
+        input_means={name: mean.result() for name, mean in means.items()},
+    )
+
+
+def static_params(
+    observations: Observations,
+    classes: Sequence[TensorClass],
+    observer: str,
+    rules: StaticRules,
+) -> dict[str, ActivationParams]:
+    """Scale and zero point of every observed tensor; members of a class share theirs."""
+    ranges = {
+        name: choose_range(stats, observer, rules) for name, stats in observations.tensors.items()
+    }
+    for shared in classes:
+        members = [ranges[name] for name in shared.tensors if name in ranges]
+        if members:
+            widest = min(low for low, _ in members), max(high for _, high in members)
+            ranges.update({name: widest for name in shared.tensors if name in ranges})
+    return {name: activation_params(low, high, rules) for name, (low, high) in ranges.items()}
+
+
+class _MeanObserver:
+    """Mean of every input channel of a layer, for bias correction."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.channel = 1 if layer.op.startswith("conv") else -1
+        self.total: torch.Tensor | None = None
+        self.count = 0
+
+    def update(self, value: torch.Tensor) -> None:
+        rows = value.movedim(self.channel, -1).reshape(-1, value.shape[self.channel]).double()
+        total = rows.sum(dim=0)
+        self.total = total if self.total is None else self.total + total
+        self.count += rows.shape[0]
+
+    def result(self) -> torch.Tensor:
+        assert self.total is not None  # data is never empty
+        return (self.total / self.count).float()
+
+
+class _Watcher(Tracer):
+    def __init__(self, graph: Graph, see: Callable[[str, torch.Tensor], None]) -> None:
+        super().__init__(graph.module)
+        self.see = see
+
+    def observe(self, node: Node, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            self.see(name_of(node), value)
+        return value
+
+
+def _watch(graph: Graph, data: Spool, see: Callable[[str, torch.Tensor], None]) -> None:
+    watcher = _Watcher(graph, see)
+    with torch.no_grad():
+        for flat in data:
+            watcher.run(*flat, enable_io_processing=False)
+
+
+def _run_references(graph: Graph, data: Spool, folder: Path) -> Spool:
+    outputs = Spool(folder)
+    tracer = Tracer(graph.module)
+    with torch.no_grad():
+        for index, flat in enumerate(data):
+            values = tracer.run(*flat, enable_io_processing=False)
+            outputs.append(tuple(values), batch=data.batch(index))
+    return outputs
+
+
+def _batch_dim(graph: Graph, node: Node) -> int | None:
+    dims = graph.dynamic.get(node.name, {})
+    return 0 if dims.get(0) == "batch" else None

@@ -1,0 +1,90 @@
+"""What every layer could do: the schemes its runtime and our rounding both support."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from advisor.formats import SCHEMES, Scheme
+from advisor.passes.fx import attribute
+from advisor.passes.graph import Graph, Layer
+from advisor.passes.group import Group
+from advisor.passes.rounding import ALGORITHMS, IMPLEMENTED_DTYPES
+from advisor.search.problem import Candidate
+from advisor.targets.capability import Capability, Support
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """candidates: by group name, never empty. refused: by layer name, scheme to reason."""
+
+    candidates: Mapping[str, tuple[Candidate, ...]]
+    refused: Mapping[str, Mapping[str, str]]
+
+
+def find_candidates(
+    graph: Graph,
+    groups: Sequence[Group],
+    capability: Capability,
+    *,
+    platform: Mapping[str, str],
+    schemes: Sequence[str] | None = None,
+) -> Space:
+    """All (scheme, algorithm) pairs of every group, and why the others are out.
+
+    schemes: restrict to these names; float32 always stays, so that every layer has at least one. platform: the profile's OS or compute capability.
+    """
+    layers = {layer.name: layer for layer in graph.layers}
+    candidates: dict[str, tuple[Candidate, ...]] = {}
+    refused: dict[str, dict[str, str]] = {layer.name: {} for layer in graph.layers}
+    for group in groups:
+        found: list[Candidate] = []
+        for scheme in (SCHEMES[name] for name in SCHEMES if name in capability.schemes):
+            if schemes is not None and scheme.name not in schemes and scheme.name != "fp32":
+                continue
+            verdicts = {
+                name: can_take(graph, layers[name], scheme, capability, platform)
+                for name in group.layers
+            }
+            for name, verdict in verdicts.items():
+                if not verdict.ok:
+                    refused[name][scheme.name] = verdict.reason
+            if all(verdict.ok for verdict in verdicts.values()):
+                found.extend(_algorithms(scheme))
+        candidates[group.name] = tuple(found) or (Candidate(scheme="fp32", algorithm="none"),)
+    return Space(candidates=candidates, refused=refused)
+
+
+def can_take(
+    graph: Graph,
+    layer: Layer,
+    scheme: Scheme,
+    capability: Capability,
+    platform: Mapping[str, str],
+) -> Support:
+    """Whether the layer can run under the scheme on this runtime and with our rounding."""
+    if layer.frozen and scheme.name != "fp32":
+        return Support(ok=False, reason=layer.frozen)
+    support = capability.support(layer, scheme, platform)
+    if not support.ok:
+        return support
+    if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
+        return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
+    if scheme.activation is not None and (scheme.activation.dynamic or scheme.name != "w8a8"):
+        return Support(ok=False, reason=f"{scheme.name} activations cannot be simulated yet")
+    if scheme.weight.dtype == "float16":
+        weight: torch.Tensor = attribute(graph.module, layer.weight)
+        largest = float(weight.abs().max())
+        if largest > FLOAT16_MAX:
+            return Support(ok=False, reason=f"weight {largest:.3g} overflows float16 (65504)")
+    return Support(ok=True)
+
+
+def _algorithms(scheme: Scheme) -> list[Candidate]:
+    if scheme.weight.is_float:
+        return [Candidate(scheme=scheme.name, algorithm="none")]
+    return [Candidate(scheme=scheme.name, algorithm=name) for name in ALGORITHMS]

@@ -1,0 +1,62 @@
+"""The explicit decomposition list: which composite operators are opened, and how.
+
+``linear``, ``conv``, ``scaled_dot_product_attention``, ``layer_norm``, ``gelu`` and the like stay
+whole, because runtimes fuse or quantize them as one. Opened are only operators whose inside a
+plan needs to see, or that a runtime gets wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+
+
+def decompose_rms_norm(
+    x: torch.Tensor,
+    normalized_shape: list[int],
+    weight: torch.Tensor | None = None,
+    eps: float | None = None,
+) -> torch.Tensor:
+    """RMSNorm by its definition (Zhang and Sennrich 2019, arXiv:1910.07467, equation 4).
+
+    Opened because Core ML's own lowering scales eps by the squared maximum: 5 % wrong at an
+    activation scale of 0.01, NaN on zero rows.
+    """
+    dims = [-1 - index for index in range(len(normalized_shape))]
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    normalised = x * torch.rsqrt(x.pow(2).mean(dim=dims, keepdim=True) + eps)
+    return normalised if weight is None else normalised * weight
+
+
+def decompose_batch_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    running_mean: torch.Tensor,
+    running_var: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inference batch norm as one multiplication and one addition with constants.
+
+    Constant folding then turns both constants into buffers, and ``fold_affine`` moves them into
+    the convolution or linear before. The last two outputs (saved statistics) are never used in
+    inference.
+    """
+    scale = torch.rsqrt(running_var + eps)
+    scale = scale if weight is None else scale * weight
+    shift = -running_mean * scale
+    shift = shift if bias is None else shift + bias
+    shape = [1, -1] + [1] * (x.ndim - 2)
+    unused = running_mean.new_zeros(0)
+    return x * scale.reshape(shape) + shift.reshape(shape), unused, unused
+
+
+DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+    aten.rms_norm.default: decompose_rms_norm,
+    aten._native_batch_norm_legit_no_training.default: decompose_batch_norm,
+}

@@ -1,0 +1,96 @@
+"""How far outputs are from the float model's, and random probes of that distance's curvature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+import torch
+import torch.nn.functional as F
+
+OutputKind = Literal["logits", "embedding", "regression", "ignored"]
+KINDS: Final[tuple[OutputKind, ...]] = ("logits", "embedding", "regression", "ignored")
+
+
+def divergence(
+    outputs: Sequence[torch.Tensor],
+    references: Sequence[torch.Tensor],
+    kinds: Sequence[OutputKind],
+    powers: Sequence[float],
+) -> torch.Tensor:
+    """Distance of every sample, shape (batch,); the mean over outputs that count.
+
+    logits: Kullback-Leibler divergence in nats from the reference's softmax, the mean over a
+    sample's predictions. embedding, regression: squared error over the reference's own power
+    (``powers``, mean squared norm per sample).
+    """
+    terms = [
+        _kl(output, reference)
+        if kind == "logits"
+        else (output - reference).flatten(1).square().sum(1) / power
+        for output, reference, kind, power in zip(outputs, references, kinds, powers, strict=True)
+        if kind != "ignored"
+    ]
+    return torch.stack(terms).mean(dim=0)
+
+
+def draw_probes(
+    outputs: Sequence[torch.Tensor],
+    kinds: Sequence[OutputKind],
+    powers: Sequence[float],
+    generator: torch.Generator,
+) -> list[torch.Tensor]:
+    """One random v per counting output with E[v vᵀ] = the Hessian of ``divergence`` at zero error.
+
+    So ½ E⟨v, error⟩² is the divergence to second order. Logits: v = √p∘ε − p⟨√p, ε⟩ with random
+    signs ε, whose second moment is diag(p) − p pᵀ, the softmax's Fisher information. Squared
+    error: ε times √(2/power). Predictions of a sample have independent signs.
+    """
+    counting = sum(kind != "ignored" for kind in kinds)
+    probes: list[torch.Tensor] = []
+    for output, kind, power in zip(outputs, kinds, powers, strict=True):
+        if kind == "ignored":
+            continue
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
+        if kind == "logits":
+            rows = class_rows(output)
+            predictions = rows[0, ..., 0].numel()
+            p = F.softmax(rows.detach(), dim=-1)
+            root = p.sqrt()
+            aligned = class_rows(signs)
+            v = root * aligned - p * (root * aligned).sum(-1, keepdim=True)
+            probe = rows_to_output(v, output) / predictions**0.5
+        else:
+            probe = signs * (2 / power) ** 0.5
+        probes.append(probe / counting**0.5)
+    return probes
+
+
+def measure_powers(references: Sequence[Sequence[torch.Tensor]]) -> list[float]:
+    """Mean squared norm per sample of every output, over batches of outputs; never zero."""
+    powers: list[float] = []
+    for column in zip(*references, strict=True):
+        total = sum(float(output.float().square().sum()) for output in column)
+        samples = sum(output.shape[0] if output.ndim else 1 for output in column)
+        powers.append(total / samples or 1.0)
+    return powers
+
+
+def class_rows(logits: torch.Tensor) -> torch.Tensor:
+    """Classes last: images of logits (batch, classes, height, width) are turned."""
+    return logits.movedim(1, -1) if logits.ndim == 4 else logits
+
+
+def rows_to_output(rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Undo ``class_rows``."""
+    return rows.movedim(-1, 1) if output.ndim == 4 else rows
+
+
+def _kl(output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    log_q = F.log_softmax(class_rows(output), dim=-1)
+    log_p = F.log_softmax(class_rows(reference), dim=-1)
+    per_prediction = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return per_prediction.reshape(per_prediction.shape[0], -1).mean(dim=1)
+
+
+Loss = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]

@@ -1,0 +1,166 @@
+"""Small graph operations that every pass needs: clone, attributes, flat execution."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+from torch.utils import _pytree as pytree
+
+from advisor.passes.graph import NAME_KEY, PASS_KEY, ROLE_KEY, Graph, name_of
+
+
+def clone(module: GraphModule) -> GraphModule:
+    """A GraphModule with nodes of its own that shares every tensor with ``module``."""
+    copied = GraphModule(module, copy.deepcopy(module.graph), class_name="GraphModule")
+    copied.meta = dict(module.meta)
+    return copied
+
+
+def finish(module: GraphModule) -> GraphModule:
+    """Drop dead nodes and unused attributes, check, and regenerate the code."""
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    return module
+
+
+def attribute(module: torch.nn.Module, target: str) -> Any:
+    """The value behind a ``get_attr`` target such as "encoder.layer.0.weight"."""
+    value: Any = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def set_buffer(module: GraphModule, target: str, value: torch.Tensor) -> None:
+    """Register ``value`` under a dotted name, creating the submodules on the way."""
+    *path, leaf = target.split(".")
+    owner: torch.nn.Module = module
+    for part in path:
+        if not hasattr(owner, part):
+            owner.add_module(part, torch.nn.Module())
+        owner = getattr(owner, part)
+    if leaf in owner._parameters:
+        del owner._parameters[leaf]
+    owner.register_buffer(leaf, value.detach())
+
+
+def free_name(module: GraphModule, target: str) -> str:
+    """``target`` or, when taken, ``target_2``, ``target_3``, ..."""
+    candidate, number = target, 1
+    while _has(module, candidate):
+        number += 1
+        candidate = f"{target}_{number}"
+    return candidate
+
+
+def insert_constant(module: GraphModule, before: Node, target: str, value: torch.Tensor) -> Node:
+    """A ``get_attr`` node, placed before ``before``, of a new buffer.
+
+    The name is ``target`` when nothing but ``before`` reads it so far, else a free one like it.
+    """
+    readers = {
+        user
+        for node in module.graph.find_nodes(op="get_attr", target=target)
+        for user in node.users
+    }
+    if readers != {before}:
+        target = free_name(module, target)
+    set_buffer(module, target, value)
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(target)
+    node.meta["val"] = value
+    return node
+
+
+def stamp(node: Node, *, made_by: str, name: str | None = None, role: str | None = None) -> Node:
+    """Record in the metadata that survives re-export which pass made the node and for what."""
+    custom = dict(node.meta.get("custom") or {})
+    custom[PASS_KEY] = made_by
+    if name is not None:
+        custom[NAME_KEY] = name
+    if role is not None:
+        custom[ROLE_KEY] = role
+    node.meta["custom"] = custom
+    return node
+
+
+def copy_meta(source: Node, target: Node) -> None:
+    """Give a replacement node the provenance (module stack, source line, value) of the old one."""
+    for key in ("nn_module_stack", "stack_trace", "val", "custom", "source_fn_stack"):
+        if key in source.meta:
+            target.meta[key] = source.meta[key]
+
+
+def constant_value(module: GraphModule, node: Any) -> torch.Tensor | None:
+    """The tensor behind a ``get_attr`` node, or None when ``node`` is something else."""
+    if not isinstance(node, Node) or node.op != "get_attr":
+        return None
+    value = attribute(module, str(node.target))
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def flatten_inputs(module: GraphModule, args: Iterable[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """One value per placeholder, in order, from a call's arguments."""
+    info = getattr(module.graph._codegen, "pytree_info", None)
+    if info is None:
+        return [*args, *kwargs.values()]
+    spec: pytree.TreeSpec = info.in_spec
+    names = list(spec.children()[1].context)
+    ordered = {name: kwargs[name] for name in names}
+    flat, _ = pytree.tree_flatten((tuple(args), ordered))
+    return flat
+
+
+def placeholders(module: GraphModule) -> list[Node]:
+    """The input nodes in order."""
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def output_nodes(module: GraphModule) -> list[Node]:
+    """The nodes that the graph returns, flattened, in order."""
+    (output,) = (node for node in module.graph.nodes if node.op == "output")
+    return [arg for arg in pytree.tree_leaves(output.args[0]) if isinstance(arg, Node)]
+
+
+class Tracer(Interpreter):
+    """Runs a graph node by node; subclasses look at or replace values in ``observe``."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+
+    def observe(self, node: Node, value: Any) -> Any:
+        """Called with every computed value; what it returns is used downstream."""
+        return value
+
+    def run_node(self, n: Node) -> Any:
+        """Compute one node, then let ``observe`` see it."""
+        return self.observe(n, super().run_node(n))
+
+    def call(self, args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        """Flat outputs for a call with the model's own arguments."""
+        flat = flatten_inputs(self.module, args, kwargs)  # type: ignore[arg-type]  # a GraphModule
+        return tuple(self.run(*flat, enable_io_processing=False))
+
+
+def node_named(graph: Graph, name: str) -> Node:
+    """The node with that stable name."""
+    for node in graph.module.graph.nodes:
+        if name_of(node) == name:
+            found: Node = node
+            return found
+    raise KeyError(name)
+
+
+def _has(module: torch.nn.Module, target: str) -> bool:
+    value: Any = module
+    for part in target.split("."):
+        if not hasattr(value, part):
+            return False
+        value = getattr(value, part)
+    return True

@@ -1,0 +1,76 @@
+"""Who must decide together: Groups of layers, and TensorClasses of activation tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+
+from advisor.passes.fx import placeholders
+from advisor.passes.graph import Graph, name_of
+from advisor.passes.regions import is_float_tensor, short_op
+from advisor.targets.capability import Capability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Layers that must take the same scheme; named by the first of them."""
+
+    name: str
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorClass:
+    """Tensors that must share scale and zero point while they are statically quantized."""
+
+    tensors: tuple[str, ...]
+
+
+def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
+    """Groups in execution order.
+
+    Two layers share a group when they read the same weight (tied), or when the runtime merges
+    operators that read the same tensor (``Capability.fuse_siblings``). Nothing else joins them:
+    an addition after two layers does not.
+    """
+    links = nx.Graph()
+    links.add_nodes_from(layer.name for layer in graph.layers)
+    by_weight: dict[str, str] = {}
+    by_input: dict[tuple[str, str], str] = {}
+    for layer in graph.layers:
+        links.add_edge(layer.name, by_weight.setdefault(layer.weight, layer.name))
+        if layer.op in capability.fuse_siblings and layer.frozen is None:
+            links.add_edge(layer.name, by_input.setdefault((layer.op, layer.input), layer.name))
+    order = {layer.name: index for index, layer in enumerate(graph.layers)}
+    return tuple(
+        Group(name=members[0], layers=members)
+        for members in _components(links, order)
+    )
+
+
+def class_tensors(graph: Graph, capability: Capability) -> tuple[TensorClass, ...]:
+    """Classes of two tensors or more, in execution order.
+
+    Operators listed in ``StaticRules.shared`` (max-pool, reshape, concat, ...) move numbers
+    without computing new ones, so their inputs and output use one scale. An addition does
+    compute: its inputs keep scales of their own.
+    """
+    if capability.static is None:
+        return ()
+    links = nx.Graph()
+    order: dict[str, int] = {}
+    for node in (*placeholders(graph.module), *graph.module.graph.nodes):
+        order.setdefault(name_of(node), len(order))
+    for node in graph.module.graph.nodes:
+        if short_op(node) in capability.static.shared and is_float_tensor(node):
+            for source in node.all_input_nodes:
+                if is_float_tensor(source):
+                    links.add_edge(name_of(node), name_of(source))
+    return tuple(TensorClass(tensors=members) for members in _components(links, order))
+
+
+def _components(links: nx.Graph, order: dict[str, int]) -> Iterable[tuple[str, ...]]:
+    components = [sorted(part, key=order.__getitem__) for part in nx.connected_components(links)]
+    return (tuple(part) for part in sorted(components, key=lambda part: order[part[0]]))

@@ -1,0 +1,142 @@
+"""The ``advisor::`` operators: what a quantized graph computes, spelled so that exporters see it.
+
+Importing the module registers them with torch; importing it twice is harmless. They hold narrow
+integers unpacked (one int8 or uint8 per element) and compute in float32 with the formulas of
+ONNX QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/): quantize divides by
+the scale, rounds half to even and saturates; dequantize subtracts the zero point, then multiplies.
+They have no gradient: a quantized graph is for inference.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from advisor.errors import UsageError
+
+INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int2": (-2, 1),
+    "ternary": (-1, 1),
+}
+"""Lowest and highest stored integer of every integer dtype."""
+
+_NAMESPACE: Final = "advisor"
+_SCHEMAS: Final = {
+    "dequantize_affine": "(Tensor q, Tensor scale, Tensor? zero_point, int axis, int block,"
+    " str dtype) -> Tensor",
+    "quantize_static": "(Tensor x, float scale, int zero_point, str dtype) -> Tensor",
+    "dequantize_static": "(Tensor q, float scale, int zero_point) -> Tensor",
+}
+
+
+def storage_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype that holds integers of ``dtype``, one element each.
+
+    Raises:
+        UsageError: not an integer dtype.
+    """
+    if dtype not in INTEGER_RANGE:
+        raise UsageError(
+            f"{dtype!r} is not an integer dtype; these are: {', '.join(INTEGER_RANGE)}"
+        )
+    return torch.uint8 if dtype.startswith("u") else torch.int8
+
+
+def _spread(table: torch.Tensor, q: torch.Tensor, axis: int, block: int) -> torch.Tensor:
+    """Shape scales or zero points so that they broadcast against ``q``."""
+    if table.ndim == 0:
+        return table
+    if not block:
+        return table.reshape([-1 if index == axis else 1 for index in range(q.ndim)])
+    return table.repeat_interleave(block, dim=axis).narrow(axis, 0, q.shape[axis])
+
+
+def _dequantize_affine(
+    q: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    axis: int,
+    block: int,
+    dtype: str,
+) -> torch.Tensor:
+    storage_dtype(dtype)
+    axis = axis % max(q.ndim, 1)
+    real = q.to(torch.float32)
+    if zero_point is not None:
+        real = real - _spread(zero_point.to(torch.float32), q, axis, block)
+    return real * _spread(scale.to(torch.float32), q, axis, block)
+
+
+def _dequantize_affine_fake(
+    q: torch.Tensor,
+    scale: torch.Tensor,
+    zero_point: torch.Tensor | None,
+    axis: int,
+    block: int,
+    dtype: str,
+) -> torch.Tensor:
+    return q.new_empty(q.shape, dtype=torch.float32)
+
+
+def _quantize_static(x: torch.Tensor, scale: float, zero_point: int, dtype: str) -> torch.Tensor:
+    low, high = INTEGER_RANGE.get(dtype, (0, 0))
+    holder = storage_dtype(dtype)
+    step = torch.tensor(scale, dtype=torch.float32, device=x.device)
+    integers = torch.round(x.to(torch.float32) / step) + float(zero_point)
+    return integers.clamp(low, high).to(holder)
+
+
+def _quantize_static_fake(
+    x: torch.Tensor, scale: float, zero_point: int, dtype: str
+) -> torch.Tensor:
+    return x.new_empty(x.shape, dtype=storage_dtype(dtype))
+
+
+def _dequantize_static(q: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    step = torch.tensor(scale, dtype=torch.float32, device=q.device)
+    return (q.to(torch.float32) - float(zero_point)) * step
+
+
+def _dequantize_static_fake(q: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
+    return q.new_empty(q.shape, dtype=torch.float32)
+
+
+def register() -> None:
+    """Make ``torch.ops.advisor.*`` known to torch; does nothing the second time.
+
+    ``torch.library.define`` is used instead of ``custom_op`` because the latter wraps every call
+    in a dynamo guard whose marks end up in the metadata of exported nodes.
+    """
+    if hasattr(torch.ops.advisor, "dequantize_affine"):
+        return
+    kernels = {
+        "dequantize_affine": (_dequantize_affine, _dequantize_affine_fake),
+        "quantize_static": (_quantize_static, _quantize_static_fake),
+        "dequantize_static": (_dequantize_static, _dequantize_static_fake),
+    }
+    for name, (kernel, fake) in kernels.items():
+        qualified = f"{_NAMESPACE}::{name}"
+        torch.library.define(qualified, _SCHEMAS[name])
+        torch.library.impl(qualified, "CompositeExplicitAutograd", kernel)
+        torch.library.register_fake(qualified, fake)
+
+
+register()
+
+DEQUANTIZE_AFFINE: Final[torch._ops.OpOverload] = torch.ops.advisor.dequantize_affine.default
+"""(q, scale, zero_point, axis, block, dtype) -> float32 of q's shape.
+
+block 0: one scale for all (scale of rank 0) or one per index of ``axis``. block > 0: one per run
+of ``block`` elements along ``axis``; scale has q's rank, that axis divided by ``block``.
+"""
+
+QUANTIZE_STATIC: Final[torch._ops.OpOverload] = torch.ops.advisor.quantize_static.default
+"""(x, scale, zero_point, dtype) -> integers of x's shape."""
+
+DEQUANTIZE_STATIC: Final[torch._ops.OpOverload] = torch.ops.advisor.dequantize_static.default
+"""(q, scale, zero_point) -> float32 of q's shape."""

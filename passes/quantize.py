@@ -1,0 +1,237 @@
+"""Apply an assignment to a graph: the one graph that is simulated and shipped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.fx import GraphModule, Node
+
+from advisor.formats import Scheme, scheme_named
+from advisor.passes import ops as _ops
+from advisor.passes.apply import dequantize, dequantize_arguments
+from advisor.passes.fx import attribute, clone, copy_meta, finish, insert_constant, stamp
+from advisor.passes.graph import (
+    ActivationParams,
+    Graph,
+    Layer,
+    LayerAssignment,
+    QuantizedGraph,
+    WeightTable,
+    name_of,
+)
+from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
+from advisor.passes.regions import Regions, Site
+from advisor.passes.rounding import round_weight
+from advisor.targets.capability import StaticRules
+
+_ = _ops  # registers the advisor:: operators
+MADE_BY = "quantize"
+
+
+def round_weights(
+    graph: Graph, assignment: Mapping[str, LayerAssignment]
+) -> dict[str, WeightTable]:
+    """The table of every layer whose scheme changes its weight, by weight name."""
+    tables: dict[str, WeightTable] = {}
+    for layer in graph.layers:
+        scheme = scheme_named(assignment[layer.name].scheme)
+        if scheme.weight.dtype != "float32" and layer.weight not in tables:
+            weight = attribute(graph.module, layer.weight)
+            algorithm = assignment[layer.name].algorithm
+            tables[layer.weight] = round_weight(weight, scheme.weight, algorithm)
+    return tables
+
+
+def correct_biases(
+    graph: Graph,
+    assignment: Mapping[str, LayerAssignment],
+    tables: Mapping[str, WeightTable],
+    input_means: Mapping[str, torch.Tensor],
+) -> dict[str, torch.Tensor]:
+    """Biases that cancel the mean error of their layer's rounded weight, by layer name.
+
+    b' = b - Σ (Q(w) - w) E[x] per output channel (Nagel et al. 2019, arXiv:1906.04721, section
+    4.2); for convolutions over all kernel positions, as if no position were padded. Only layers
+    that have a bias are corrected.
+    """
+    corrected: dict[str, torch.Tensor] = {}
+    for layer in graph.layers:
+        scheme = scheme_named(assignment[layer.name].scheme)
+        if layer.bias is None or scheme.weight.is_float or layer.name not in input_means:
+            continue
+        weight: torch.Tensor = attribute(graph.module, layer.weight)
+        change = dequantize(tables[layer.weight], scheme.weight, layer.weight_shape) - weight
+        mean = input_means[layer.name]
+        per_input = change.flatten(2).sum(-1) if change.ndim > 2 else change
+        if layer.groups > 1:
+            outputs = layer.weight_shape[0] // layer.groups
+            mean_rows = mean.reshape(layer.groups, -1).repeat_interleave(outputs, dim=0)
+            shift = (per_input * mean_rows).sum(dim=1)
+        else:
+            shift = per_input @ mean
+        bias: torch.Tensor = attribute(graph.module, layer.bias)
+        corrected[layer.name] = bias - shift
+    return corrected
+
+
+def quantize(
+    graph: Graph,
+    assignment: Mapping[str, LayerAssignment],
+    *,
+    weights: Mapping[str, WeightTable],
+    params: Mapping[str, ActivationParams],
+    regions: Regions,
+    rules: StaticRules | None,
+    biases: Mapping[str, torch.Tensor] | None = None,
+) -> QuantizedGraph:
+    """Build the quantized graph.
+
+    Given: a normalised graph, a scheme per layer, the integers, the static parameters of every
+    tensor that can be quantized. Result: each weight is dequantized from its integers, each
+    quantized tensor passes quantize_static and dequantize_static; nothing is rounded here but
+    biases that the runtime keeps as int32.
+    """
+    module = clone(graph.module)
+    calls = {
+        name_of(node): node
+        for node in module.graph.nodes
+        if node.target in LAYER_OPS and node.op == "call_function"
+    }
+    layers = {layer.name: layer for layer in graph.layers}
+    static = {
+        name for name, choice in assignment.items() if scheme_named(choice.scheme).is_static
+    }
+    quantized = regions.quantized(static)
+    _replace_weights(module, calls, layers, assignment, weights)
+    _replace_biases(
+        module, calls, layers, static, weights=weights, params=params,
+        rules=rules, corrected=biases or {},
+    )
+    by_name = {site.tensor: site for site in regions.sites}
+    for tensor, for_all in quantized.items():
+        _insert_static(module, by_name[tensor], params[tensor], calls, static, for_all)
+    return QuantizedGraph(
+        module=finish(module),
+        float_graph=graph,
+        assignment=dict(assignment),
+        weights=dict(weights),
+        activations={tensor: params[tensor] for tensor in quantized},
+        biases=dict(biases or {}),
+    )
+
+
+def _replace_weights(
+    module: GraphModule,
+    calls: Mapping[str, Node],
+    layers: Mapping[str, Layer],
+    assignment: Mapping[str, LayerAssignment],
+    weights: Mapping[str, WeightTable],
+) -> None:
+    made: dict[str, Node] = {}
+    for name, node in calls.items():
+        layer = layers.get(name)
+        if layer is None:
+            continue
+        scheme = scheme_named(assignment[name].scheme)
+        stamp(node, made_by=MADE_BY, name=name, role="op")
+        if scheme.weight.dtype == "float32":
+            continue
+        old = weight_argument(node)
+        if layer.weight not in made:
+            first = next(iter(module.graph.nodes))
+            made[layer.weight] = _weight_node(module, first, old, layer, scheme, weights)
+        node.replace_input_with(old, made[layer.weight])
+
+
+def _weight_node(
+    module: GraphModule,
+    first: Node,
+    old: Node,
+    layer: Layer,
+    scheme: Scheme,
+    weights: Mapping[str, WeightTable],
+) -> Node:
+    """Nodes at the graph's start that rebuild one weight from what is stored."""
+    table = weights[layer.weight]
+    values = insert_constant(module, first, f"{layer.weight}_values", table.values)
+    operator = torch.ops.aten._to_copy.default
+    with module.graph.inserting_before(first):
+        if table.scale is None:
+            rebuilt = module.graph.call_function(operator, (values,), {"dtype": torch.float32})
+        else:
+            scale = insert_constant(module, first, f"{layer.weight}_scale", table.scale)
+            axis, block, dtype = dequantize_arguments(scheme.weight)
+            rebuilt = module.graph.call_function(
+                torch.ops.advisor.dequantize_affine.default,
+                (values, scale, None, axis, block, dtype),
+            )
+            stamp(rebuilt, made_by=MADE_BY, name=layer.weight, role="weight")
+            if tuple(table.values.shape) != layer.weight_shape:
+                rebuilt = module.graph.call_function(
+                    torch.ops.aten.view.default, (rebuilt, list(layer.weight_shape))
+                )
+    copy_meta(old, rebuilt)
+    return stamp(rebuilt, made_by=MADE_BY, name=layer.weight, role="weight")
+
+
+def _replace_biases(
+    module: GraphModule,
+    calls: Mapping[str, Node],
+    layers: Mapping[str, Layer],
+    static: set[str],
+    *,
+    weights: Mapping[str, WeightTable],
+    params: Mapping[str, ActivationParams],
+    rules: StaticRules | None,
+    corrected: Mapping[str, torch.Tensor],
+) -> None:
+    for name, node in calls.items():
+        layer = layers.get(name)
+        if layer is None or layer.bias is None:
+            continue
+        bias: torch.Tensor = corrected.get(name, attribute(module, layer.bias))
+        as_int32 = rules is not None and name in static and layer.op in rules.int32_bias
+        if as_int32:
+            scale = weights[layer.weight].scale
+            assert scale is not None  # a static scheme has integer weights
+            step = scale * torch.tensor(params[layer.input].scale)
+            bias = (bias / step).round() * step
+        if as_int32 or name in corrected:
+            old = node.args[2]
+            constant = insert_constant(module, node, f"{layer.bias}_planned", bias)
+            if isinstance(old, Node):
+                copy_meta(old, constant)
+            stamp(constant, made_by=MADE_BY, name=f"{name}.bias", role="bias")
+            node.update_arg(2, constant)
+
+
+def _insert_static(
+    module: GraphModule,
+    site: Site,
+    params: ActivationParams,
+    calls: Mapping[str, Node],
+    static: set[str],
+    for_all: bool,
+) -> None:
+    source = next(node for node in module.graph.nodes if node.name == site.node)
+    readers = [calls[name] for name in site.readers if name in static]
+    with module.graph.inserting_after(source):
+        q = module.graph.call_function(
+            torch.ops.advisor.quantize_static.default,
+            (source, params.scale, params.zero_point, params.dtype),
+        )
+    with module.graph.inserting_after(q):
+        restored = module.graph.call_function(
+            torch.ops.advisor.dequantize_static.default, (q, params.scale, params.zero_point)
+        )
+    for node in (q, restored):
+        copy_meta(source, node)
+    stamp(q, made_by=MADE_BY, name=site.tensor, role="quantize")
+    stamp(restored, made_by=MADE_BY, name=site.tensor, role="dequantize")
+    if for_all:
+        source.replace_all_uses_with(restored, delete_user_cb=lambda user: user is not q)
+    else:
+        for reader in readers:
+            assert input_argument(reader) is source or source in reader.all_input_nodes
+            reader.replace_input_with(source, restored)

@@ -1,0 +1,46 @@
+"""Rounding algorithms: how the weights of a layer become the integers of a scheme.
+
+An algorithm is a function ``(weight, format) -> WeightTable``; ``ALGORITHMS`` lists them. To add
+one, write it in a file of its own and list it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from advisor.errors import UsageError
+from advisor.formats import TensorFormat
+from advisor.passes.graph import WeightTable
+from advisor.passes.rounding.mse import round_by_mse
+from advisor.passes.rounding.rtn import round_to_nearest
+
+ALGORITHMS: Final[dict[str, Callable[[torch.Tensor, TensorFormat], WeightTable]]] = {
+    "rtn": round_to_nearest,
+    "mse": round_by_mse,
+}
+
+IMPLEMENTED_DTYPES: Final = frozenset({"float32", "float16", "bfloat16", "int8", "int4", "int2"})
+"""Weight dtypes that ``round_weight`` can make today."""
+
+
+def round_weight(weight: torch.Tensor, fmt: TensorFormat, algorithm: str) -> WeightTable:
+    """The weight in ``fmt``: integers and scales, or the cast floats.
+
+    weight: torch layout (out, ...), float32.
+
+    Raises:
+        UsageError: unknown algorithm, or a format without an implementation.
+    """
+    if fmt.dtype not in IMPLEMENTED_DTYPES:
+        raise UsageError(
+            f"weights as {fmt.dtype} cannot be made yet; possible: "
+            f"{', '.join(sorted(IMPLEMENTED_DTYPES))}"
+        )
+    if fmt.is_float:
+        return WeightTable(values=weight.to(getattr(torch, fmt.dtype)))
+    if algorithm not in ALGORITHMS:
+        raise UsageError(f"unknown algorithm {algorithm!r}; possible: {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[algorithm](weight, fmt)

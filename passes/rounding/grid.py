@@ -1,0 +1,67 @@
+"""The integer grid of a format and the rows that share a scale."""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+
+from advisor.formats import PerBlock, PerChannel, PerTensor, TensorFormat
+from advisor.passes.graph import WeightTable
+
+
+def integer_range(fmt: TensorFormat) -> tuple[int, int]:
+    """Smallest and largest integer.
+
+    8 bits use -127..127, since -128 breaks the symmetry that some int8 kernels rely on; narrower
+    formats use every code, because one in 16 (or 4) is too many to waste.
+    """
+    half = 2 ** (fmt.bits - 1)
+    return (1 - half, half - 1) if fmt.bits == 8 else (-half, half - 1)
+
+
+def to_rows(weight: torch.Tensor, fmt: TensorFormat) -> torch.Tensor:
+    """The weight as (scales, elements): every row shares one scale."""
+    match fmt.granularity:
+        case PerTensor():
+            return weight.reshape(1, -1)
+        case PerChannel(axis=axis):
+            return weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
+        case PerBlock(size=size):
+            return weight.reshape(-1, size)
+
+
+def from_rows(
+    integers: torch.Tensor, scale: torch.Tensor, shape: torch.Size, fmt: TensorFormat
+) -> WeightTable:
+    """Undo ``to_rows``: integers of (scales, elements) and one scale per row.
+
+    Block formats of more than two dimensions stay flattened to (out, rest), as they are stored.
+    """
+    values = integers.to(torch.int8)
+    match fmt.granularity:
+        case PerTensor():
+            return WeightTable(values=values.reshape(shape), scale=scale.reshape(()))
+        case PerChannel(axis=axis):
+            moved = (shape[axis], *shape[:axis], *shape[axis + 1 :])
+            return WeightTable(
+                values=values.reshape(moved).movedim(0, axis).contiguous(), scale=scale
+            )
+        case PerBlock():
+            rows = shape[0]
+            return WeightTable(
+                values=values.reshape(rows, prod(shape[1:])), scale=scale.reshape(rows, -1)
+            )
+
+
+def safe_scale(scale: torch.Tensor) -> torch.Tensor:
+    """Scales that can be divided by: a row of zeros gets 1."""
+    tiny = torch.finfo(torch.float32).tiny
+    return torch.where(scale > tiny, scale, torch.ones_like(scale))
+
+
+def quantize_rows(
+    rows: torch.Tensor, scale: torch.Tensor, bounds: tuple[int, int]
+) -> torch.Tensor:
+    """Nearest integers (half to even, as every runtime does), saturated; still float32."""
+    return (rows / scale[:, None]).round_().clamp_(*bounds)

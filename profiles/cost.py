@@ -1,0 +1,158 @@
+"""What a layer costs under a scheme: bytes on disk, bytes resident, seconds, joules.
+
+One function per quantity. Everything here is modelled from the profile and the runtime's
+capability data; the ``origin`` of a number made from it is "modelled".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from advisor.formats import DTYPE_BITS, PerBlock, Scheme, storage_bits
+from advisor.passes.graph import Layer
+from advisor.profiles.roofline import (
+    boundary_seconds,
+    effective_compute,
+    energy_joules,
+    family_of,
+    layer_seconds,
+)
+from advisor.profiles.schema import FAMILIES, Profile
+from advisor.targets.capability import Capability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerCost:
+    """Cost of one layer. energy_j: None when the profile publishes no figure."""
+
+    size_bytes: int
+    resident_bytes: int
+    scratch_bytes: int
+    latency_s: float
+    energy_j: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """Elements that a layer reads and writes at the deployment batch."""
+
+    input_elements: int
+    output_elements: int
+
+
+def layer_cost(
+    layer: Layer,
+    scheme: Scheme,
+    traffic: Traffic,
+    *,
+    capability: Capability,
+    profile: Profile,
+    threads: int | None,
+) -> LayerCost:
+    """Every cost of ``layer`` under ``scheme``, its weight counted in full."""
+    stored = weight_bytes(layer, scheme, capability)
+    expanded = is_storage_only(layer, scheme, capability)
+    full = prod(layer.weight_shape) * _bytes(capability.float_dtype)
+    is_lookup = layer.op == "embedding"
+    per_weight = stored / max(prod(layer.weight_shape), 1)
+    read = traffic.output_elements * per_weight if is_lookup else float(stored)
+    scratch = 0
+    dtype = compute_dtype(scheme, capability)
+    seconds = 0.0
+    if expanded and not is_lookup:
+        read = float(full)
+        if not scheme.weight.is_float:  # turned into floats at every call, not once at load
+            scratch = full
+            seconds = boundary_seconds(
+                profile,
+                elements=prod(layer.weight_shape),
+                from_element_bytes=per_weight,
+                to_element_bytes=_bytes(capability.float_dtype),
+                threads=threads,
+            )
+    moved = activation_bytes(layer, scheme, traffic, capability)
+    family = family_of(layer) if _has_family(layer) else "elementwise"
+    seconds += layer_seconds(
+        profile,
+        op_family=family,
+        macs=layer.macs,
+        weight_bytes=read,
+        activation_bytes=moved,
+        compute_dtype=dtype,
+        threads=threads,
+    )
+    loads_expanded = expanded and scheme.weight.is_float and not is_lookup
+    return LayerCost(
+        size_bytes=stored,
+        resident_bytes=full if loads_expanded else stored,
+        scratch_bytes=scratch,
+        latency_s=seconds,
+        energy_j=energy_joules(
+            profile, macs=layer.macs, traffic_bytes=read + moved, compute_dtype=dtype
+        ),
+    )
+
+
+def weight_bytes(layer: Layer, scheme: Scheme, capability: Capability) -> int:
+    """Bytes of the layer's weight on disk, scales included."""
+    scales = capability.scale_dtype_of(scheme)
+    return storage_bits(layer.weight_shape, scheme.weight, scale_dtype=scales) // 8
+
+
+def is_storage_only(layer: Layer, scheme: Scheme, capability: Capability) -> bool:
+    """Whether the runtime expands the weight before computing, so that time is not saved."""
+    entry = capability.schemes.get(scheme.name)
+    return entry is not None and layer.op in entry.storage_only
+
+
+def compute_dtype(scheme: Scheme, capability: Capability) -> str:
+    """Dtype of the multiplication; "float" means the runtime's own float dtype."""
+    return capability.float_dtype if scheme.compute == "float" else scheme.compute
+
+
+def activation_bytes(
+    layer: Layer, scheme: Scheme, traffic: Traffic, capability: Capability
+) -> float:
+    """Bytes of activations read and written: integers under a static scheme where it has them."""
+    width = _bytes(capability.float_dtype)
+    reads_integers = scheme.is_static
+    rules = capability.static
+    writes_integers = reads_integers and rules is not None and layer.op in rules.quantized_output
+    read = traffic.input_elements * (1 if reads_integers else width)
+    written = traffic.output_elements * (1 if writes_integers else width)
+    return float(read + written)
+
+
+def plain_seconds(
+    profile: Profile,
+    *,
+    macs: int,
+    moved_bytes: int,
+    capability: Capability,
+    threads: int | None,
+) -> float:
+    """Seconds of an operator without a weight of its own (add, softmax, attention products)."""
+    return layer_seconds(
+        profile,
+        op_family="linear" if macs else "elementwise",
+        macs=macs,
+        weight_bytes=0,
+        activation_bytes=moved_bytes,
+        compute_dtype=effective_compute(profile, capability.float_dtype).dtype,
+        threads=threads,
+    )
+
+
+def block_size(scheme: Scheme) -> int | None:
+    """The block of a per-block scheme, else None."""
+    granularity = scheme.weight.granularity
+    return granularity.size if isinstance(granularity, PerBlock) else None
+
+
+def _bytes(dtype: str) -> int:
+    return DTYPE_BITS[dtype] // 8
+
+
+def _has_family(layer: Layer) -> bool:
+    return layer.op in FAMILIES or layer.op in ("conv1d", "conv2d")

@@ -1,0 +1,141 @@
+"""Finding profiles: the ones shipped here, the ones packages register, and a user's own file."""
+
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Final
+
+from advisor.errors import ProfileError
+from advisor.profiles.parse import parse_profile
+from advisor.profiles.schema import Profile
+
+ENTRY_POINT_GROUP: Final = "advisor.profiles"
+"""Packages add profiles by an entry point of this group. Its object is the path of a TOML file or
+of a folder of them, or a function without arguments that returns such a path."""
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """The profile of that name or alias (in any case), or the one in that TOML file.
+
+    A ``Path``, and a string that ends in ".toml" or holds a path separator, is read as a file.
+
+    Raises:
+        ProfileError: no such profile or file, or the file is not a valid profile; names the field.
+    """
+    if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
+        return _read(Path(name_or_path))
+    wanted = name_or_path.strip().lower()
+    if wanted == "host":
+        raise ProfileError(
+            "target 'host': measuring this machine is not available yet; choose the nearest "
+            f"profile ({', '.join(profile_names())}) or write a TOML file and pass its path"
+        )
+    files = _files()
+    if wanted in files:
+        return _read_named(wanted, files[wanted])
+    by_alias = _aliases(list_profiles())
+    if wanted in by_alias:
+        return by_alias[wanted]
+    known = sorted({*files, *by_alias})
+    near = get_close_matches(wanted, known, n=3, cutoff=0.4)
+    guess = f"did you mean {' or '.join(near)}? " if near else ""
+    raise ProfileError(
+        f"unknown target {name_or_path!r}; {guess}profiles: {', '.join(sorted(files))}; "
+        f"aliases: {', '.join(name for name in known if name not in files)}; "
+        "or pass the path of a profile TOML"
+    )
+
+
+def profile_names() -> tuple[str, ...]:
+    """Names of all profiles that can be loaded by name, sorted; aliases not included."""
+    return tuple(sorted(_files()))
+
+
+def list_profiles() -> tuple[Profile, ...]:
+    """All profiles that can be loaded by name, sorted by name.
+
+    Raises:
+        ProfileError: one of the files is not a valid profile.
+    """
+    return tuple(_read_named(name, path) for name, path in sorted(_files().items()))
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.lower().endswith(".toml") or "/" in text or "\\" in text
+
+
+def _read(path: Path) -> Profile:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProfileError(
+            f"cannot read the profile {path}: {error}; pass the path of a TOML file, "
+            f"or one of {', '.join(profile_names())}"
+        ) from error
+    return parse_profile(text, path.name)
+
+
+def _read_named(name: str, path: Path) -> Profile:
+    profile = _read(path)
+    if profile.name != name:
+        raise ProfileError(
+            f"{path.name}: name: {profile.name!r} must equal the file's name, {name!r}, "
+            "which it is looked up by; rename one of them"
+        )
+    return profile
+
+
+def _files() -> dict[str, Path]:
+    """Path of every profile by name, which is the file's stem."""
+    files = _shipped()
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        for path in _registered(entry):
+            name = path.stem
+            if name in files and files[name] != path:
+                raise ProfileError(
+                    f"two profiles are named {name!r}: {files[name]} and {path}; "
+                    f"rename the one that the entry point {entry.name!r} registers"
+                )
+            files[name] = path
+    return files
+
+
+def _shipped() -> dict[str, Path]:
+    return {path.stem: path for path in Path(__file__).parent.glob("*.toml")}
+
+
+def _registered(entry: EntryPoint) -> list[Path]:
+    try:
+        registered: object = entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ProfileError(
+            f"entry point {entry.name!r} of {ENTRY_POINT_GROUP} cannot be loaded: {error}; "
+            "repair or uninstall the package that registers it"
+        ) from error
+    value = registered() if callable(registered) else registered
+    if not isinstance(value, str | Path):
+        raise ProfileError(
+            f"entry point {entry.name!r} of {ENTRY_POINT_GROUP} gives {value!r}; "
+            "expected the path of a TOML file or of a folder of them"
+        )
+    path = Path(value)
+    if path.is_dir():
+        return sorted(path.glob("*.toml"))
+    if not path.is_file():
+        raise ProfileError(
+            f"entry point {entry.name!r} of {ENTRY_POINT_GROUP} gives {path}, which does not exist"
+        )
+    return [path]
+
+
+def _aliases(profiles: tuple[Profile, ...]) -> dict[str, Profile]:
+    found: dict[str, Profile] = {}
+    for profile in profiles:
+        for alias in (profile.name, *profile.aliases):
+            other = found.setdefault(alias.lower(), profile)
+            if other is not profile:
+                raise ProfileError(
+                    f"the alias {alias!r} stands for both {other.name} and {profile.name}; "
+                    "remove it from one of them"
+                )
+    return found

@@ -1,0 +1,289 @@
+"""Time and energy of one operator on a profile: the roofline model plus a fixed overhead.
+
+An operator takes the longer of its arithmetic at the attainable throughput and its traffic at the
+attainable bandwidth (S. Williams, A. Waterman, D. Patterson, "Roofline: an insightful visual
+performance model for multicore architectures", CACM 52(4), 2009), and a launch. Everything here is
+modelled, never measured.
+"""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Final, Literal
+
+from advisor.errors import ProfileError, UsageError
+from advisor.passes.graph import Layer
+from advisor.profiles.schema import FAMILIES, Compute, Profile, Unit
+
+WIDER: Final[dict[str, tuple[str, ...]]] = {
+    "float32": (),
+    "float16": ("float32",),
+    "bfloat16": ("float32",),
+    "float8_e4m3": ("float16", "bfloat16", "float32"),
+    "float8_e5m2": ("float16", "bfloat16", "float32"),
+    "fp4": ("float8_e4m3", "float16", "bfloat16", "float32"),
+    "int8": ("float16", "bfloat16", "float32"),
+    "int4": ("int8", "float16", "bfloat16", "float32"),
+}
+"""By dtype, what a device without it computes in instead: the first that it has. Every entry
+represents all values of the dtype before it (int8 is exact in float16 and bfloat16), which is why
+float16 and bfloat16 do not stand in for each other."""
+
+SAME_ARITHMETIC: Final = {"uint8": "int8", "uint4": "int4"}
+"""Signedness does not change the throughput."""
+
+CONVERT_OPS: Final = 4
+"""Operations per element of a quantize, dequantize or cast pass: scale, shift, round, clamp."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EffectiveCompute:
+    """The arithmetic that a device really uses for a requested dtype.
+
+    ops_per_s: peak of ``unit``, all its cores. widened: True when ``dtype`` is not what was asked.
+    """
+
+    dtype: str
+    ops_per_s: float
+    unit: Unit
+    widened: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RooflineTime:
+    """The parts of an operator's time. compute_s and memory_s overlap; overhead_s does not."""
+
+    compute_s: float
+    memory_s: float
+    overhead_s: float
+
+    @property
+    def seconds(self) -> float:
+        """The modelled time."""
+        return max(self.compute_s, self.memory_s) + self.overhead_s
+
+    @property
+    def bound(self) -> Literal["compute", "memory", "overhead"]:
+        """What the time is mostly made of."""
+        if self.overhead_s > max(self.compute_s, self.memory_s):
+            return "overhead"
+        return "compute" if self.compute_s >= self.memory_s else "memory"
+
+
+def effective_compute(profile: Profile, dtype: str) -> EffectiveCompute:
+    """What ``profile`` computes in when ``dtype`` is asked for, and how fast.
+
+    The rule: ``dtype`` itself if the profile has a throughput for it, else the first entry of
+    ``WIDER[dtype]`` that it has. A dtype that several units offer runs on the fastest of them.
+    ``dtype`` is the dtype of the multiplication, not of storage: a weight-only scheme multiplies
+    in the runtime's float dtype, whatever its weights are stored in.
+
+    Raises:
+        UsageError: not a compute dtype.
+        ProfileError: the profile has neither the dtype nor a wider one.
+    """
+    base = SAME_ARITHMETIC.get(dtype, dtype)
+    if base not in WIDER:
+        raise UsageError(
+            f"{dtype!r} is not a compute dtype; compute dtypes: {', '.join([*WIDER, 'uint8'])}. "
+            "For a format that is only stored, ask for the dtype that it is expanded to"
+        )
+    for candidate in (base, *WIDER[base]):
+        offers = [entry for entry in profile.compute if entry.dtype == candidate]
+        if offers:
+            best = max(offers, key=_peak)
+            return EffectiveCompute(
+                dtype=candidate,
+                ops_per_s=_peak(best),
+                unit=best.unit,
+                widened=candidate != base,
+            )
+    raise ProfileError(
+        f"{profile.name}: no throughput for {dtype} or a wider dtype; "
+        f"it has {', '.join(profile.dtypes)}"
+    )
+
+
+def family_of(layer: Layer) -> str:
+    """The operator family (one of ``FAMILIES``) that a layer's efficiency is looked up by.
+
+    Raises:
+        UsageError: the operator belongs to no family.
+    """
+    if layer.is_depthwise:
+        return "depthwise"
+    if layer.op in ("conv1d", "conv2d"):
+        return "conv"
+    return _known_family(layer.op)
+
+
+def layer_time(
+    profile: Profile,
+    *,
+    op_family: str,
+    macs: float,
+    weight_bytes: float,
+    activation_bytes: float,
+    compute_dtype: str,
+    threads: int | None = None,
+) -> RooflineTime:
+    """The modelled time of one operator, in its parts.
+
+    compute = 2 * macs / (peak * efficiency), memory = (weight_bytes + activation_bytes) /
+    sustained bandwidth, and one launch. An embedding has no arithmetic: its efficiency is the
+    share of the sustained bandwidth that a gather of rows reaches.
+
+    Args:
+        profile: the device.
+        op_family: one of ``FAMILIES``.
+        macs: multiply-accumulates of the operator at the deployment batch.
+        weight_bytes: weights read, as stored (for an embedding: the rows looked up).
+        activation_bytes: activations read and written.
+        compute_dtype: dtype of the multiplication; ``effective_compute`` says what is used.
+        threads: CPU threads; None: all cores. CPU throughput is scaled by threads / cores, and
+            more threads than cores add nothing. Other units do not depend on it.
+
+    Raises:
+        UsageError: unknown family or dtype, a negative amount, fewer than one thread.
+        ProfileError: the profile has neither the dtype nor a wider one.
+    """
+    family = _known_family(op_family)
+    _check_amounts(macs=macs, weight_bytes=weight_bytes, activation_bytes=activation_bytes)
+    used = effective_compute(profile, compute_dtype)
+    share = profile.efficiency[family].value
+    traffic = weight_bytes + activation_bytes
+    bandwidth = sustained_bandwidth(profile, threads)
+    return RooflineTime(
+        compute_s=2 * macs / (_scaled(profile, used, threads) * share),
+        memory_s=traffic / (bandwidth * share if family == "embedding" else bandwidth),
+        overhead_s=profile.overhead.launch_s.value,
+    )
+
+
+def layer_seconds(
+    profile: Profile,
+    *,
+    op_family: str,
+    macs: float,
+    weight_bytes: float,
+    activation_bytes: float,
+    compute_dtype: str,
+    threads: int | None = None,
+) -> float:
+    """The modelled time of one operator in seconds; arguments and errors as ``layer_time``."""
+    return layer_time(
+        profile,
+        op_family=op_family,
+        macs=macs,
+        weight_bytes=weight_bytes,
+        activation_bytes=activation_bytes,
+        compute_dtype=compute_dtype,
+        threads=threads,
+    ).seconds
+
+
+def boundary_seconds(
+    profile: Profile,
+    *,
+    elements: float,
+    from_element_bytes: float,
+    to_element_bytes: float,
+    threads: int | None = None,
+) -> float:
+    """Seconds of one pass that quantizes, dequantizes or casts a tensor of ``elements``.
+
+    Reads and writes every element once (from_element_bytes, to_element_bytes: bytes of one
+    element, 0.5 for a packed int4) and does ``CONVERT_OPS`` operations on it at the throughput of
+    the profile's slowest dtype (conversions gain nothing from matrix units for narrow ones) and
+    the efficiency of elementwise operators; plus one launch.
+
+    Raises:
+        UsageError: a negative amount, fewer than one thread.
+    """
+    _check_amounts(
+        elements=elements, from_element_bytes=from_element_bytes, to_element_bytes=to_element_bytes
+    )
+    slowest = profile.dtypes[-1]
+    rate = _scaled(profile, effective_compute(profile, slowest), threads)
+    return RooflineTime(
+        compute_s=elements * CONVERT_OPS / (rate * profile.efficiency["elementwise"].value),
+        memory_s=elements
+        * (from_element_bytes + to_element_bytes)
+        / sustained_bandwidth(profile, threads),
+        overhead_s=profile.overhead.launch_s.value,
+    ).seconds
+
+
+def sustained_bandwidth(profile: Profile, threads: int | None = None) -> float:
+    """Main-memory bytes per second that kernels reach with ``threads`` CPU threads (None: all).
+
+    The peak times ``memory.fraction``, and no more than the threads can draw where the profile
+    states the bandwidth of one core.
+
+    Raises:
+        UsageError: fewer than one thread.
+    """
+    memory = profile.memory
+    whole = memory.bandwidth_bytes_per_s.value * memory.fraction.value
+    active = _active_cores(profile, threads)
+    per_core = memory.core_bandwidth_bytes_per_s
+    if active is None or per_core is None:
+        return whole
+    return min(whole, active * per_core.value)
+
+
+def dispatch_seconds(profile: Profile) -> float:
+    """Seconds added once per forward pass; 0 when the profile knows of none."""
+    dispatch = profile.overhead.dispatch_s
+    return 0.0 if dispatch is None else dispatch.value
+
+
+def energy_joules(
+    profile: Profile, *, macs: float, traffic_bytes: float, compute_dtype: str
+) -> float | None:
+    """Energy of one operator: 2 * macs operations and ``traffic_bytes`` of main-memory traffic.
+
+    None when the profile has no energy figure for the dtype that is really used: energy is only
+    given where numbers are published.
+
+    Raises:
+        UsageError: not a compute dtype, or a negative amount.
+        ProfileError: the profile has neither the dtype nor a wider one.
+    """
+    _check_amounts(macs=macs, traffic_bytes=traffic_bytes)
+    used = effective_compute(profile, compute_dtype)
+    if profile.energy is None or used.dtype not in profile.energy.joules_per_op:
+        return None
+    per_op = profile.energy.joules_per_op[used.dtype].value
+    return 2 * macs * per_op + traffic_bytes * profile.energy.joules_per_byte.value
+
+
+def _peak(entry: Compute) -> float:
+    return entry.ops_per_s.value
+
+
+def _scaled(profile: Profile, used: EffectiveCompute, threads: int | None) -> float:
+    active = _active_cores(profile, threads)
+    if used.unit != "cpu" or active is None or profile.cores is None:
+        return used.ops_per_s
+    return used.ops_per_s * active / profile.cores.value
+
+
+def _active_cores(profile: Profile, threads: int | None) -> float | None:
+    """Cores at work; None when all are, or when the profile has no cores to count."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads={threads}: at least one thread is needed; None means all cores")
+    if threads is None or profile.cores is None:
+        return None
+    return min(float(threads), profile.cores.value)
+
+
+def _known_family(name: str) -> str:
+    if name not in FAMILIES:
+        raise UsageError(f"unknown operator family {name!r}; families: {', '.join(FAMILIES)}")
+    return name
+
+
+def _check_amounts(**amounts: float) -> None:
+    for name, amount in amounts.items():
+        if not isfinite(amount) or amount < 0:
+            raise UsageError(f"{name}={amount!r}: expected a finite amount of 0 or more")

@@ -1,0 +1,141 @@
+"""What a hardware profile says: figures with their origin and source, as frozen data.
+
+A profile describes one device that a model is deployed to. Every number is a ``Figure``: the value
+in SI base units (bytes, seconds, operations, joules), how it was obtained and where it is from.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Final, Literal
+
+SCHEMA: Final = 1
+"""Version of the TOML format. A profile of another version is refused, never guessed at."""
+
+Kind = Literal["cpu", "gpu", "npu", "tpu", "soc"]
+KINDS: Final[tuple[Kind, ...]] = ("cpu", "gpu", "npu", "tpu", "soc")
+"""What a device is; "soc" has several compute units on one memory."""
+
+Unit = Literal["cpu", "gpu", "npu", "tpu"]
+UNITS: Final[tuple[Unit, ...]] = ("cpu", "gpu", "npu", "tpu")
+"""Where a throughput is available."""
+
+FigureOrigin = Literal["published", "derived", "measured", "estimate"]
+FIGURE_ORIGINS: Final[tuple[FigureOrigin, ...]] = ("published", "derived", "measured", "estimate")
+"""published: the source states it. derived: computed from what sources state; the formula is in
+``says``. measured: timed on the device. estimate: an assumption, always open to correction."""
+
+COMPUTE_DTYPES: Final = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float8_e4m3",
+    "float8_e5m2",
+    "fp4",
+    "int8",
+    "int4",
+)
+"""Arithmetic a device can have a throughput for. Storage-only formats (nf4, look-up tables) are
+expanded to one of these before they are multiplied."""
+
+FAMILIES: Final = ("linear", "conv", "depthwise", "embedding", "elementwise")
+"""Operator families with an efficiency of their own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One number of a profile.
+
+    source: title and address of the document. says: what it states, or the formula, or why an
+    estimate was chosen.
+    """
+
+    value: float
+    origin: FigureOrigin
+    source: str
+    says: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The device's main memory.
+
+    bandwidth_bytes_per_s: peak, all cores together. core_bandwidth_bytes_per_s: the most that one
+    CPU core can draw, where that is less. fraction: share of the peak that kernels sustain.
+    """
+
+    capacity_bytes: Figure
+    bandwidth_bytes_per_s: Figure
+    fraction: Figure
+    core_bandwidth_bytes_per_s: Figure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """Peak dense throughput of one unit in one dtype; a multiply-accumulate is two operations."""
+
+    unit: Unit
+    dtype: str
+    ops_per_s: Figure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """Time that does not depend on the amount of work.
+
+    launch_s: per operator. dispatch_s: per forward pass, where a driver or another process has to
+    be woken; None when nothing is known of it.
+    """
+
+    launch_s: Figure
+    dispatch_s: Figure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Energy per unit of work: joules_per_op by dtype, joules_per_byte of main-memory traffic."""
+
+    joules_per_byte: Figure
+    joules_per_op: Mapping[str, Figure]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """One device. Throughput figures are for the whole device, all cores included.
+
+    runtime: name of the runtime that plans for this device use unless told otherwise. platform:
+    versions that a scheme's minimum is compared with (``advisor.targets.platforms``), such as
+    {"sm": "90"} or {"macos": "15"}. cores: CPU cores, None when no throughput depends on them.
+    efficiency: by family, share of the peak that kernels reach.
+    """
+
+    name: str
+    title: str
+    aliases: tuple[str, ...]
+    vendor: str
+    family: str
+    kind: Kind
+    runtime: str
+    platform: Mapping[str, str]
+    cores: Figure | None
+    memory: Memory
+    compute: tuple[Compute, ...]
+    efficiency: Mapping[str, Figure]
+    overhead: Overhead
+    energy: Energy | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content: comments, key order and spacing of the file do not change it."""
+        canonical = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True, allow_nan=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Dtypes with a throughput of their own, fastest first (ties by name)."""
+        peaks: dict[str, float] = {}
+        for entry in self.compute:
+            peaks[entry.dtype] = max(peaks.get(entry.dtype, 0.0), entry.ops_per_s.value)
+        return tuple(sorted(peaks, key=lambda dtype: (-peaks[dtype], dtype)))

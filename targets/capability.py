@@ -1,0 +1,219 @@
+"""What a runtime supports, as data: one ``<runtime>.toml`` beside this file.
+
+Nothing here loads torch. The question every part of the product asks is ``support(...)``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Final
+
+from advisor.errors import UsageError
+from advisor.formats import PerBlock, Scheme
+from advisor.passes.graph import Layer
+from advisor.targets.platforms import shortfall
+
+WEIGHTED_OPS: Final = (
+    "linear",
+    "conv1d",
+    "conv2d",
+    "conv_transpose2d",
+    "embedding",
+    "lstm",
+    "attention",
+    "matmul",
+)
+"""Operators that a scheme can apply to. Layers have the first kinds only; the others are known so
+that the data can speak of them."""
+
+TENSOR_OPS: Final = (
+    "relu",
+    "hardtanh",
+    "clamp",
+    "add",
+    "sub",
+    "mul",
+    "max_pool2d",
+    "avg_pool2d",
+    "mean",
+    "cat",
+    "pad",
+    "slice",
+    "view",
+    "reshape",
+    "flatten",
+    "transpose",
+    "permute",
+    "unsqueeze",
+    "squeeze",
+)
+"""Operators without weights that static rules speak of: ATen names without the overload."""
+
+_FOLDER: Final = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Support:
+    """Whether something can be done, and if not, why."""
+
+    ok: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeSupport:
+    """Where one scheme is available.
+
+    ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
+    "iOS18", "sm80" or "opset 25"; empty when every supported version does. ragged: whether a
+    block size need not divide the inputs. zero_points: whether the runtime also takes a zero
+    point for the weights; a scheme's own weights are symmetric. storage_only: operators on which
+    the scheme saves bytes but not time, because the weight is expanded to float before use.
+    note: what a user should know. source: where the fact is from.
+    """
+
+    scheme: str
+    ops: tuple[str, ...]
+    minimum: str = ""
+    ragged: bool = False
+    zero_points: bool = False
+    storage_only: tuple[str, ...] = ()
+    note: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticRules:
+    """How a runtime computes with statically quantized activations.
+
+    dtype, symmetric: format of an activation tensor, always per tensor. quantized_output:
+    operators that run in integers only when their output is quantized too. fused: activation
+    functions folded into the operator before them, so that the quantized output is the
+    function's. followers: operators without weights that run in integers when all their inputs
+    do. shared: operators whose input and output must share scale and zero point. int32_bias:
+    operators whose bias is rounded to int32 at input scale x weight scale; elsewhere it stays
+    float.
+    """
+
+    dtype: str
+    symmetric: bool
+    quantized_output: tuple[str, ...] = ()
+    fused: tuple[str, ...] = ()
+    followers: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    int32_bias: tuple[str, ...] = ()
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicRules:
+    """How a runtime quantizes activations while it runs.
+
+    granularity: "per-row" (a scale for every vector of inputs) or "per-tensor" (one scale for
+    the whole batch, so that a sample's result depends on its neighbours).
+    """
+
+    dtype: str
+    symmetric: bool
+    granularity: str
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """Everything the planner must know of a runtime.
+
+    emitter: whether this package can write the runtime's files. float_dtype: what "float" means
+    in a scheme's ``compute``. scale_dtype: how scales are stored; block_scale_dtype: the same for
+    per-block scales; block_scale_rounding: dtype that the runtime rounds per-block scales to
+    before it computes. schemes: what is supported, by scheme. refused: schemes that a user might
+    expect, and why the runtime does not really have them. fuse_siblings: operators that the
+    runtime merges when they read the same tensor (their layers must take one scheme). static,
+    dynamic: None when such activations are not supported.
+    """
+
+    name: str
+    title: str
+    version: str
+    float_dtype: str
+    scale_dtype: str
+    schemes: dict[str, SchemeSupport]
+    emitter: bool = False
+    block_scale_dtype: str = "float32"
+    block_scale_rounding: str = "float32"
+    refused: dict[str, str] = field(default_factory=dict[str, str])
+    fuse_siblings: tuple[str, ...] = ()
+    static: StaticRules | None = None
+    dynamic: DynamicRules | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def support(
+        self,
+        layer: Layer,
+        scheme: Scheme,
+        platform: Mapping[str, str] | None = None,
+    ) -> Support:
+        """Whether the runtime runs ``layer`` under ``scheme``; the reason when it does not.
+
+        platform: versions of the machine, such as ``{"compute_capability": "sm80"}`` or
+        ``{"ios": "17", "macos": "14"}``; a scheme that needs a newer one is refused.
+
+        Raises:
+            UsageError: ``platform`` has an unknown key or a version that cannot be read.
+        """
+        if layer.frozen and not scheme.is_float:
+            return Support(ok=False, reason=layer.frozen)
+        if scheme.name in self.refused:
+            return Support(ok=False, reason=self.refused[scheme.name])
+        entry = self.schemes.get(scheme.name)
+        if entry is None:
+            return Support(ok=False, reason=f"{self.title} has no {scheme.name}")
+        if layer.op not in entry.ops:
+            return Support(
+                ok=False,
+                reason=f"{self.title} runs {scheme.name} only on {', '.join(entry.ops)}",
+            )
+        granularity = scheme.weight.granularity
+        if isinstance(granularity, PerBlock) and not entry.ragged:
+            inputs = prod(layer.weight_shape[1:])
+            if inputs % granularity.size:
+                return Support(
+                    ok=False,
+                    reason=f"block {granularity.size} does not divide {inputs} inputs",
+                )
+        missing = shortfall(entry.minimum, platform or {})
+        if missing:
+            return Support(ok=False, reason=f"{scheme.name} {missing}")
+        return Support(ok=True)
+
+    def scale_dtype_of(self, scheme: Scheme) -> str:
+        """How the scales of a weight under ``scheme`` are stored."""
+        blocked = isinstance(scheme.weight.granularity, PerBlock)
+        return self.block_scale_dtype if blocked else self.scale_dtype
+
+
+def capability_names() -> tuple[str, ...]:
+    """The runtimes described by a TOML file beside this module, sorted."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+
+
+@cache
+def load_capability(name: str) -> Capability:
+    """The capability in ``<name>.toml`` beside this module.
+
+    Raises:
+        UsageError: no such runtime, or a malformed file (the message has the field's path).
+    """
+    # The parser needs the classes above, so it can only be imported once they exist.
+    from advisor.targets.capability_toml import parse_capability
+
+    names = capability_names()
+    if name not in names:
+        close = get_close_matches(name, names)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise UsageError(f"unknown runtime {name!r}{hint}; known runtimes: {', '.join(names)}")
+    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    return parse_capability(text, name=name)

@@ -1,0 +1,258 @@
+"""Read ``<runtime>.toml`` into a ``Capability``, checking every field.
+
+A scheme or operator that the product does not know, a field that nothing reads, and rules that
+contradict each other are errors with the path of the field, such as ``scheme[3].ops[1]``.
+"""
+
+import tomllib
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
+from typing import Final, NoReturn, TypeVar, cast
+
+from advisor.errors import UsageError
+from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, Scheme
+from advisor.targets.capability import (
+    TENSOR_OPS,
+    WEIGHTED_OPS,
+    Capability,
+    DynamicRules,
+    SchemeSupport,
+    StaticRules,
+)
+from advisor.targets.platforms import MINIMUM
+
+T = TypeVar("T")
+
+_MISSING: Final = object()
+_KINDS: Final[dict[type[object], str]] = {
+    str: "text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
+_GRANULARITIES: Final = ("per-row", "per-tensor")
+
+
+def parse_capability(text: str, *, name: str) -> Capability:
+    """The capability that ``text`` (TOML) describes; ``name`` is the runtime's.
+
+    Raises:
+        UsageError: not TOML, a field is missing, unknown or of the wrong kind, or a scheme or
+            operator is unknown; the message has the path of the field.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{name}.toml: not valid TOML: {error}") from error
+    top = _Table(tables, file=name)
+    if top.text("name") != name:
+        top.fail("name", f"is {top.text('name')!r}, but the file describes {name!r}")
+    schemes = _read_schemes(top)
+    static = top.optional_table("static")
+    dynamic = top.optional_table("dynamic")
+    scale_dtype = top.choice("scale_dtype", FLOAT_DTYPES)
+    block_scale_dtype = top.choice("block_scale_dtype", FLOAT_DTYPES, default=scale_dtype)
+    capability = Capability(
+        name=name,
+        title=top.text("title"),
+        version=top.text("version"),
+        emitter=top.get("emitter", bool),
+        float_dtype=top.choice("float_dtype", FLOAT_DTYPES),
+        scale_dtype=scale_dtype,
+        block_scale_dtype=block_scale_dtype,
+        block_scale_rounding=top.choice(
+            "block_scale_rounding", FLOAT_DTYPES, default=block_scale_dtype
+        ),
+        schemes=schemes,
+        refused=_read_refused(top, schemes),
+        fuse_siblings=top.names("fuse_siblings", WEIGHTED_OPS, "operator", default=()),
+        static=None if static is None else _read_static(static, schemes),
+        dynamic=None if dynamic is None else _read_dynamic(dynamic),
+        notes=top.texts("notes", default=()),
+    )
+    top.finish()
+    _check_activations(top, capability)
+    return capability
+
+
+def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
+    schemes: dict[str, SchemeSupport] = {}
+    for table in top.tables("scheme"):
+        names = table.names("names", SCHEMES, "scheme")
+        ops = table.names("ops", WEIGHTED_OPS, "operator")
+        minimum = table.text("minimum", default="")
+        if minimum and MINIMUM.fullmatch(minimum) is None:
+            table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80' or 'opset 25'")
+        ragged = table.get("ragged", bool, default=False)
+        zero_points = table.get("zero_points", bool, default=False)
+        storage_only = table.names("storage_only", ops, "operator of this entry", default=())
+        note = table.text("note", default="")
+        source = table.text("source")
+        table.finish()
+        for position, scheme in enumerate(names):
+            if scheme in schemes:
+                table.fail(f"names[{position}]", f"scheme {scheme!r} is described twice")
+            schemes[scheme] = SchemeSupport(
+                scheme=scheme,
+                ops=ops,
+                minimum=minimum,
+                ragged=ragged,
+                zero_points=zero_points,
+                storage_only=storage_only,
+                note=note,
+                source=source,
+            )
+    return schemes
+
+
+def _read_refused(top: "_Table", schemes: Collection[str]) -> dict[str, str]:
+    refused: dict[str, str] = {}
+    for table in top.tables("refused", optional=True):
+        reason = f"{table.text('reason')} ({table.text('source')})"
+        for position, scheme in enumerate(table.names("names", SCHEMES, "scheme")):
+            if scheme in schemes or scheme in refused:
+                table.fail(f"names[{position}]", f"scheme {scheme!r} is described twice")
+            refused[scheme] = reason
+        table.finish()
+    return refused
+
+
+def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRules:
+    ops = [op for name, entry in schemes.items() if SCHEMES[name].is_static for op in entry.ops]
+    followers = table.names("followers", TENSOR_OPS, "operator", default=())
+    rules = StaticRules(
+        dtype=table.choice("dtype", DTYPE_BITS),
+        symmetric=table.get("symmetric", bool),
+        quantized_output=table.names("quantized_output", ops, "statically quantized operator"),
+        fused=table.names("fused", TENSOR_OPS, "operator", default=()),
+        followers=followers,
+        shared=table.names("shared", followers, "follower", default=()),
+        int32_bias=table.names("int32_bias", ops, "statically quantized operator"),
+        source=table.text("source"),
+    )
+    table.finish()
+    return rules
+
+
+def _read_dynamic(table: "_Table") -> DynamicRules:
+    rules = DynamicRules(
+        dtype=table.choice("dtype", DTYPE_BITS),
+        symmetric=table.get("symmetric", bool),
+        granularity=table.choice("granularity", _GRANULARITIES),
+        source=table.text("source"),
+    )
+    table.finish()
+    return rules
+
+
+def _check_activations(top: "_Table", capability: Capability) -> None:
+    """A scheme that quantizes activations needs the rules that say how, and the reverse."""
+
+    def uses(scheme: Scheme, *, dynamic: bool) -> bool:
+        # float8 activations have a format of their own; the integer rules do not describe them.
+        return (
+            scheme.activation is not None
+            and scheme.activation.dynamic is dynamic
+            and scheme.activation.dtype.endswith("int8")
+        )
+
+    for field, present, dynamic in (
+        ("static", capability.static is not None, False),
+        ("dynamic", capability.dynamic is not None, True),
+    ):
+        users = [name for name in capability.schemes if uses(SCHEMES[name], dynamic=dynamic)]
+        if users and not present:
+            top.fail(field, f"missing table; {', '.join(users)} need it")
+        if present and not users:
+            top.fail(field, "no scheme uses this table")
+
+
+class _Table:
+    """One TOML table that remembers its path and which fields were read."""
+
+    def __init__(self, values: dict[str, object], *, file: str, path: str = "") -> None:
+        self._values = values
+        self._file = file
+        self._path = path
+        self._read: set[str] = set()
+
+    def fail(self, field: str, problem: str) -> NoReturn:
+        path = f"{self._path}.{field}" if self._path else field
+        raise UsageError(f"{self._file}.toml: {path}: {problem}")
+
+    def get(self, field: str, kind: type[T], *, default: object = _MISSING) -> T:
+        self._read.add(field)
+        value = self._values.get(field, default)
+        if value is _MISSING:
+            self.fail(field, "missing field")
+        if not isinstance(value, kind):
+            self.fail(field, f"expected {_KINDS[kind]}, found {value!r}")
+        return value
+
+    def text(self, field: str, *, default: object = _MISSING) -> str:
+        value = self.get(field, str, default=default)
+        if default is _MISSING and not value.strip():
+            self.fail(field, "must not be empty")
+        return value
+
+    def texts(self, field: str, *, default: Sequence[str] | None = None) -> tuple[str, ...]:
+        missing: object = _MISSING if default is None else list(default)
+        values = cast("list[object]", self.get(field, list, default=missing))
+        for position, value in enumerate(values):
+            if not isinstance(value, str):
+                self.fail(f"{field}[{position}]", f"expected text, found {value!r}")
+        return tuple(cast("list[str]", values))
+
+    def choice(self, field: str, known: Collection[str], *, default: object = _MISSING) -> str:
+        value = self.text(field, default=default)
+        if value not in known:
+            self.fail(field, f"{value!r} is not one of {', '.join(sorted(known))}")
+        return value
+
+    def names(
+        self,
+        field: str,
+        known: Collection[str],
+        kind: str,
+        *,
+        default: Sequence[str] | None = None,
+    ) -> tuple[str, ...]:
+        values = self.texts(field, default=default)
+        for position, value in enumerate(values):
+            if value not in known:
+                close = get_close_matches(value, known)
+                hint = f"did you mean {' or '.join(close)}?" if close else ""
+                known_list = f"known: {', '.join(dict.fromkeys(known))}"
+                self.fail(f"{field}[{position}]", f"unknown {kind} {value!r}; {hint or known_list}")
+            if value in values[:position]:
+                self.fail(f"{field}[{position}]", f"{value!r} is listed twice")
+        if default is None and kind in {"scheme", "operator"} and not values:
+            self.fail(field, "must not be empty")
+        return values
+
+    def optional_table(self, field: str) -> "_Table | None":
+        if field not in self._values:
+            return None
+        values = cast("dict[str, object]", self.get(field, dict))
+        return _Table(values, file=self._file, path=field)
+
+    def tables(self, field: str, *, optional: bool = False) -> list["_Table"]:
+        values = cast("list[object]", self.get(field, list, default=[] if optional else _MISSING))
+        tables: list[_Table] = []
+        for position, value in enumerate(values):
+            path = f"{field}[{position}]"
+            if not isinstance(value, dict):
+                self.fail(path, f"expected a table, found {value!r}")
+            table = cast("dict[str, object]", value)
+            tables.append(_Table(table, file=self._file, path=path))
+        return tables
+
+    def finish(self) -> None:
+        """Every field that nothing read is an error: a typo must not be ignored."""
+        for field in self._values:
+            if field not in self._read:
+                close = get_close_matches(field, self._read)
+                hint = f"did you mean {close[0]}?" if close else ""
+                self.fail(
+                    field, f"unknown field; {hint or 'known: ' + ', '.join(sorted(self._read))}"
+                )

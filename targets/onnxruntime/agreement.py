@@ -1,0 +1,252 @@
+"""Hold an artifact against the simulation: layer by layer on equal inputs, then end to end.
+
+A flip of one rounding spreads through the layers after it, so a layer is judged on the
+simulation's own input, and only the whole on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch.fx import GraphModule, Interpreter, Node
+
+from advisor.passes import ops
+from advisor.passes.fx import placeholders
+from advisor.passes.graph import name_of
+from advisor.targets.base import Mismatch
+from advisor.targets.onnxruntime.cut import find_cut, run_cut
+from advisor.targets.onnxruntime.legalise import LAYER_TARGETS
+from advisor.targets.onnxruntime.manifest import LayerRecord
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+FLOAT_TOLERANCE: Final = 1e-5
+"""Largest absolute difference over the largest magnitude of the simulation's output."""
+
+FLIP_SHARE: Final = 1e-3
+"""Share of integers that may differ by one step: roundings that fall the other way."""
+
+END_TO_END_SHARE: Final = 0.1
+"""Distance to the simulation over the simulation's own distance to the float model."""
+
+FUSED: Final = frozenset(
+    {
+        torch.ops.aten.relu.default,
+        torch.ops.aten.hardtanh.default,
+        torch.ops.aten.clamp.default,
+    }
+)
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreement:
+    """How far one layer is from the simulation on equal inputs.
+
+    error: relative for floats, in steps for integers. flips, compared: integers that differ and
+    that were compared. problem: empty when the layer agrees.
+    """
+
+    layer: str
+    error: float
+    flips: int = 0
+    compared: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A layer in the simulation: the nodes whose values are its input and its output."""
+
+    layer: LayerRecord
+    source: Node
+    end: Node
+
+
+def check_layers(
+    model: ir.Model,
+    module: GraphModule,
+    layers: Sequence[LayerRecord],
+    flat_inputs: Sequence[torch.Tensor],
+    entries: Mapping[str, str],
+) -> list[Agreement]:
+    """Run every layer of ``model`` alone on the simulation's input of that layer.
+
+    module: the simulation. layers: those with an operator this target knows; frozen ones have
+    none and are covered end to end. flat_inputs: one per tensor input.
+    """
+    taps = find_taps(module, layers)
+    found: list[Agreement] = []
+
+    def judge(tap: Tap, feed: torch.Tensor, expected: torch.Tensor) -> None:
+        found.append(_judge(model, tap, feed.numpy(), expected.numpy(), entries))
+
+    run_tapped(module, taps, flat_inputs, judge)
+    order = {layer.name: index for index, layer in enumerate(layers)}
+    return sorted(found, key=lambda agreement: order[agreement.layer])
+
+
+def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
+    """The layers that the simulation's graph computes with an operator this target knows."""
+    records = {layer.name: layer for layer in layers}
+    taps: list[Tap] = []
+    for node in module.graph.nodes:
+        record = records.get(name_of(node)) if node.target in LAYER_TARGETS else None
+        if record is None:
+            continue
+        source = node.args[1 if record.op == "embedding" else 0]
+        if not isinstance(source, Node):
+            continue
+        is_static = source.target is ops.DEQUANTIZE_STATIC
+        if is_static and isinstance(source.args[0], Node):
+            source = source.args[0]
+        taps.append(Tap(record, source, _end(node) if is_static else node))
+    return taps
+
+
+def _end(node: Node) -> Node:
+    """The quantizer right after a static layer and its fused activation, else the layer."""
+    last = node
+    while len(last.users) == 1:
+        user = next(iter(last.users))
+        if user.target is ops.QUANTIZE_STATIC:
+            return user
+        if user.target not in FUSED:
+            break
+        last = user
+    return node
+
+
+def run_tapped(
+    module: GraphModule,
+    taps: Sequence[Tap],
+    flat_inputs: Sequence[torch.Tensor],
+    judge: Callable[[Tap, torch.Tensor, torch.Tensor], None],
+) -> list[torch.Tensor]:
+    """Run the simulation; call ``judge`` on every tap as soon as its output exists.
+
+    Returns the output tensors. Values are dropped once no later tap needs them.
+    """
+    ends: dict[Node, list[Tap]] = {}
+    open_uses: dict[Node, int] = {}
+    for tap in taps:
+        ends.setdefault(tap.end, []).append(tap)
+        open_uses[tap.source] = open_uses.get(tap.source, 0) + 1
+    kept: dict[Node, torch.Tensor] = {}
+
+    class Taps(Interpreter):
+        def run_node(self, n: Node) -> Any:
+            value = super().run_node(n)
+            if n in open_uses:
+                kept[n] = value
+            for tap in ends.get(n, ()):
+                judge(tap, kept[tap.source], value)
+                open_uses[tap.source] -= 1
+                if not open_uses[tap.source]:
+                    del kept[tap.source]
+            return value
+
+    with torch.no_grad():
+        outputs = Taps(module).run(*_placed(module, flat_inputs), enable_io_processing=False)
+    return [value for value in _flatten(outputs) if isinstance(value, torch.Tensor)]
+
+
+def _flatten(outputs: Any) -> Sequence[Any]:
+    return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+
+
+def _placed(module: GraphModule, flat_inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """One value per placeholder; scalars that export fixed take the value they were fixed to."""
+    remaining = iter(flat_inputs)
+    placed: list[Any] = []
+    nodes = placeholders(module)
+    for node in nodes:
+        fixed = node.meta.get("val")
+        is_tensor = isinstance(fixed, torch.Tensor) or len(nodes) == len(flat_inputs)
+        placed.append(next(remaining) if is_tensor else fixed)
+    return placed
+
+
+def _judge(
+    model: ir.Model, tap: Tap, feed: Array, expected: Array, entries: Mapping[str, str]
+) -> Agreement:
+    layer = tap.layer
+    quantized_as = name_of(tap.end) if tap.end.target is ops.QUANTIZE_STATIC else ""
+    cut = find_cut(model, layer.name, layer.op == "embedding", quantized_as)
+    if cut is None:
+        return Agreement(
+            layer=layer.name, error=float("inf"), problem="the layer's tensors are not in the file"
+        )
+    if cut.start.dtype is not None and cut.start.dtype.numpy() != feed.dtype:
+        return Agreement(
+            layer=layer.name,
+            error=float("inf"),
+            problem=f"reads {cut.start.dtype.name.lower()} instead of {feed.dtype}",
+        )
+    found = run_cut(model, cut, feed, expected, entries)
+    if quantized_as:
+        return _compare_integers(layer.name, found, expected)
+    return _compare_floats(layer.name, found, expected)
+
+
+def _compare_integers(layer: str, found: Array, expected: Array) -> Agreement:
+    steps = np.abs(found.astype(np.int64) - expected.astype(np.int64))
+    flips, worst = int(np.count_nonzero(steps)), int(steps.max(initial=0))
+    allowed = max(1, int(FLIP_SHARE * steps.size))
+    problem = ""
+    if worst > 1 or flips > allowed:
+        problem = f"{flips} of {steps.size} integers differ, by up to {worst} (allowed: {allowed})"
+    return Agreement(
+        layer=layer, error=float(worst), flips=flips, compared=steps.size, problem=problem
+    )
+
+
+def _compare_floats(layer: str, found: Array, expected: Array) -> Agreement:
+    worst = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
+    size = float(np.abs(expected).max(initial=0.0))
+    error = worst / size if size else worst
+    problem = ""
+    if not error <= FLOAT_TOLERANCE:
+        problem = f"differs by {error:.2e} of its largest value (allowed: {FLOAT_TOLERANCE:.0e})"
+    return Agreement(layer=layer, error=error, problem=problem)
+
+
+def compare_end_to_end(
+    names: Sequence[str],
+    artifact: Sequence[Array],
+    simulation: Sequence[Array],
+    floats: Sequence[Array],
+) -> tuple[float, list[Mismatch]]:
+    """Largest absolute difference of any output, and the outputs that are out of bounds.
+
+    The bound on the Euclidean distance to the simulation is a tenth of what quantization itself
+    moved the output, and never less than the float tolerance of its size.
+    """
+    worst, problems = 0.0, []
+    for name, found, expected, original in zip(names, artifact, simulation, floats, strict=True):
+        if found.shape != expected.shape:
+            problems.append(
+                Mismatch(name=name, expected=f"{expected.shape}", found=f"{found.shape}")
+            )
+            continue
+        reference = expected.astype(np.float64)
+        distance = found.astype(np.float64) - reference
+        worst = max(worst, float(np.abs(distance).max(initial=0.0)))
+        moved = float(np.linalg.norm(reference - original))
+        bound = max(END_TO_END_SHARE * moved, FLOAT_TOLERANCE * float(np.linalg.norm(reference)))
+        length = float(np.linalg.norm(distance))
+        if not length <= bound:
+            problems.append(
+                Mismatch(
+                    name=name,
+                    expected=f"within {bound:.3g} of the simulation",
+                    found=f"{length:.3g} away",
+                )
+            )
+    return worst, problems

@@ -1,0 +1,68 @@
+"""Which operator ONNX Runtime really executes for every layer, and which ones are acceptable."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.onnxruntime.readback import expected_scheme
+from advisor.targets.onnxruntime.session import open_session
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+_RENAMED: Final = r"(_token_\d+|_nchwc|/\w*Fusion/?)*"
+"""What ONNX Runtime's graph transformers append to the name of a node they replace."""
+
+_EXTERNAL: Final = {
+    "session.optimized_model_external_initializers_file_name": "weights.bin",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
+
+STATIC_CONV: Final = frozenset({"QLinearConv"})
+STATIC_LINEAR: Final = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
+BLOCK_LINEAR: Final = frozenset({"MatMulNBits"})
+BYTE_EMBEDDING: Final = frozenset({"DequantizeLinear"})
+BLOCK_EMBEDDING: Final = frozenset({"GatherBlockQuantized"})
+
+
+def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
+    """Operators that compute the layer as planned; empty when any does."""
+    scheme = expected_scheme(layer)
+    if not scheme.startswith("w"):
+        return frozenset()
+    if scheme == "w8a8":
+        return STATIC_CONV if layer.op.startswith("conv") else STATIC_LINEAR
+    if layer.op == "embedding":
+        return BYTE_EMBEDDING if scheme.startswith("w8") else BLOCK_EMBEDDING
+    return BLOCK_LINEAR if layer.op == "linear" else frozenset()
+
+
+def executed_kernels(
+    model: Path, layers: Iterable[LayerRecord], entries: Mapping[str, str]
+) -> dict[str, str]:
+    """The operator of ONNX Runtime's optimised graph by layer name; missing when not found."""
+    import onnx_ir as ir
+
+    with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        open_session(model, {**entries, **_EXTERNAL}, optimized=optimized)
+        graph = ir.load(optimized).graph
+        return {layer.name: kernel for layer in layers if (kernel := _kernel(graph, layer))}
+
+
+def _kernel(graph: ir.Graph, layer: LayerRecord) -> str:
+    pattern = re.compile(re.escape(layer.name) + _RENAMED)
+    stored = (f"{layer.name}.weight", layer.weight)
+    readers: list[str] = []
+    for node in graph:
+        if pattern.fullmatch(str(node.name)):
+            return node.op_type
+        names = [str(value.name) for value in node.inputs if value is not None]
+        if any(name == part or name == f"{part}_T" for name in names for part in stored):
+            readers.append(node.op_type)
+    return readers[0] if readers else ""

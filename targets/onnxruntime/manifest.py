@@ -1,0 +1,166 @@
+"""artifact.json: what the ONNX file should contain and how the model is called. Plain data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from advisor.errors import PlanError
+
+SCHEMA: Final = 1
+MODEL_FILE: Final = "model.onnx"
+MANIFEST_FILE: Final = "artifact.json"
+SESSION_FILE: Final = "session.json"
+CHECK_FOLDER: Final = "check"
+
+SESSION_ENTRIES: Final = {"session.qdq_matmulnbits_accuracy_level": "0"}
+"""Settings under which ONNX Runtime computes what was planned.
+
+Without them it turns a weight-only layer into MatMulNBits at accuracy level 4, which also
+quantizes the activations to eight bits: another scheme, about 1 % away.
+"""
+
+Record = TypeVar("Record", "LayerRecord", "TensorRecord", "InputRecord", "OutputRecord")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRecord:
+    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout."""
+
+    name: str
+    op: str
+    scheme: str
+    weight: str
+    weight_shape: tuple[int, ...]
+    weight_sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorRecord:
+    """Static quantization of one activation tensor as planned."""
+
+    name: str
+    scale: float
+    zero_point: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputRecord:
+    """One tensor input. path: where it sits in the call, [0, position, ...] or [1, name, ...].
+
+    shape: a number, or the name of a dimension that may change. dtype: numpy's name.
+    argument: name of the parameter of the model's own forward.
+    """
+
+    name: str
+    argument: str
+    path: tuple[int | str, ...]
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputRecord:
+    """One tensor output."""
+
+    name: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything needed to run and check the artifact. structure: see ``signature.describe``."""
+
+    layers: tuple[LayerRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+    inputs: tuple[InputRecord, ...]
+    outputs: tuple[OutputRecord, ...]
+    structure: Any
+
+
+def write_manifest(manifest: Manifest, folder: Path) -> None:
+    """Write artifact.json and session.json into ``folder``."""
+    write_json(folder / MANIFEST_FILE, {"schema": SCHEMA, **asdict(manifest)})
+    write_json(folder / SESSION_FILE, SESSION_ENTRIES)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON that is the same bytes for the same value."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read artifact.json.
+
+    Raises:
+        PlanError: missing, corrupt, of a newer schema, or with fields that are not known.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise PlanError(
+            f"{folder} holds no {MANIFEST_FILE}, so it is no ONNX Runtime artifact; "
+            "pass the folder that plan.compile wrote"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} is corrupt ({error}); compile the plan again") from error
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        found = data.get("schema") if isinstance(data, dict) else None
+        raise PlanError(
+            f"{path} has schema {found!r}, this version reads {SCHEMA}; "
+            "compile the plan again or update quantadvisor"
+        )
+    expected = {"schema", *(field.name for field in fields(Manifest))}
+    _refuse_others(path, "", data, expected)
+    return Manifest(
+        layers=_records(path, data, "layers", LayerRecord),
+        tensors=_records(path, data, "tensors", TensorRecord),
+        inputs=_records(path, data, "inputs", InputRecord),
+        outputs=_records(path, data, "outputs", OutputRecord),
+        structure=data["structure"],
+    )
+
+
+def read_session_entries(folder: Path) -> dict[str, str]:
+    """Read session.json.
+
+    Raises:
+        PlanError: missing or not a table of strings.
+    """
+    path = folder / SESSION_FILE
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
+    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+        raise PlanError(f"{path} should map setting names to strings; compile the plan again")
+    return dict(data)
+
+
+def _records(path: Path, data: dict[str, Any], key: str, kind: type[Record]) -> tuple[Record, ...]:
+    rows = data[key]
+    if not isinstance(rows, list):
+        raise PlanError(f"{path}: {key} should be a list; compile the plan again")
+    names = {field.name for field in fields(kind)}
+    made: list[Record] = []
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise PlanError(f"{path}: {key}[{index}] should be a table; compile the plan again")
+        _refuse_others(path, f"{key}[{index}].", row, names)
+        made.append(
+            kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()})
+        )
+    return tuple(made)
+
+
+def _refuse_others(path: Path, prefix: str, data: dict[str, Any], names: set[str]) -> None:
+    unknown = [f"{prefix}{name}" for name in data if name not in names]
+    missing = [f"{prefix}{name}" for name in sorted(names) if name not in data]
+    if unknown or missing:
+        raise PlanError(
+            f"{path}: unknown fields {unknown}, missing fields {missing}; compile the plan again"
+        )

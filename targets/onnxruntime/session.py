@@ -1,0 +1,72 @@
+"""ONNX Runtime sessions with the settings that the artifact was checked under."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from advisor.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+INSTALL: Final = 'pip install "quantadvisor[onnxruntime]"'
+PROVIDER: Final = "CPUExecutionProvider"
+_ERRORS_ONLY: Final = 3
+logger = logging.getLogger("advisor")
+
+
+def require(*names: str) -> None:
+    """Check that packages are importable.
+
+    Raises:
+        MissingDependencyError: names them and the command that installs them.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"the ONNX Runtime target needs {', '.join(missing)}, not installed here; "
+            f"run: {INSTALL}"
+        )
+
+
+def open_session(
+    model: Path | bytes,
+    entries: Mapping[str, str],
+    *,
+    threads: int | None = None,
+    optimized: Path | None = None,
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU.
+
+    entries: session configuration, as in session.json. threads: of one operator; None leaves the
+    choice to ONNX Runtime. optimized: where to write the graph that will really run.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    require("onnxruntime")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+
+
+def runtime_version() -> str:
+    """Name and version of the runtime, such as "onnxruntime 1.31.1"."""
+    require("onnxruntime")
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}"

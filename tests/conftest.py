@@ -1,0 +1,31 @@
+"""What every test may rely on: nothing outside the test's own folders is touched or reached."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Set at import, before any library reads them: models and data come from installed packages only.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+# Timing never decides a test, and a failure must come back on the next run.
+settings.register_profile("advisor", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("advisor")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root folder."""
+    return ROOT
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder of the test session's own, for subprocesses too."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["ADVISOR_CACHE"] = str(folder)
+    return folder

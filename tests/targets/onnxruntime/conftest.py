@@ -1,0 +1,189 @@
+"""Small quantized graphs made by hand, so that these tests judge the target alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from advisor.formats import PerBlock, Scheme, scheme_named
+from advisor.passes import ops
+from advisor.passes.capture import capture
+from advisor.passes.fx import clone, finish, flatten_inputs, insert_constant, stamp
+from advisor.passes.graph import (
+    ActivationParams,
+    Graph,
+    Layer,
+    LayerAssignment,
+    QuantizedGraph,
+    WeightTable,
+    name_of,
+)
+from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
+
+aten = torch.ops.aten
+FUSED = (aten.relu.default, aten.hardtanh.default)
+Quantizer = Callable[..., QuantizedGraph]
+
+
+def rounded(weight: torch.Tensor, scheme: Scheme) -> WeightTable:
+    """Round to nearest with the largest magnitude of every row (or block) on the grid's end."""
+    if scheme.weight.dtype == "float16":
+        return WeightTable(values=weight.to(torch.float16))
+    if scheme.weight.is_float:
+        return WeightTable(values=weight)
+    low, high = ops.INTEGER_RANGE[scheme.weight.dtype]
+    flat = weight.reshape(weight.shape[0], -1)
+    granularity = scheme.weight.granularity
+    size = granularity.size if isinstance(granularity, PerBlock) else flat.shape[1]
+    blocks = flat.reshape(flat.shape[0], -1, size)
+    scale = (blocks.abs().amax(-1) / high).clamp_min(1e-8)
+    integers = (blocks / scale[..., None]).round().clamp(max(low, -high), high).to(torch.int8)
+    is_blocked = isinstance(granularity, PerBlock)
+    return WeightTable(
+        values=integers.reshape(weight.shape), scale=scale if is_blocked else scale[:, 0]
+    )
+
+
+def observed(module: torch.fx.GraphModule, graph: Graph) -> dict[str, tuple[float, float]]:
+    """Smallest and largest value of every tensor on the example inputs, by stable name."""
+    ranges: dict[str, tuple[float, float]] = {}
+
+    class Observer(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
+                ranges[name_of(n)] = (float(value.min()), float(value.max()))
+            return value
+
+    Observer(module).run(
+        *flatten_inputs(module, graph.args, graph.kwargs), enable_io_processing=False
+    )
+    return ranges
+
+
+def params(low: float, high: float) -> ActivationParams:
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(torch.tensor(max(high - low, 1e-6) / 255, dtype=torch.float32))
+    return ActivationParams(scale=scale, zero_point=round(-low / scale), dtype="uint8")
+
+
+def make(
+    model: torch.nn.Module,
+    inputs: tuple[Any, ...] | dict[str, Any],
+    schemes: str | Mapping[str, str],
+    *,
+    dynamic: bool = True,
+) -> QuantizedGraph:
+    args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+    graph = capture(model.eval(), args, kwargs)
+    chosen = (
+        {layer.name: schemes for layer in graph.layers} if isinstance(schemes, str) else schemes
+    )
+    module = clone(graph.module)
+    ranges = observed(module, graph)
+    nodes = {name_of(n): n for n in module.graph.nodes if n.target in LAYER_OPS}
+    tables: dict[str, WeightTable] = {}
+    activations: dict[str, ActivationParams] = {}
+    assignment: dict[str, LayerAssignment] = {}
+    for layer in graph.layers:
+        scheme = scheme_named(chosen.get(layer.name, "fp32"))
+        assignment[layer.name] = LayerAssignment(scheme=scheme.name, algorithm="rtn")
+        if layer.frozen is None:
+            node = nodes[layer.name]
+            stamp(node, made_by="test", name=layer.name, role="op")
+            write_weight(module, node, layer, scheme, tables)
+            if scheme.is_static and layer.op != "embedding":
+                quantize_tensor(module, input_argument(node), ranges, activations)
+                if layer.op.startswith("conv"):
+                    users = list(node.users)
+                    fused = len(users) == 1 and users[0].target in FUSED
+                    quantize_tensor(module, users[0] if fused else node, ranges, activations)
+    return QuantizedGraph(
+        module=finish(module),
+        float_graph=graph,
+        assignment=assignment,
+        weights=tables,
+        activations=activations,
+    )
+
+
+def write_weight(
+    module: torch.fx.GraphModule,
+    node: torch.fx.Node,
+    layer: Layer,
+    scheme: Scheme,
+    tables: dict[str, WeightTable],
+) -> None:
+    source = weight_argument(node)
+    weight = module.get_parameter(layer.weight).data
+    table = tables.setdefault(layer.weight, rounded(weight, scheme))
+    if scheme.weight.dtype == "float32":
+        return
+    blocked = isinstance(scheme.weight.granularity, PerBlock)
+    values = table.values
+    if blocked and values.ndim > 2:
+        values = values.reshape(values.shape[0], -1)
+    q = shared_constant(module, node, f"{layer.weight}_q", values)
+    if table.scale is None:
+        with module.graph.inserting_before(node):
+            real = module.graph.call_function(
+                aten._to_copy.default, (q,), {"dtype": torch.float32}
+            )
+    else:
+        scale = shared_constant(module, node, f"{layer.weight}_s", table.scale)
+        size = scheme.weight.granularity.size if blocked else 0  # type: ignore[union-attr]
+        with module.graph.inserting_before(node):
+            real = module.graph.call_function(
+                ops.DEQUANTIZE_AFFINE, (q, scale, None, int(blocked), size, scheme.weight.dtype)
+            )
+            if values.shape != table.values.shape:
+                stamp(real, made_by="test", name=layer.name, role="weight")
+                real = module.graph.call_function(
+                    aten.view.default, (real, list(table.values.shape))
+                )
+    stamp(real, made_by="test", name=layer.name, role="weight")
+    node.replace_input_with(source, real)
+
+
+def shared_constant(
+    module: torch.fx.GraphModule, node: torch.fx.Node, target: str, value: torch.Tensor
+) -> torch.fx.Node:
+    if target in dict(module.named_buffers()):
+        with module.graph.inserting_before(node):
+            return module.graph.get_attr(target)
+    return insert_constant(module, node, target, value)
+
+
+def quantize_tensor(
+    module: torch.fx.GraphModule,
+    node: torch.fx.Node,
+    ranges: Mapping[str, tuple[float, float]],
+    activations: dict[str, ActivationParams],
+) -> None:
+    if node.target is ops.DEQUANTIZE_STATIC:
+        return
+    name = name_of(node)
+    chosen = params(*ranges[name])
+    activations[name] = chosen
+    with module.graph.inserting_after(node):
+        q = module.graph.call_function(
+            ops.QUANTIZE_STATIC, (node, chosen.scale, chosen.zero_point, chosen.dtype)
+        )
+    with module.graph.inserting_after(q):
+        real = module.graph.call_function(
+            ops.DEQUANTIZE_STATIC, (q, chosen.scale, chosen.zero_point)
+        )
+    node.replace_all_uses_with(real, delete_user_cb=lambda user: user is not q)
+    stamp(q, made_by="test", name=name, role="quantize")
+    stamp(real, made_by="test", name=name, role="dequantize")
+
+
+@pytest.fixture
+def quantized() -> Quantizer:
+    """(model, inputs, scheme or {layer: scheme}) -> QuantizedGraph."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    return make

@@ -1,0 +1,626 @@
+"""Capability data of the runtimes, its loader, and the registry."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from advisor.errors import MissingDependencyError, MissingEmitterError, UsageError
+from advisor.formats import PerBlock, scheme_named
+from advisor.passes.graph import Layer
+from advisor.targets import registry
+from advisor.targets.capability import (
+    Capability,
+    DynamicRules,
+    capability_names,
+    load_capability,
+)
+from advisor.targets.capability_toml import parse_capability
+from advisor.targets.support_page import render_support_page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ROOT = Path(__file__).parents[2]
+
+SHAPES = {
+    "linear": (64, 256),
+    "conv1d": (32, 64, 3),
+    "conv2d": (32, 64, 3, 3),
+    "embedding": (1000, 256),
+}
+
+
+def layer(op: str, shape: tuple[int, ...] | None = None, frozen: str | None = None) -> Layer:
+    return Layer(
+        name="layer",
+        op=op,
+        weight="layer.weight",
+        weight_shape=shape or SHAPES[op],
+        bias=None,
+        input="x",
+        output="y",
+        frozen=frozen,
+    )
+
+
+def accepted(runtime: str, op: str, scheme: str, platform: dict[str, str] | None = None) -> bool:
+    capability = load_capability(runtime)
+    return capability.support(layer(op), scheme_named(scheme), platform).ok
+
+
+def reason(runtime: str, op: str, scheme: str, platform: dict[str, str] | None = None) -> str:
+    support = load_capability(runtime).support(layer(op), scheme_named(scheme), platform)
+    assert not support.ok
+    return support.reason
+
+
+# The data
+
+
+def test_every_runtime_of_the_product_is_described() -> None:
+    assert capability_names() == ("coreml", "onnxruntime", "tensorrt", "tflite", "xla")
+
+
+@pytest.mark.parametrize("name", capability_names())
+def test_every_file_parses_and_every_fact_has_a_source(name: str) -> None:
+    capability = load_capability(name)
+    assert capability.name == name
+    assert capability.schemes
+    for key, entry in capability.schemes.items():
+        assert entry.scheme == key
+        assert "measured" in entry.source or "https://" in entry.source
+        assert entry.ops
+    for note in capability.notes:
+        assert "measured" in note or "https://" in note
+    assert all("(measured" in why or "https://" in why for why in capability.refused.values())
+
+
+@pytest.mark.parametrize("name", capability_names())
+def test_every_runtime_takes_float32_and_refuses_with_a_reason(name: str) -> None:
+    capability = load_capability(name)
+    assert capability.support(layer("linear"), scheme_named("fp32")).ok
+    ternary = capability.support(layer("linear"), scheme_named("ternary"))
+    assert (ternary.ok, ternary.reason) == (False, f"{capability.title} has no ternary")
+
+
+def test_a_capability_is_read_once() -> None:
+    assert load_capability("tflite") is load_capability("tflite")
+
+
+@pytest.mark.parametrize(
+    ("op", "schemes"),
+    [
+        ("linear", "fp32 fp16 w8a8 w8 w8-g32 w8-g64 w8-g128 w4-g32 w4-g64 w4-g128 w2-g32 w2-g128"),
+        ("conv2d", "fp32 fp16 w8a8 w8 w8-g32 w8-g64 w4-g32 w4-g64 w2-g32 w2-g64"),
+        ("conv1d", "fp32 fp16 w8a8 w8 w8-g32 w4-g64 w2-g32"),
+        ("embedding", "fp32 fp16 w8 w4-g32 w4-g64 w4-g128 w2-g32 w2-g64 w2-g128"),
+    ],
+)
+def test_onnxruntime_takes_what_was_measured(op: str, schemes: str) -> None:
+    for scheme in schemes.split():
+        assert accepted("onnxruntime", op, scheme), scheme
+
+
+@pytest.mark.parametrize(
+    ("op", "scheme"),
+    [
+        ("linear", "bf16"),
+        ("linear", "w4"),
+        ("linear", "w4-g16"),
+        ("linear", "w4a8-dynamic-g32"),
+        ("embedding", "w8a8"),
+        ("embedding", "w8-g32"),
+    ],
+)
+def test_onnxruntime_refuses_the_rest(op: str, scheme: str) -> None:
+    assert not accepted("onnxruntime", op, scheme)
+
+
+def test_a_block_must_divide_the_flattened_inputs() -> None:
+    ort = load_capability("onnxruntime")
+    depthwise = ort.support(layer("conv2d", (64, 1, 3, 3)), scheme_named("w4-g32"))
+    assert (depthwise.ok, depthwise.reason) == (False, "block 32 does not divide 9 inputs")
+    # 64 x 3 x 3 = 576 = 18 x 32 = 9 x 64, and not a multiple of 128
+    assert ort.support(layer("conv2d"), scheme_named("w4-g64")).ok
+    assert not ort.support(layer("conv2d"), scheme_named("w4-g128")).ok
+    assert ort.support(layer("embedding", (1, 32)), scheme_named("w4-g32")).ok
+    assert ort.support(layer("conv2d", (64, 1, 3, 3)), scheme_named("w8")).ok
+
+
+def test_onnxruntime_static_rules() -> None:
+    static = load_capability("onnxruntime").static
+    assert static is not None
+    assert (static.dtype, static.symmetric) == ("uint8", False)
+    assert set(static.quantized_output) == set(static.int32_bias) == {"conv1d", "conv2d"}
+    assert set(static.fused) == {"relu", "hardtanh", "clamp"}
+    layout = {"view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze"}
+    assert set(static.followers) == {"add", "max_pool2d", "cat", *layout}
+    assert set(static.shared) == {"max_pool2d", *layout}
+
+
+def test_storage_only_is_where_the_weight_is_expanded() -> None:
+    schemes = load_capability("onnxruntime").schemes
+    assert schemes["w4-g32"].storage_only == ("conv1d", "conv2d")
+    assert "linear" in schemes["fp16"].storage_only
+    assert schemes["w8a8"].storage_only == ()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "ops"),
+    [
+        ("w8a8", "linear conv2d"),
+        ("fp8", "linear conv2d"),
+        ("w8", "linear"),
+        ("w4-g64", "linear"),
+        ("w4-g128", "linear"),
+        ("w4-g32", ""),
+        ("w4-g16", ""),
+        ("w4", ""),
+        ("w8-g32", ""),
+        ("w8a8-dynamic", ""),
+        ("fp4-g16", ""),
+    ],
+)
+def test_tensorrt_operators(scheme: str, ops: str) -> None:
+    assert [op for op in SHAPES if accepted("tensorrt", op, scheme)] == ops.split()
+
+
+def test_tensorrt_says_why_a_block_is_refused() -> None:
+    assert reason("tensorrt", "linear", "w4-g32").startswith(
+        "TensorRT takes int4 blocks of 64 or 128 only (https://docs.nvidia.com/"
+    )
+    assert reason("tensorrt", "conv2d", "w8") == "TensorRT runs w8 only on linear"
+
+
+def test_tensorrt_is_symmetric_with_a_float_bias() -> None:
+    tensorrt = load_capability("tensorrt")
+    assert tensorrt.static is not None
+    assert (tensorrt.static.dtype, tensorrt.static.symmetric) == ("int8", True)
+    assert tensorrt.static.int32_bias == ()
+    assert not any(entry.zero_points for entry in tensorrt.schemes.values())
+
+
+def test_tflite_rules() -> None:
+    tflite = load_capability("tflite")
+    assert tflite.static is not None
+    assert (tflite.static.dtype, tflite.static.symmetric) == ("int8", False)
+    assert {"add", "mul", "mean", "cat", "pad"} <= set(tflite.static.followers)
+    # Only the arithmetic followers have an output scale of their own.
+    assert set(tflite.static.followers) - set(tflite.static.shared) == {"add", "sub", "mul", "mean"}
+    assert isinstance(tflite.dynamic, DynamicRules)
+    assert (tflite.dynamic.granularity, tflite.dynamic.symmetric) == ("per-row", False)
+    assert accepted("tflite", "linear", "w4a8-dynamic-g32")
+    assert not accepted("tflite", "linear", "w4a8-dynamic-g64")
+    assert "w4a8-dynamic-g32" in reason("tflite", "linear", "w4-g32")
+
+
+def test_scales_are_stored_as_the_runtime_stores_them() -> None:
+    tflite = load_capability("tflite")
+    assert tflite.scale_dtype_of(scheme_named("w8")) == "float32"
+    assert tflite.scale_dtype_of(scheme_named("w4a8-dynamic-g32")) == "float16"
+    assert tflite.block_scale_rounding == "bfloat16"
+    assert load_capability("coreml").scale_dtype_of(scheme_named("w4-g32")) == "float16"
+    assert load_capability("onnxruntime").block_scale_rounding == "float32"
+
+
+def test_xla_offers_bfloat16_and_int8() -> None:
+    for scheme in ("bf16", "w8a8", "w8a8-dynamic"):
+        assert accepted("xla", "linear", scheme)
+    assert not accepted("xla", "linear", "fp16")
+
+
+def test_a_frozen_layer_takes_floats_only() -> None:
+    ort = load_capability("onnxruntime")
+    frozen = layer("linear", frozen="the weight is used by another operator")
+    assert ort.support(frozen, scheme_named("fp16")).ok
+    refusal = ort.support(frozen, scheme_named("w8"))
+    assert refusal.reason == "the weight is used by another operator"
+
+
+def test_known_device_traps_are_in_the_data() -> None:
+    notes = "\n".join(load_capability("coreml").notes)
+    for number in (2688, 2716, 2114, 2514, 929, 1294):
+        assert f"github.com/apple/coremltools/issues/{number}" in notes or f"pull/{number}" in notes
+    assert "accuracy_level=0" in "\n".join(load_capability("onnxruntime").notes)
+
+
+# Platforms
+
+
+COREML_MINIMUMS = {
+    15: ("fp32", "fp16"),
+    16: ("w8", "lut1", "lut2", "lut4", "lut6", "lut8"),
+    17: ("w8a8",),
+    18: ("w4", "w4-g16", "w4-g32", "w4-g64", "w8-g32", "lut3"),
+}
+MACOS = {14: 11, 15: 12, 16: 13, 17: 14, 18: 15, 26: 26}
+
+
+def test_coreml_minimums() -> None:
+    for minimum, schemes in COREML_MINIMUMS.items():
+        for scheme in schemes:
+            for ios, macos in MACOS.items():
+                expected = ios >= minimum
+                assert accepted("coreml", "linear", scheme, {"ios": str(ios)}) is expected
+                assert accepted("coreml", "linear", scheme, {"macos": str(macos)}) is expected
+    listed = {scheme for schemes in COREML_MINIMUMS.values() for scheme in schemes}
+    assert listed == set(load_capability("coreml").schemes)
+
+
+def test_a_refusal_names_both_versions() -> None:
+    ios = reason("coreml", "linear", "w4-g32", {"ios": "17"})
+    assert ios == "w4-g32 needs iOS18, the profile has iOS17"
+    macos = reason("coreml", "linear", "w4-g32", {"macos": "13"})
+    assert macos == "w4-g32 needs macOS15, the profile has macOS13"
+    sm = reason("tensorrt", "linear", "fp8", {"compute_capability": "sm80"})
+    assert sm == "fp8 needs sm89, the profile has sm80"
+
+
+def test_both_apple_systems_must_be_new_enough() -> None:
+    assert accepted("coreml", "linear", "w4-g32", {"ios": "18", "macos": "15"})
+    assert not accepted("coreml", "linear", "w4-g32", {"ios": "18", "macos": "14"})
+    assert not accepted("coreml", "linear", "w4-g32", {"ios": "17.4", "macos": "15"})
+
+
+@pytest.mark.parametrize(
+    ("key", "version", "ok"),
+    [
+        ("sm", "90", True),
+        ("sm", "75", False),
+        ("compute_capability", "sm89", True),
+        ("compute_capability", "sm_120", True),
+        ("compute_capability", "sm90a", True),
+        ("compute_capability", "8.6", False),
+        ("compute_capability", "12.0", True),
+    ],
+)
+def test_compute_capability_is_a_number(key: str, version: str, ok: bool) -> None:
+    assert accepted("tensorrt", "linear", "fp8", {key: version}) is ok
+
+
+def test_minimums_of_no_machine_are_not_compared() -> None:
+    assert load_capability("onnxruntime").schemes["w2-g32"].minimum == "opset 25"
+    assert accepted("onnxruntime", "linear", "w2-g32", {"macos": "12", "sm": "75"})
+    assert accepted("coreml", "linear", "w4-g32", {"sm": "75"})
+    assert accepted("coreml", "linear", "w4-g32")
+
+
+@pytest.mark.parametrize(
+    ("platform", "message"),
+    [
+        ({"compute_capabilty": "sm80"}, "unknown platform key 'compute_capabilty'; known keys: sm"),
+        ({"ios": "new"}, "ios: cannot read the version 'new'"),
+        ({"ios": ""}, "ios: cannot read the version ''"),
+    ],
+)
+def test_unreadable_platforms_are_errors(platform: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        accepted("coreml", "linear", "w4-g32", platform)
+
+
+def test_unreadable_compute_capability() -> None:
+    with pytest.raises(UsageError, match="sm: cannot read the version 'hopper'; write it"):
+        accepted("tensorrt", "linear", "fp8", {"sm": "hopper"})
+
+
+# The loader
+
+
+GOOD = """
+name = "demo"
+title = "Demo"
+version = "1"
+emitter = false
+float_dtype = "float32"
+scale_dtype = "float32"
+
+[[scheme]]
+names = ["fp32"]
+ops = ["linear", "conv2d"]
+source = "measured"
+
+[[scheme]]
+names = ["w8a8"]
+ops = ["linear"]
+minimum = "iOS17"
+source = "measured"
+
+[static]
+dtype = "int8"
+symmetric = true
+quantized_output = []
+int32_bias = []
+source = "measured"
+"""
+
+
+def test_a_small_file_is_enough() -> None:
+    demo = parse_capability(GOOD, name="demo")
+    assert demo.schemes["w8a8"].minimum == "iOS17"
+    assert demo.block_scale_dtype == "float32"
+    assert demo.support(layer("conv2d"), scheme_named("w8a8")).reason == (
+        "Demo runs w8a8 only on linear"
+    )
+
+
+def test_ragged_blocks_need_not_divide() -> None:
+    text = GOOD + '[[scheme]]\nnames = ["w4-g32"]\nops = ["linear"]\nragged = true\nsource = "m"\n'
+    demo = parse_capability(text, name="demo")
+    assert demo.support(layer("linear", (4, 33)), scheme_named("w4-g32")).ok
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('["w8a8"]', '["w8a9"]', r"scheme\[1\].names\[0\]: unknown scheme 'w8a9'; did you mean"),
+        (
+            '"linear", "conv2d"',
+            '"linear", "conv2"',
+            r"demo.toml: scheme\[0\].ops\[1\]: unknown operator 'conv2'; did you mean .*conv2d",
+        ),
+        ('"linear", "conv2d"', '"linear", "zzz"', r"ops\[1\]: unknown operator 'zzz'; known: lin"),
+        ('"linear", "conv2d"', "", r"scheme\[0\].ops: must not be empty"),
+        ('"linear", "conv2d"', '"linear", "linear"', r"ops\[1\]: 'linear' is listed twice"),
+        ('"linear", "conv2d"', '"linear", 3', r"scheme\[0\].ops\[1\]: expected text, found 3"),
+        ('["linear", "conv2d"]', '"linear"', r"scheme\[0\].ops: expected a list, found 'linear'"),
+        ('["w8a8"]', '["fp32"]', r"scheme\[1\].names\[0\]: scheme 'fp32' is described twice"),
+        ('"iOS17"', '"iOS"', r"scheme\[1\].minimum: 'iOS' is not like 'iOS18'"),
+        ("minimum", "minimun", r"scheme\[1\].minimun: unknown field; did you mean minimum"),
+        ("symmetric = true", "symmetric = 1", "static.symmetric: expected true or false, found 1"),
+        ("symmetric = true\n", "", "demo.toml: static.symmetric: missing field"),
+        ('dtype = "int8"', 'dtype = "int7"', "static.dtype: 'int7' is not one of"),
+        ("int32_bias = []", 'int32_bias = ["conv2d"]', r"static.int32_bias\[0\]: unknown static"),
+        (
+            "int32_bias = []",
+            'int32_bias = []\nshared = ["cat"]',
+            r"static.shared\[0\]: unknown fol",
+        ),
+        ('"measured"', '" "', r"scheme\[0\].source: must not be empty"),
+        ('version = "1"', "", "demo.toml: version: missing field"),
+        ('version = "1"', "version = 1", "demo.toml: version: expected text, found 1"),
+        (
+            'version = "1"',
+            'version = "1"\nnotess = []',
+            "notess: unknown field; did you mean notes",
+        ),
+        ('float_dtype = "float32"', 'float_dtype = "int8"', "float_dtype: 'int8' is not one of bf"),
+        ('name = "demo"', 'name = "other"', "name: is 'other', but the file describes 'demo'"),
+        ('name = "demo"', "name =", "demo.toml: not valid TOML"),
+        ("[static]", "[[static]]", "static: expected a table"),
+        ("[[scheme]]", "[[schema]]", "demo.toml: scheme: missing field"),
+    ],
+)
+def test_bad_files_name_the_field(old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(UsageError, match=message):
+        parse_capability(GOOD.replace(old, new), name="demo")
+
+
+def test_rules_and_schemes_must_agree() -> None:
+    without_rules = GOOD[: GOOD.index("[static]")]
+    with pytest.raises(UsageError, match="static: missing table; w8a8 need it"):
+        parse_capability(without_rules, name="demo")
+    rules = '[dynamic]\ndtype = "int8"\nsymmetric = true\ngranularity = "per-row"\nsource = "m"\n'
+    with pytest.raises(UsageError, match="dynamic: no scheme uses this table"):
+        parse_capability(GOOD + rules, name="demo")
+    with pytest.raises(UsageError, match=r"dynamic\.granularity: 'row' is not one of per-row"):
+        parse_capability(GOOD + rules.replace("per-row", "row"), name="demo")
+
+
+def test_a_scheme_is_not_both_offered_and_refused() -> None:
+    refused = '[[refused]]\nnames = ["fp32"]\nreason = "no"\nsource = "m"\n'
+    with pytest.raises(UsageError, match=r"refused\[0\].names\[0\]: scheme 'fp32' is described tw"):
+        parse_capability(GOOD + refused, name="demo")
+
+
+@pytest.mark.parametrize(
+    "find", [load_capability, registry.capability_named, registry.target_named]
+)
+def test_unknown_runtimes_get_the_nearest_name(find: Callable[[str], object]) -> None:
+    with pytest.raises(UsageError, match="unknown runtime 'onnx-runtime'; did you mean onnxrunt"):
+        find("onnx-runtime")
+    with pytest.raises(UsageError, match="unknown runtime ''; known runtimes: coreml, onnxruntime"):
+        find("")
+    with pytest.raises(UsageError, match=r"unknown runtime '\.\./targets/xla'"):
+        find("../targets/xla")
+
+
+# The registry
+
+
+def test_built_in_targets_are_the_registered_ones_and_have_an_emitter() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["entry-points"][registry.GROUP] == registry.BUILT_IN
+    emitters = {name for name in capability_names() if load_capability(name).emitter}
+    assert emitters == set(registry.BUILT_IN)
+
+
+def test_a_runtime_without_emitter_can_be_planned_for_only() -> None:
+    assert registry.capability_named("coreml") is load_capability("coreml")
+    with pytest.raises(MissingEmitterError, match="Core ML can be planned for") as caught:
+        registry.target_named("coreml")
+    assert caught.value.exit_code == 4
+    assert isinstance(caught.value, MissingDependencyError)
+    assert "compiled for: onnxruntime" in str(caught.value)
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], None]:
+    """Install a distribution with one module and one ``advisor.targets`` entry point."""
+
+    def install(module: str, source: str, entry: str) -> None:
+        (tmp_path / f"{module}.py").write_text(source, encoding="utf-8")
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n", encoding="utf-8"
+        )
+        (metadata / "entry_points.txt").write_text(
+            f"[{registry.GROUP}]\n{entry}\n", encoding="utf-8"
+        )
+        monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    return install
+
+
+TARGET_SOURCE = f"""
+from advisor.targets.capability_toml import parse_capability
+
+class Demo:
+    capability = parse_capability('''{GOOD}''', name="demo")
+    def emit(self, graph, out): ...
+    def load(self, folder): ...
+    def read_back(self, artifact): ...
+    def run(self, artifact, inputs): ...
+
+TARGET = Demo()
+"""
+
+
+def test_another_package_adds_a_runtime(install: Callable[[str, str, str], None]) -> None:
+    install("quantadvisor_demo", TARGET_SOURCE, "demo = quantadvisor_demo:TARGET")
+    assert registry.runtime_names() == (
+        *("coreml", "demo", "onnxruntime", "tensorrt", "tflite", "xla"),
+    )
+    target = registry.target_named("demo")
+    assert isinstance(target.capability, Capability)
+    assert registry.capability_named("demo").title == "Demo"
+
+
+def test_another_package_adds_an_emitter(install: Callable[[str, str, str], None]) -> None:
+    install("quantadvisor_coreml", TARGET_SOURCE, "coreml = quantadvisor_coreml:TARGET")
+    assert registry.target_named("coreml").capability.title == "Demo"
+    assert registry.capability_named("coreml").title == "Demo"
+
+
+def test_a_built_in_runtime_is_never_replaced(install: Callable[[str, str, str], None]) -> None:
+    install("quantadvisor_ort", TARGET_SOURCE, "onnxruntime = quantadvisor_ort:TARGET")
+    assert registry.capability_named("onnxruntime").title == "ONNX Runtime"
+
+
+def test_two_packages_with_one_name(install: Callable[[str, str, str], None]) -> None:
+    install("quantadvisor_one", TARGET_SOURCE, "demo = quantadvisor_one:TARGET")
+    install("quantadvisor_two", TARGET_SOURCE, "demo = quantadvisor_two:TARGET")
+    with pytest.raises(UsageError, match="two packages register the runtime 'demo'"):
+        registry.target_named("demo")
+
+
+def test_a_missing_package_is_named(install: Callable[[str, str, str], None]) -> None:
+    install("quantadvisor_demo", "import no_such_runtime", "demo = quantadvisor_demo:TARGET")
+    with pytest.raises(MissingDependencyError, match="pip install 'no_such_runtime'") as caught:
+        registry.target_named("demo")
+    assert not isinstance(caught.value, MissingEmitterError)
+
+
+@pytest.mark.parametrize("source", ["TARGET = 3", "OTHER = 3"])
+def test_an_object_that_is_no_target(install: Callable[[str, str, str], None], source: str) -> None:
+    install("quantadvisor_demo", source, "demo = quantadvisor_demo:TARGET")
+    with pytest.raises(UsageError, match="is not a target: it has no capability, emit, load"):
+        registry.target_named("demo")
+
+
+# The page, and imports
+
+
+def test_the_page_matches_the_data() -> None:
+    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    assert page == render_support_page(), "run the command in advisor/targets/support_page.py"
+
+
+def test_the_page_has_every_scheme_of_every_runtime() -> None:
+    sections = dict(section.split("\n", 1) for section in render_support_page().split("\n## ")[1:])
+    for name in capability_names():
+        capability = load_capability(name)
+        text = sections[capability.title]
+        for scheme in (*capability.schemes, *capability.refused):
+            assert f"`{scheme}`" in text
+        for note in capability.notes:
+            assert note in text
+
+
+def test_nothing_here_imports_torch() -> None:
+    code = (
+        "import sys\n"
+        "from advisor.targets import registry, support_page\n"
+        "support_page.render_support_page()\n"
+        "[registry.capability_named(name) for name in registry.runtime_names()]\n"
+        "print(*({'torch', 'optuna', 'scipy', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+# The data against the runtime itself
+
+
+ONNX_BITS = {8: "INT8", 4: "INT4", 2: "INT2"}
+
+
+def linear_file(bits: int, block: int | None, inputs: int = 256, outputs: int = 32) -> bytes:
+    """ONNX file of x @ dequantize(weight); weight [inputs, outputs], every integer 1, scale 1/8."""
+    onnx = pytest.importorskip("onnx")
+    dtype = getattr(onnx.TensorProto, ONNX_BITS[bits])
+    scales = [outputs] if block is None else [inputs // block, outputs]
+    where: dict[str, int] = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
+    count = outputs if block is None else inputs // block * outputs
+    helper = onnx.helper
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **where),
+            helper.make_node("MatMul", ["x", "w"], ["y"]),
+        ],
+        "linear",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, inputs])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, outputs])],
+        [
+            helper.make_tensor("q", dtype, [inputs, outputs], [1] * (inputs * outputs)),
+            helper.make_tensor("s", onnx.TensorProto.FLOAT, scales, [0.125] * count),
+        ],
+    )
+    opset, ir_version = (25, 13) if bits == 2 else (21, 10)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
+    )
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name, entry in load_capability("onnxruntime").schemes.items()
+        if "linear" in entry.ops and name.startswith("w") and name != "w8a8"
+    ],
+)
+def test_onnxruntime_really_fuses_weight_only_linears(name: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    numpy = pytest.importorskip("numpy")
+    weight = scheme_named(name).weight
+    block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else None
+    options: Any = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    session = onnxruntime.InferenceSession(
+        linear_file(weight.bits, block), options, providers=["CPUExecutionProvider"]
+    )
+    x = numpy.linspace(-1, 3, 256, dtype=numpy.float32)[None]
+    (y,) = session.run(None, {"x": x})
+    numpy.testing.assert_allclose(y, numpy.full((1, 32), x.sum() / 8), rtol=1e-5)
+    nodes = onnx.load(str(tmp_path / "optimized.onnx")).graph.node
+    assert [node.op_type for node in nodes] == ["MatMulNBits"]
+    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in nodes[0].attribute}
+    assert (attributes["bits"], attributes["accuracy_level"]) == (weight.bits, 0)
