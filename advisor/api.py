@@ -33,6 +33,7 @@ from advisor.passes.calibrate import CalibrationData, observe, spool_calibration
 from advisor.passes.divergence import measure_powers
 from advisor.passes.fx import flatten_inputs
 from advisor.passes.group import class_tensors
+from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Question, Sensitivity, probe
 from advisor.plan import Alternative, Calibration, Metrics, Plan, Provenance
 from advisor.prepare import Prepared, check_deployment, prepare
@@ -231,6 +232,7 @@ class _Run:
             classes=class_tensors(graph, self.setting.capability),
             kinds=self.kinds,
             powers=_powers(counting, self.kinds),
+            rounded=RoundedWeights(graph),
             loss=self.loss,
         )
         if self.loss is not None:
@@ -278,6 +280,7 @@ class _Run:
             graph,
             self.data.scoring,
             question,
+            rounded=self.simulator.rounded,
             kinds=self.kinds,
             powers=self.simulator.powers,
             seed=self.seed,

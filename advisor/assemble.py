@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -11,27 +11,19 @@ import numpy as np
 from torch.fx import Node
 
 from advisor.formats import DTYPE_BITS, scheme_named
+from advisor.indicators import Indicators
 from advisor.passes.candidates import Space
 from advisor.passes.fx import constant_value
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.group import Group
 from advisor.passes.layers import LAYER_OPS
 from advisor.passes.liveness import VIEWS, program_points
-from advisor.passes.regions import (
-    All,
-    Any,
-    Expression,
-    IsNeeded,
-    IsProduced,
-    IsStatic,
-    Regions,
-    short_op,
-)
+from advisor.passes.regions import Regions, short_op
 from advisor.passes.shapes import TensorInfo
 from advisor.profiles.cost import LayerCost, Traffic, layer_cost, plain_seconds
 from advisor.profiles.roofline import boundary_seconds, dispatch_seconds
 from advisor.profiles.schema import Profile
-from advisor.search.problem import Candidate, FloatArray, Indicator, Linear, Literal, Problem
+from advisor.search.problem import Candidate, FloatArray, Linear, Problem
 from advisor.targets.capability import Capability
 
 if TYPE_CHECKING:
@@ -40,7 +32,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Everything fixed before calibration. shapes: by node name at the deployment batch."""
+    """Everything fixed before calibration.
+
+    shapes: by node name at the deployment batch. costs, counts: what was computed so far, by
+    (layer, scheme) and elements by tensor name.
+    """
 
     graph: Graph
     groups: tuple[Group, ...]
@@ -50,7 +46,10 @@ class Setting:
     profile: Profile
     shapes: Mapping[str, TensorInfo]
     threads: int | None = None
-    costs: dict[tuple[str, str], LayerCost] = field(default_factory=dict[tuple[str, str], LayerCost])
+    costs: dict[tuple[str, str], LayerCost] = field(
+        default_factory=dict[tuple[str, str], LayerCost]
+    )
+    counts: dict[str, int] = field(default_factory=dict[str, int])
 
     def layers_of(self, group: Group) -> list[Layer]:
         """The group's layers, in execution order."""
@@ -71,19 +70,30 @@ class Setting:
             )
         return self.costs[key]
 
+    def bytes_of(self, node: str) -> int:
+        """Bytes of a tensor by node name, floats in the runtime's own dtype."""
+        info = self.shapes[node]
+        if not info.is_float:
+            return info.size_bytes
+        return info.count * DTYPE_BITS[self.capability.float_dtype] // 8
+
     def _traffic(self, layer: Layer) -> Traffic:
-        by_name = {name_of(node): node.name for node in self.graph.module.graph.nodes}
-        sizes = [
-            self.shapes[by_name[name]].count if by_name.get(name) in self.shapes else 0
-            for name in (layer.input, layer.output)
-        ]
-        return Traffic(input_elements=sizes[0], output_elements=sizes[1])
+        if not self.counts:
+            self.counts.update(
+                (name_of(node), self.shapes[node.name].count)
+                for node in self.graph.module.graph.nodes
+                if node.name in self.shapes
+            )
+        return Traffic(
+            input_elements=self.counts.get(layer.input, 0),
+            output_elements=self.counts.get(layer.output, 0),
+        )
 
 
 def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> Problem:
-    """The problem; without sensitivities its divergence is zero, which is enough for feasibility."""
+    """The problem; without sensitivities the divergence is zero, enough for feasibility."""
     candidates = tuple(setting.space.candidates[group.name] for group in setting.groups)
-    indicators = _Indicators(setting)
+    indicators = Indicators(setting)
     latency = _sum_layers(setting, lambda cost: cost.latency_s)
     energies = [cost.energy_j for cost in setting.costs.values()]
     energy = None if None in energies else _sum_layers(setting, lambda cost: cost.energy_j or 0.0)
@@ -117,88 +127,6 @@ def weight_column(layer: Layer, candidate: Candidate) -> Column:
     """Key of a layer's weight error; schemes that round the weight alike share it."""
     weight_only = {"w8a8": "w8", "w8a8-dynamic": "w8"}.get(candidate.scheme, candidate.scheme)
     return ("weight", layer.name, f"{weight_only}/{candidate.algorithm}")
-
-
-class _Indicators:
-    """Indicators for every site: needed (stored negated), produced, edges, boundaries."""
-
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
-        self.all: list[Indicator] = []
-        self.produced: dict[str, int] = {}
-        self.edges: dict[tuple[str, str], int] = {}
-        self.enters: dict[str, int] = {}
-        self.leaves: dict[str, int] = {}
-        self._unneeded: dict[str, int] = {}
-        self._static = self._static_literals()
-        regions = setting.regions
-        order = [name_of(node) for node in setting.graph.module.graph.nodes]
-        for tensor in sorted(regions.needed, key=order.index, reverse=True):
-            expression = regions.needed[tensor]
-            parts = expression.parts if isinstance(expression, Any) else (expression,)
-            none = tuple(self._literal(part, negated=True) for part in parts)
-            self._unneeded[tensor] = self._add(f"nothing integer reads {tensor}", none)
-        for site in regions.sites:
-            if site.tensor in regions.produced:
-                parts = self._conjunction(regions.produced[site.tensor])
-                self.produced[site.tensor] = self._add(f"{site.tensor} is integer", parts)
-        for site in regions.sites:
-            self._add_boundaries(site.tensor, site.readers)
-
-    def _add_boundaries(self, tensor: str, readers: Sequence[str]) -> None:
-        made = self.produced.get(tensor)
-        not_made = () if made is None else (Literal(indicator=made, negated=True),)
-        for reader in readers:
-            literals = (self._static[reader], *not_made)
-            self.edges[tensor, reader] = self._add(f"{reader} reads {tensor} as integer", literals)
-        if readers:
-            unread = self._add(
-                f"no layer reads {tensor} as integer",
-                tuple(Literal(indicator=self.edges[tensor, r], negated=True) for r in readers),
-            )
-            enters = (Literal(indicator=unread, negated=True),)
-            self.enters[tensor] = self._add(f"{tensor} is quantized on its own", enters)
-        if made is not None:
-            inside = self._conjunction(self.setting.regions.consumed[tensor])
-            only_integers = self._add(f"only integers read {tensor}", inside) if inside else None
-            literals = (Literal(indicator=made),)
-            if only_integers is not None:
-                literals += (Literal(indicator=only_integers, negated=True),)
-            self.leaves[tensor] = self._add(f"{tensor} becomes float again", literals)
-
-    def _static_literals(self) -> dict[str, Literal]:
-        found: dict[str, Literal] = {}
-        for index, group in enumerate(self.setting.groups):
-            options = self.setting.space.candidates[group.name]
-            static = tuple(
-                i for i, option in enumerate(options) if scheme_named(option.scheme).is_static
-            )
-            for layer in group.layers:
-                found[layer] = Literal(group=index, candidates=static)
-        return found
-
-    def _conjunction(self, expression: Expression) -> tuple[Literal, ...]:
-        """Literals of an ``All``; empty for an expression that never holds."""
-        if isinstance(expression, Any):
-            return ()
-        parts = expression.parts if isinstance(expression, All) else (expression,)
-        return tuple(self._literal(part, negated=False) for part in parts)
-
-    def _literal(self, part: Expression, *, negated: bool) -> Literal:
-        match part:
-            case IsStatic(layer=layer):
-                base = self._static[layer]
-                return Literal(group=base.group, candidates=base.candidates, negated=negated)
-            case IsProduced(tensor=tensor):
-                return Literal(indicator=self.produced[tensor], negated=negated)
-            case IsNeeded(tensor=tensor):
-                return Literal(indicator=self._unneeded[tensor], negated=not negated)
-            case _:
-                raise TypeError(f"regions never nest {part}")
-
-    def _add(self, name: str, literals: tuple[Literal, ...]) -> int:
-        self.all.append(Indicator(name=name, literals=literals))
-        return len(self.all) - 1
 
 
 def _sum_layers(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:
@@ -259,7 +187,7 @@ def _other_seconds(setting: Setting) -> float:
         if short_op(node) in VIEWS:
             continue
         inputs = [n.name for n in node.all_input_nodes if n.name in setting.shapes]
-        moved = sum(setting.shapes[name].size_bytes for name in (*inputs, node.name))
+        moved = sum(setting.bytes_of(name) for name in (*inputs, node.name))
         total += plain_seconds(
             setting.profile,
             macs=_product_macs(node, setting.shapes),
@@ -283,11 +211,11 @@ def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:
     return 0
 
 
-def _memory_points(setting: Setting, indicators: _Indicators) -> tuple[Linear, ...]:
+def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ...]:
     """Weights resident plus tensors alive, one entry per program point that can be the peak."""
     resident = _sum_weights(setting, lambda cost: cost.resident_bytes)
     sizes = {
-        name_of(node): setting.shapes[node.name].size_bytes
+        name_of(node): setting.bytes_of(node.name)
         for node in setting.graph.module.graph.nodes
         if node.name in setting.shapes
     }
@@ -297,13 +225,14 @@ def _memory_points(setting: Setting, indicators: _Indicators) -> tuple[Linear, .
         for layer in setting.layers_of(group)
     }
     constant = _other_bytes(setting)
+    width = DTYPE_BITS[setting.capability.float_dtype] // 8
     points: list[Linear] = []
     seen: set[tuple[object, ...]] = set()
     for point in program_points(setting.graph.module, setting.shapes):
         terms = np.zeros(len(indicators.all))
         for tensor in point.alive:
             if tensor in indicators.produced:
-                terms[indicators.produced[tensor]] -= sizes[tensor] * 3 / 4
+                terms[indicators.produced[tensor]] -= sizes[tensor] * (width - 1) / width
         per_group = list(resident)
         extra: tuple[float, ...] = ()
         if point.node in scratch:
@@ -315,9 +244,7 @@ def _memory_points(setting: Setting, indicators: _Indicators) -> tuple[Linear, .
         key = (total, terms.tobytes(), point.node if any(extra) else "")
         if key not in seen:
             seen.add(key)
-            points.append(
-                Linear(constant=total, per_group=tuple(per_group), per_indicator=terms)
-            )
+            points.append(Linear(constant=total, per_group=tuple(per_group), per_indicator=terms))
     if not points:
         points.append(
             Linear(
@@ -327,7 +254,7 @@ def _memory_points(setting: Setting, indicators: _Indicators) -> tuple[Linear, .
     return tuple(points)
 
 
-def _boundary_terms(setting: Setting, indicators: _Indicators) -> FloatArray:
+def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
     """Seconds of quantizing a tensor on its own, and of turning an integer one into floats."""
     terms = np.zeros(len(indicators.all))
     width = DTYPE_BITS[setting.capability.float_dtype] // 8
@@ -364,7 +291,7 @@ def _weight_divergences(
 
 
 def _tensor_divergences(
-    setting: Setting, indicators: _Indicators, sensitivity: Sensitivity | None
+    setting: Setting, indicators: Indicators, sensitivity: Sensitivity | None
 ) -> FloatArray:
     terms = np.zeros(len(indicators.all))
     if sensitivity is None:

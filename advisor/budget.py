@@ -91,12 +91,12 @@ class Budget:
                 object.__setattr__(self, item.name, _checked(item.name, value))
 
     @classmethod
-    def parse(cls, value: str | Mapping[str, str | float] | Budget | None) -> Budget:
+    def parse(cls, value: str | Mapping[str, str | float | None] | Budget | None) -> Budget:
         """Read a budget.
 
         A string is a comma-separated list: a bare amount is memory (bytes), latency (seconds),
         energy (joules) or accuracy_drop (percent) by its unit; ``name=amount`` says which. In a
-        mapping the values are such amounts, or numbers in bytes, seconds, joules and shares.
+        mapping the values are such amounts, numbers in bytes, seconds, joules and shares, or None.
         KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB powers of 1024. ``describe`` reads
         back as the same budget.
 
@@ -163,8 +163,8 @@ def round_up(value: float, digits: int = 4) -> float:
     return float(math.ceil(Decimal(value) / step) * step)
 
 
-def _collect(items: Iterable[tuple[str, str | float]]) -> Budget:
-    limits: dict[str, float] = {}
+def _collect(items: Iterable[tuple[str, str | float | None]]) -> Budget:
+    limits: dict[str, float | None] = {}
     for name, amount in items:
         if name in limits:
             raise BudgetError(
@@ -175,10 +175,10 @@ def _collect(items: Iterable[tuple[str, str | float]]) -> Budget:
     return Budget(**{FIELDS[name]: limit for name, limit in limits.items()})
 
 
-def _split(text: str) -> list[tuple[str, str | float]]:
+def _split(text: str) -> list[tuple[str, str | float | None]]:
     if text.strip().lower() == "none":
         return []
-    items: list[tuple[str, str | float]] = []
+    items: list[tuple[str, str | float | None]] = []
     for part in text.split(","):
         name, equals, amount = part.partition("=")
         if equals:
@@ -253,7 +253,9 @@ def _unit(spelled: str, text: str) -> str:
 
 def _unknown_unit(unit: str, text: str, names: Iterable[str]) -> BudgetError:
     known = dict.fromkeys(_SPELLED[name] for name in names)
-    spelled = [word for words in known for word in words.split(", ") if word.isalpha() and len(word) > 1]
+    spelled = [
+        word for words in known for word in words.split(", ") if word.isalpha() and len(word) > 1
+    ]
     near = get_close_matches(unit, [word.lower() for word in spelled], n=1, cutoff=0.6)
     hint = next((f"; did you mean {w!r}?" for w in spelled if near and w.lower() == near[0]), ".")
     return BudgetError(

@@ -46,7 +46,6 @@ def plan_command(
     sequence: Annotated[
         int | None, typer.Option(min=1, help="Sequence length of the deployment.")
     ] = None,
-    context: Annotated[int | None, typer.Option(min=1, help="Context length (KV cache).")] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the deployment.")
     ] = None,
@@ -64,9 +63,6 @@ def plan_command(
         int | None, typer.Option(min=0, help="Assignments to measure in the search.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same plan.")] = 0,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that measure side by side.")
-    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Arrays of inputs: .npz or .safetensors.")
     ] = None,
@@ -97,14 +93,12 @@ def plan_command(
         objective=objective.value,
         batch=batch,
         sequence=sequence,
-        context=context,
         threads=threads,
         pins=tuple(pin or ()),
         schemes=schemes,
         on_unsupported=on_unsupported.value,
         trials=trials,
         seed=seed,
-        workers=workers,
         calibration=calibration,
         output_kinds=tuple(output_kind or ()),
         fail_if=tuple(fail_if or ()),

@@ -31,14 +31,12 @@ class Request:
     objective: str
     batch: int
     sequence: int | None
-    context: int | None
     threads: int | None
     pins: tuple[str, ...]
     schemes: str | None
     on_unsupported: str
     trials: int | None
     seed: int
-    workers: int | None
     calibration: Path | None
     output_kinds: tuple[str, ...]
     fail_if: tuple[str, ...]
@@ -64,14 +62,11 @@ def make_plan(request: Request) -> tuple[Plan, Path, list[str]]:
         else read_calibration(request.calibration, request.batch)
     )
     from advisor.api import advise
-    from advisor.modelsource import load_model
 
-    loaded = load_model(request.model)
     with show_progress(request.progress) as progress:
         plan = advise(
-            loaded.model,
-            inputs=loaded.inputs,
-            calibration=loaded.calibration if calibration is None else calibration,
+            request.model,
+            calibration=calibration,
             progress=progress,
             **arguments,
         )
@@ -132,13 +127,11 @@ def _read_arguments(request: Request) -> dict[str, Any]:
         "objective": request.objective,
         "batch": request.batch,
         "sequence": request.sequence,
-        "context": request.context,
         "threads": request.threads,
         "pin": parse_pins(request.pins) or None,
         "schemes": None if request.schemes is None else _parse_schemes(request.schemes),
         "on_unsupported": request.on_unsupported,
         "seed": request.seed,
-        "workers": request.workers,
         "output": parse_output_kinds(request.output_kinds),
         "cache": request.cache,
     }

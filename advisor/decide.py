@@ -216,7 +216,7 @@ def decide_tensors(
 
 
 def package_versions() -> dict[str, str]:
-    """Version of every installed package in ``PACKAGES``; local parts such as "+cpu" are dropped."""
+    """Version of every installed package in ``PACKAGES``, without local parts such as "+cpu"."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:

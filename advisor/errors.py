@@ -2,7 +2,7 @@
 
 A message says three things: what was asked, what is possible (with numbers), and what to change.
 Usage errors are also ``ValueError`` so that callers who only know the built-ins still catch them.
-``exit_code`` is what the command line returns for the error (DESIGN section 9).
+``exit_code`` is what the command line returns for the error.
 """
 
 

@@ -84,7 +84,7 @@ class TensorFormat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """What a layer computes with; the name is the contract (DESIGN section 4).
+    """What a layer computes with; the name is the contract.
 
     weight: storage of the weight. activation: format of the layer's input, or None when it stays
     in the runtime's float dtype. compute: dtype of the arithmetic; "float" means the float dtype
@@ -197,7 +197,7 @@ def storage_bits(
     if fmt.is_float:
         return elements
     if fmt.dtype.startswith("lut"):
-        return elements + 2**fmt.bits * DTYPE_BITS[scale_dtype]
+        return elements + (1 << fmt.bits) * DTYPE_BITS[scale_dtype]
     scales = scale_count(shape, fmt.granularity)
     zero_points = 0 if fmt.symmetric else ceil(scales * fmt.bits / 8) * 8
     return elements + scales * DTYPE_BITS[scale_dtype] + zero_points

@@ -41,7 +41,7 @@ def resolve_pins(graph: Graph, pins: Mapping[str, str]) -> dict[str, tuple[str, 
                 f"pin {pattern!r} matches none of {len(names)} layers; near: {', '.join(close)}; "
                 f"operator types: {', '.join(ops)}"
             )
-        found.update({name: (scheme, pattern) for name in hits})
+        found.update(dict.fromkeys(hits, (scheme, pattern)))
     return found
 
 

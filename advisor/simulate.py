@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from advisor.assemble import Setting
@@ -14,7 +15,7 @@ from advisor.errors import UsageError
 from advisor.formats import scheme_named
 from advisor.passes.calibrate import CalibrationData, Observations, static_params
 from advisor.passes.divergence import OutputKind, divergence
-from advisor.passes.fx import Tracer, attribute
+from advisor.passes.fx import Tracer
 from advisor.passes.graph import (
     ActivationParams,
     Graph,
@@ -23,14 +24,12 @@ from advisor.passes.graph import (
     WeightTable,
 )
 from advisor.passes.group import TensorClass
-from advisor.passes.quantize import correct_biases, quantize
-from advisor.passes.rounding import round_weight
+from advisor.passes.quantize import correct_biases, fit_biases, quantize
+from advisor.passes.rounding.store import RoundedWeights
 from advisor.search.problem import Choice
 from advisor.search.study import Knobs
 
 Loss = Callable[[Any, Any], Any]
-CACHE_BYTES = 2**30
-"""Rounded weights kept between trials; beyond it they are rounded again."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,11 +42,8 @@ class Simulator:
     classes: Sequence[TensorClass]
     kinds: Sequence[OutputKind]
     powers: Sequence[float]
+    rounded: RoundedWeights
     loss: Loss | None = None
-    _tables: dict[tuple[str, str, str], WeightTable] = field(
-        default_factory=dict[tuple[str, str, str], WeightTable]
-    )
-    _cached_bytes: int = 0
 
     def params(self, observer: str) -> dict[str, ActivationParams]:
         """Static parameters of every site under an observer."""
@@ -69,7 +65,9 @@ class Simulator:
         """The graph that a choice stands for."""
         graph = self.setting.graph
         assignment = self.assignment(choice)
-        weights = self._weights(graph, assignment)
+        rules = self.setting.capability.static
+        params = self.params(str(knobs.get("observer", "minmax")))
+        weights = fit_biases(graph, assignment, self._weights(graph, assignment), params, rules)
         means = self.observations.input_means
         biases = (
             correct_biases(graph, assignment, weights, means)
@@ -80,9 +78,9 @@ class Simulator:
             graph,
             assignment,
             weights=weights,
-            params=self.params(str(knobs.get("observer", "minmax"))),
+            params=params,
             regions=self.setting.regions,
-            rules=self.setting.capability.static,
+            rules=rules,
             biases=biases,
         )
 
@@ -92,7 +90,7 @@ class Simulator:
 
     def measure_graph(self, quantized: QuantizedGraph) -> float:
         """The same for a graph that is already built."""
-        tracer = Tracer(quantized.module)
+        tracer = _Replay(quantized.module)
         total, samples = 0.0, 0
         with torch.no_grad():
             for index in range(len(self.data.held_out)):
@@ -127,14 +125,27 @@ class Simulator:
             fmt = scheme_named(chosen.scheme).weight
             if fmt.dtype == "float32" or layer.weight in tables:
                 continue
-            key = (layer.weight, str(fmt), chosen.algorithm)
-            table = self._tables.get(key)
-            if table is None:
-                weight: torch.Tensor = attribute(graph.module, layer.weight)
-                table = round_weight(weight, fmt, chosen.algorithm)
-                size = table.values.numel() * table.values.element_size()
-                if self._cached_bytes + size <= CACHE_BYTES:
-                    self._tables[key] = table
-                    self._cached_bytes += size
-            tables[layer.weight] = table
+            tables[layer.weight] = self.rounded.get(layer.weight, fmt, chosen.algorithm)
         return tables
+
+
+class _Replay(Tracer):
+    """Runs a quantized graph on many batches and rebuilds each weight from integers only once."""
+
+    def __init__(self, module: GraphModule) -> None:
+        super().__init__(module)
+        self._constant: dict[Node, Any] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Compute one node, or return what it computed for an earlier batch."""
+        if n in self._constant:
+            return self._constant[n]
+        value = super().run_node(n)
+        sources = n.all_input_nodes
+        if (
+            n.op == "call_function"
+            and sources
+            and all(source.op == "get_attr" or source in self._constant for source in sources)
+        ):
+            self._constant[n] = value
+        return value

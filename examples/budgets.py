@@ -29,9 +29,14 @@ def plan_at_budgets(
     calibration: Sequence[object],
     quality: Quality,
     out: Path,
+    objective: str = "accuracy",
     metric: Callable[[nn.Module], object] | None = None,
 ) -> list[dict[str, str]]:
-    """One row for the float model and one per budget; artifacts and reports go under ``out``."""
+    """One row for the float model and one per budget; artifacts and reports go under ``out``.
+
+    objective: "accuracy" takes the best plan that each budget allows; "auto" would take the same
+    fastest plan at every budget that admits it.
+    """
     float_bytes = sum(parameter.numel() * 4 for parameter in model.parameters())
     rows = [{"budget": "float32 (PyTorch)", "weights": megabytes(float_bytes), **quality(model)}]
     for budget in budgets:
@@ -42,6 +47,7 @@ def plan_at_budgets(
             inputs=inputs,
             calibration=calibration,
             metric=metric,
+            objective=objective,
         )
         folder = out / budget.replace("=", "-")
         artifact = plan.compile(folder)

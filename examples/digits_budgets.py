@@ -11,7 +11,7 @@ from __future__ import annotations
 from advisor.demo import digits
 from examples.budgets import parse_arguments, plan_at_budgets, to_markdown
 
-BUDGETS = ("size=190kB", "size=120kB", "size=75kB")
+BUDGETS = ("size=300kB", "size=150kB", "size=100kB")
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from transformers.utils import logging
 from advisor.errors import MissingDependencyError
 from examples.budgets import parse_arguments, plan_at_budgets, to_markdown
 
-BUDGETS = ("size=46MB", "size=30MB", "size=20MB")
+BUDGETS = ("size=30MB", "size=16MB", "size=12MB")
 TOKENS = 32
 BATCH = 16
 CALIBRATION, EVALUATION = 128, 512

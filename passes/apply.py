@@ -52,9 +52,7 @@ def dequantize(table: WeightTable, fmt: TensorFormat, shape: tuple[int, ...]) ->
     return restored.reshape(shape)
 
 
-def quantize_dequantize(
-    x: torch.Tensor, scale: float, zero_point: int, dtype: str
-) -> torch.Tensor:
+def quantize_dequantize(x: torch.Tensor, scale: float, zero_point: int, dtype: str) -> torch.Tensor:
     """A tensor after static quantization and back."""
     q = torch.ops.advisor.quantize_static(x, scale, zero_point, dtype)
     restored: torch.Tensor = torch.ops.advisor.dequantize_static(q, scale, zero_point)

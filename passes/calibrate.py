@@ -55,13 +55,18 @@ def spool_calibration(
     is noted, because then nothing is really held out.
 
     Raises:
-        CalibrationError: no batch at all.
+        CalibrationError: no batch at all, or one without samples.
     """
     scoring, held_out = Spool(folder / "scoring"), Spool(folder / "held_out")
     notes: tuple[str, ...] = ()
     for index, batch in enumerate(batches):
+        size = batch_size(graph, batch)
+        if not size:
+            raise CalibrationError(
+                f"calibration batch {index} has 0 samples; leave empty batches out"
+            )
         half = held_out if index % 2 else scoring
-        half.append(batch, batch=batch_size(graph, batch))
+        half.append(batch, batch=size)
     if not len(scoring):
         raise CalibrationError(
             "calibration is empty: the iterable gave no batch; pass at least one batch of inputs "
@@ -165,7 +170,8 @@ class _MeanObserver:
     """Mean of every input channel of a layer, for bias correction."""
 
     def __init__(self, layer: Layer) -> None:
-        self.channel = 1 if layer.op.startswith("conv") else -1
+        # Counted from the end, so that inputs without a batch dimension work too.
+        self.channel = {"conv1d": -2, "conv2d": -3}.get(layer.op, -1)
         self.total: torch.Tensor | None = None
         self.count = 0
 

@@ -36,7 +36,8 @@ def find_candidates(
 ) -> Space:
     """All (scheme, algorithm) pairs of every group, and why the others are out.
 
-    schemes: restrict to these names; float32 always stays, so that every layer has at least one. platform: the profile's OS or compute capability.
+    schemes: restrict to these names; float32 always stays, so that every layer has at least one.
+    platform: the profile's OS or compute capability.
     """
     layers = {layer.name: layer for layer in graph.layers}
     candidates: dict[str, tuple[Candidate, ...]] = {}

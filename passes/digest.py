@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import torch
 
 from advisor.passes.graph import WeightTable
+
+
+class Digest(Protocol):
+    """What hashlib returns."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
 
 
 def table_sha256(table: WeightTable) -> str:
@@ -16,16 +24,20 @@ def table_sha256(table: WeightTable) -> str:
     convolution gives the same digest whether its weight is stored flat or not. A float weight
     is hashed in its own dtype.
     """
+    is_float = table.values.is_floating_point()
     digest = hashlib.sha256()
-    for tensor in (table.values, table.scale, table.zero_point):
-        if tensor is None:
-            digest.update(b"none;")
-            continue
-        if tensor is not table.values and tensor.is_floating_point():
-            tensor = tensor.to(torch.float32)
-        elif not tensor.is_floating_point():
-            tensor = tensor.to(torch.int8)
-        rows = tensor.detach().cpu().reshape(tensor.shape[0] if tensor.ndim else 1, -1)
-        digest.update(f"{tensor.dtype}{tuple(rows.shape)};".encode())
-        digest.update(rows.contiguous().view(torch.uint8).numpy().tobytes())
+    _add(digest, table.values if is_float else table.values.to(torch.int8))
+    _add(digest, None if table.scale is None else table.scale.to(torch.float32))
+    _add(digest, None if table.zero_point is None else table.zero_point.to(torch.int8))
     return digest.hexdigest()
+
+
+def _add(digest: Digest, tensor: torch.Tensor | None) -> None:
+    if tensor is None:
+        digest.update(b"none;")
+        return
+    rows = tensor.detach().cpu().reshape(tensor.shape[0] if tensor.ndim else 1, -1)
+    digest.update(f"{tensor.dtype}{tuple(rows.shape)};".encode())
+    if rows.dtype == torch.bfloat16:  # numpy has no such dtype
+        rows = rows.view(torch.int16)
+    digest.update(rows.numpy().tobytes())

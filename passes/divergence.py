@@ -22,15 +22,18 @@ def divergence(
 
     logits: Kullback-Leibler divergence in nats from the reference's softmax, the mean over a
     sample's predictions. embedding, regression: squared error over the reference's own power
-    (``powers``, mean squared norm per sample).
+    (``powers``, mean squared norm per sample). When the outputs disagree in their first dimension
+    they have no samples in common, and the shape is (1,).
     """
     terms = [
         _kl(output, reference)
         if kind == "logits"
-        else (output - reference).flatten(1).square().sum(1) / power
+        else (output - reference).square().reshape(_samples(output), -1).sum(1) / power
         for output, reference, kind, power in zip(outputs, references, kinds, powers, strict=True)
         if kind != "ignored"
     ]
+    if len({len(term) for term in terms}) > 1:
+        terms = [term.mean(dim=0, keepdim=True) for term in terms]
     return torch.stack(terms).mean(dim=0)
 
 
@@ -39,12 +42,15 @@ def draw_probes(
     kinds: Sequence[OutputKind],
     powers: Sequence[float],
     generator: torch.Generator,
+    samples: int | None = None,
 ) -> list[torch.Tensor]:
     """One random v per counting output with E[v vᵀ] = the Hessian of ``divergence`` at zero error.
 
     So ½ E⟨v, error⟩² is the divergence to second order. Logits: v = √p∘ε − p⟨√p, ε⟩ with random
     signs ε, whose second moment is diag(p) − p pᵀ, the softmax's Fisher information. Squared
     error: ε times √(2/power). Predictions of a sample have independent signs.
+
+    samples: how many the batch has, where that is not the outputs' first dimension.
     """
     counting = sum(kind != "ignored" for kind in kinds)
     probes: list[torch.Tensor] = []
@@ -54,15 +60,17 @@ def draw_probes(
         signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
         if kind == "logits":
             rows = class_rows(output)
-            predictions = rows[0, ..., 0].numel()
+            first = _samples(rows[..., 0])
+            predictions = rows[..., 0].numel() // first
             p = F.softmax(rows.detach(), dim=-1)
             root = p.sqrt()
             aligned = class_rows(signs)
             v = root * aligned - p * (root * aligned).sum(-1, keepdim=True)
             probe = rows_to_output(v, output) / predictions**0.5
         else:
+            first = _samples(output)
             probe = signs * (2 / power) ** 0.5
-        probes.append(probe / counting**0.5)
+        probes.append(probe * ((samples or first) / first / counting) ** 0.5)
     return probes
 
 
@@ -71,7 +79,7 @@ def measure_powers(references: Sequence[Sequence[torch.Tensor]]) -> list[float]:
     powers: list[float] = []
     for column in zip(*references, strict=True):
         total = sum(float(output.float().square().sum()) for output in column)
-        samples = sum(output.shape[0] if output.ndim else 1 for output in column)
+        samples = sum(_samples(output) for output in column)
         powers.append(total / samples or 1.0)
     return powers
 
@@ -89,8 +97,16 @@ def rows_to_output(rows: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
 def _kl(output: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     log_q = F.log_softmax(class_rows(output), dim=-1)
     log_p = F.log_softmax(class_rows(reference), dim=-1)
-    per_prediction = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return per_prediction.reshape(per_prediction.shape[0], -1).mean(dim=1)
+    # A class of probability zero (a masked logit) adds nothing; the formula alone gives 0 * nan.
+    terms = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p - log_q))
+    # Rounding makes the sum of a vanishing divergence slightly negative.
+    per_prediction = terms.sum(-1).clamp_min(0.0)
+    return per_prediction.reshape(_samples(per_prediction), -1).mean(dim=1)
+
+
+def _samples(values: torch.Tensor) -> int:
+    """The first dimension; 1 for a single number."""
+    return values.shape[0] if values.ndim else 1
 
 
 Loss = Callable[[Sequence[torch.Tensor], Sequence[torch.Tensor]], torch.Tensor]

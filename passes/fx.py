@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Interpreter, Node
 from torch.utils import _pytree as pytree
 
@@ -15,7 +15,13 @@ from advisor.passes.graph import NAME_KEY, PASS_KEY, ROLE_KEY, Graph, name_of
 
 def clone(module: GraphModule) -> GraphModule:
     """A GraphModule with nodes of its own that shares every tensor with ``module``."""
-    copied = GraphModule(module, copy.deepcopy(module.graph), class_name="GraphModule")
+    graph = FxGraph()
+    copied_output = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
+    assert copied_output is not None  # every captured graph has an output
+    value, old_output = copied_output
+    graph.output(value).meta = dict(old_output.meta)
+    graph._codegen = module.graph._codegen  # the call signature; never changed by a pass
+    copied = GraphModule(module, graph, class_name="GraphModule")
     copied.meta = dict(module.meta)
     return copied
 

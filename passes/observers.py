@@ -7,6 +7,7 @@ counts values within them. Neither keeps a tensor.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isnan
 from typing import Final
 
 import numpy as np
@@ -20,6 +21,16 @@ from advisor.targets.capability import StaticRules
 BINS: Final = 2048
 PERCENTILE: Final = 99.99
 """Share of values (in percent) that the percentile observer keeps inside the range."""
+
+COUNTED_AT_ONCE: Final = 2**22
+"""Values per call of ``torch.histc``, which counts in float32 and is exact up to 2**24."""
+
+FloatArray = npt.NDArray[np.float64]
+
+SHARES: Final[FloatArray] = np.concatenate(
+    [np.linspace(1.0, 0.3, 57), np.geomspace(0.3, 0.01, 35)[1:]]
+)
+"""Bounds that the mse observer tries, as shares of the extreme seen, widest first."""
 
 OBSERVERS: Final = ("minmax", "percentile", "mse")
 
@@ -38,7 +49,7 @@ class TensorStats:
 
 
 class RangeObserver:
-    """Running minimum and maximum."""
+    """Running minimum and maximum; both are NaN from the first NaN on."""
 
     def __init__(self) -> None:
         self.minimum = float("inf")
@@ -46,9 +57,12 @@ class RangeObserver:
 
     def update(self, value: torch.Tensor) -> None:
         """See one batch."""
-        low, high = torch.aminmax(value)
-        self.minimum = min(self.minimum, float(low))
-        self.maximum = max(self.maximum, float(high))
+        low, high = (float(extreme) for extreme in torch.aminmax(value))
+        if isnan(low) or isnan(self.minimum):  # min and max of Python would forget it
+            self.minimum = self.maximum = float("nan")
+            return
+        self.minimum = min(self.minimum, low)
+        self.maximum = max(self.maximum, high)
 
 
 class HistogramObserver:
@@ -61,8 +75,9 @@ class HistogramObserver:
     def update(self, value: torch.Tensor) -> None:
         """See one batch."""
         if self.maximum > self.minimum:
-            counts = torch.histc(value.float(), bins=BINS, min=self.minimum, max=self.maximum)
-            self.counts += counts.to(torch.int64).numpy()
+            for part in torch.split(value.float().flatten(), COUNTED_AT_ONCE):
+                counts = torch.histc(part, bins=BINS, min=self.minimum, max=self.maximum)
+                self.counts += counts.to(torch.int64).numpy()
         else:
             self.counts[0] += value.numel()
 
@@ -76,7 +91,8 @@ def choose_range(stats: TensorStats, observer: str, rules: StaticRules) -> tuple
 
     minmax: everything seen. percentile: without the 0.01 % farthest out, half on each side (one
     side only where the tensor has one sign). mse: the clipping of least expected squared error
-    over the histogram, rounding inside counted as step squared over 12 (Bennett 1948).
+    over the histogram, rounding inside counted as step squared over 12 (Bennett 1948); symmetric
+    rules clip both sides alike.
 
     Raises:
         UsageError: unknown observer.
@@ -87,7 +103,7 @@ def choose_range(stats: TensorStats, observer: str, rules: StaticRules) -> tuple
         return stats.minimum, stats.maximum
     if observer == "percentile":
         return _percentile_range(stats)
-    return _mse_range(stats, levels=256 if not rules.symmetric else 255)
+    return _mse_range(stats, symmetric=rules.symmetric)
 
 
 def activation_params(low: float, high: float, rules: StaticRules) -> ActivationParams:
@@ -124,19 +140,24 @@ def _percentile_range(stats: TensorStats) -> tuple[float, float]:
     return low, max(high, low)
 
 
-def _mse_range(stats: TensorStats, levels: int) -> tuple[float, float]:
+def _mse_range(stats: TensorStats, *, symmetric: bool) -> tuple[float, float]:
+    """The clipping of least error; what each side loses depends on that side's bound alone."""
     edges = np.linspace(stats.minimum, stats.maximum, BINS + 1)
     centres = (edges[:-1] + edges[1:]) / 2
     weights = stats.histogram / max(int(stats.histogram.sum()), 1)
-    best = (float("inf"), stats.minimum, stats.maximum)
-    shares = np.linspace(1.0, 0.3, 57)
-    for share_low in shares if stats.minimum < 0 else (1.0,):
-        low = min(stats.minimum * share_low, 0.0)
-        for share_high in shares if stats.maximum > 0 else (1.0,):
-            high = max(stats.maximum * share_high, 0.0)
-            clipped = np.clip(centres, low, high)
-            step = (high - low) / (levels - 1)
-            error = float(weights @ np.square(centres - clipped)) + step * step / 12
-            if error < best[0]:
-                best = (error, low, high)
-    return best[1], best[2]
+    if symmetric:
+        bounds = max(-stats.minimum, stats.maximum) * SHARES
+        errors = _clipped(np.abs(centres), weights, bounds) + np.square(bounds / 127) / 12
+        bound = float(bounds[np.argmin(errors)])
+        return max(-bound, min(stats.minimum, 0.0)), min(bound, max(stats.maximum, 0.0))
+    lows, highs = -min(stats.minimum, 0.0) * SHARES, max(stats.maximum, 0.0) * SHARES
+    steps = (lows[:, None] + highs[None, :]) / 255
+    errors_by_side = _clipped(-centres, weights, lows)[:, None] + _clipped(centres, weights, highs)
+    best = int(np.argmin(errors_by_side + np.square(steps) / 12))
+    return float(-lows[best // len(SHARES)]), float(highs[best % len(SHARES)])
+
+
+def _clipped(values: FloatArray, weights: FloatArray, bounds: FloatArray) -> FloatArray:
+    """Expected squared excess of ``values`` over each bound."""
+    excess = np.maximum(values[None, :] - bounds[:, None], 0.0)
+    return np.asarray(np.square(excess) @ weights)

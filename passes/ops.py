@@ -9,6 +9,7 @@ They have no gradient: a quantized graph is for inference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -24,6 +25,9 @@ INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
     "ternary": (-1, 1),
 }
 """Lowest and highest stored integer of every integer dtype."""
+
+Operator = Callable[..., torch.Tensor]
+"""An operator of torch, as graphs call it."""
 
 _NAMESPACE: Final = "advisor"
 _SCHEMAS: Final = {
@@ -53,7 +57,10 @@ def _spread(table: torch.Tensor, q: torch.Tensor, axis: int, block: int) -> torc
         return table
     if not block:
         return table.reshape([-1 if index == axis else 1 for index in range(q.ndim)])
-    return table.repeat_interleave(block, dim=axis).narrow(axis, 0, q.shape[axis])
+    wide = list(table.shape)
+    wide.insert(axis + 1, block)
+    spread = table.unsqueeze(axis + 1).expand(wide).flatten(axis, axis + 1)
+    return spread.narrow(axis, 0, q.shape[axis])
 
 
 def _dequantize_affine(
@@ -114,7 +121,7 @@ def register() -> None:
     """
     if hasattr(torch.ops.advisor, "dequantize_affine"):
         return
-    kernels = {
+    kernels: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
         "dequantize_affine": (_dequantize_affine, _dequantize_affine_fake),
         "quantize_static": (_quantize_static, _quantize_static_fake),
         "dequantize_static": (_dequantize_static, _dequantize_static_fake),
@@ -128,15 +135,15 @@ def register() -> None:
 
 register()
 
-DEQUANTIZE_AFFINE: Final[torch._ops.OpOverload] = torch.ops.advisor.dequantize_affine.default
+DEQUANTIZE_AFFINE: Final[Operator] = torch.ops.advisor.dequantize_affine.default
 """(q, scale, zero_point, axis, block, dtype) -> float32 of q's shape.
 
 block 0: one scale for all (scale of rank 0) or one per index of ``axis``. block > 0: one per run
 of ``block`` elements along ``axis``; scale has q's rank, that axis divided by ``block``.
 """
 
-QUANTIZE_STATIC: Final[torch._ops.OpOverload] = torch.ops.advisor.quantize_static.default
+QUANTIZE_STATIC: Final[Operator] = torch.ops.advisor.quantize_static.default
 """(x, scale, zero_point, dtype) -> integers of x's shape."""
 
-DEQUANTIZE_STATIC: Final[torch._ops.OpOverload] = torch.ops.advisor.dequantize_static.default
+DEQUANTIZE_STATIC: Final[Operator] = torch.ops.advisor.dequantize_static.default
 """(q, scale, zero_point) -> float32 of q's shape."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 import torch
 from torch.fx import GraphModule, Node
@@ -26,7 +27,9 @@ from advisor.passes.rounding import round_weight
 from advisor.targets.capability import StaticRules
 
 _ = _ops  # registers the advisor:: operators
-MADE_BY = "quantize"
+MADE_BY: Final = "quantize"
+BIAS_STEPS: Final = 2**30
+"""Largest int32 bias: half of what fits, so that a correction still does."""
 
 
 def round_weights(
@@ -41,6 +44,40 @@ def round_weights(
             algorithm = assignment[layer.name].algorithm
             tables[layer.weight] = round_weight(weight, scheme.weight, algorithm)
     return tables
+
+
+def fit_biases(
+    graph: Graph,
+    assignment: Mapping[str, LayerAssignment],
+    tables: Mapping[str, WeightTable],
+    params: Mapping[str, ActivationParams],
+    rules: StaticRules | None,
+) -> dict[str, WeightTable]:
+    """The tables, with a wider scale wherever a bias would not fit into int32.
+
+    A bias kept as int32 counts steps of input scale x weight scale. A channel with next to no
+    weight (a dead one, after batch norm is folded) has steps so small that its bias overflows;
+    its weights contribute nothing, so a coarser scale for them costs nothing.
+    """
+    fitted = dict(tables)
+    for layer in graph.layers:
+        static = scheme_named(assignment[layer.name].scheme).is_static
+        if rules is None or not static or layer.bias is None or layer.op not in rules.int32_bias:
+            continue
+        table = fitted[layer.weight]
+        assert table.scale is not None  # a static scheme has integer weights
+        weight: torch.Tensor = attribute(graph.module, layer.weight)
+        bias: torch.Tensor = attribute(graph.module, layer.bias)
+        least = bias.abs() / (BIAS_STEPS * params[layer.input].scale)
+        if bool((table.scale >= least).all()):
+            continue
+        scale = torch.maximum(table.scale.expand_as(least), least)
+        narrow = (table.scale < least).reshape(-1, *[1] * (weight.ndim - 1))
+        coarse = (weight / scale.reshape(narrow.shape)).round().to(torch.int8)
+        fitted[layer.weight] = WeightTable(
+            values=torch.where(narrow, coarse, table.values), scale=scale
+        )
+    return fitted
 
 
 def correct_biases(
@@ -99,14 +136,18 @@ def quantize(
         if node.target in LAYER_OPS and node.op == "call_function"
     }
     layers = {layer.name: layer for layer in graph.layers}
-    static = {
-        name for name, choice in assignment.items() if scheme_named(choice.scheme).is_static
-    }
+    static = {name for name, choice in assignment.items() if scheme_named(choice.scheme).is_static}
     quantized = regions.quantized(static)
     _replace_weights(module, calls, layers, assignment, weights)
     _replace_biases(
-        module, calls, layers, static, weights=weights, params=params,
-        rules=rules, corrected=biases or {},
+        module,
+        calls,
+        layers,
+        static,
+        weights=weights,
+        params=params,
+        rules=rules,
+        corrected=biases or {},
     )
     by_name = {site.tensor: site for site in regions.sites}
     for tensor, for_all in quantized.items():

@@ -9,22 +9,23 @@ input. Sums over choices inside the square give interactions; here every term st
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.fx import Node
 
-from advisor.formats import scheme_named
+from advisor.formats import TensorFormat, scheme_named
 from advisor.passes.apply import dequantize, quantize_dequantize, run_layer
-from advisor.passes.calibrate import batch_size, cut
+from advisor.passes.batching import Place, batch_symbols, find_place, split_samples
+from advisor.passes.calibrate import cut
 from advisor.passes.divergence import OutputKind, draw_probes
 from advisor.passes.fx import Tracer, attribute
-from advisor.passes.graph import ActivationParams, Graph, Layer, name_of
+from advisor.passes.graph import ActivationParams, Graph, Layer, WeightTable, name_of
 from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
 from advisor.passes.regions import Site
-from advisor.passes.rounding import round_weight
+from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
 
 Column = tuple[str, str, str]
@@ -74,11 +75,12 @@ def probe(
     data: Spool,
     question: Question,
     *,
+    rounded: RoundedWeights,
     kinds: Sequence[OutputKind],
     powers: Sequence[float],
     probes: int = 4,
     max_samples: int = 128,
-    chunk: int = 16,
+    chunk: int = 32,
     seed: int = 0,
 ) -> Sensitivity:
     """Score every column of ``question`` on the scoring half of the calibration data.
@@ -90,23 +92,17 @@ def probe(
     by_layer = _by_layer(question)
     collected: dict[Column, list[torch.Tensor]] = {}
     seen = 0
-    for flat in data:
-        size = batch_size(graph, flat)
-        step = size if graph.batch is not None else chunk
-        for start in range(0, size, step):
-            if seen >= max_samples:
-                break
-            stop = min(start + step, size, start + max_samples - seen)
-            piece = flat if graph.batch is not None else cut(graph, flat, start, stop)
-            taps = _Taps(graph, question)
+    # The caller may have switched gradients off; then every score would silently be zero.
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        for piece, samples in _pieces(graph, data, max_samples, chunk):
+            taps = _Taps(graph, question, samples)
             outputs = taps.run(*piece, enable_io_processing=False)
             counting = [o for o, k in zip(outputs, kinds, strict=True) if k != "ignored"]
             gradients = [
-                taps.gradients(counting, draw_probes(outputs, kinds, powers, generator))
+                taps.gradients(counting, draw_probes(outputs, kinds, powers, generator, samples))
                 for _ in range(probes)
             ]
-            samples = stop - start
-            for column, score in _score(graph, question, by_layer, taps, gradients, samples):
+            for column, score in _score(graph, question, by_layer, rounded, taps, gradients):
                 collected.setdefault(column, []).append(score)
             seen += samples
     return Sensitivity(
@@ -116,11 +112,35 @@ def probe(
     )
 
 
+def _pieces(
+    graph: Graph, data: Spool, max_samples: int, chunk: int
+) -> Iterator[tuple[Sequence[Any], int]]:
+    """At most ``max_samples`` samples, a chunk at a time; a fixed batch stays whole."""
+    left = max_samples
+    for index in range(len(data)):
+        if left <= 0:
+            return
+        flat, size = data.read(index), data.batch(index)
+        if graph.batch is not None:
+            left -= size
+            yield flat, size
+            continue
+        for start in range(0, min(size, left), chunk):
+            stop = min(start + chunk, size, start + left)
+            left -= stop - start
+            yield cut(graph, flat, start, stop), stop - start
+
+
 class _Taps(Tracer):
     """One forward pass that keeps inputs and outputs of layers and the sites' tensors."""
 
-    def __init__(self, graph: Graph, question: Question) -> None:
+    def __init__(self, graph: Graph, question: Question, samples: int) -> None:
         super().__init__(graph.module)
+        self.samples = samples
+        self.symbols = batch_symbols(graph)
+        self.shapes: dict[Node, tuple[int, ...]] = {}
+        self.node_places: dict[Node, Place | None] = {}
+        self.places: dict[str, Place | None] = {}
         self.layers = {layer.name for layer, _, _ in question.weights}
         self.layers |= {reader for site in question.sites for reader in site.readers}
         self.sites = {site.tensor for site in question.sites}
@@ -132,6 +152,9 @@ class _Taps(Tracer):
         if not isinstance(value, torch.Tensor):
             return value
         name = name_of(node)
+        self.shapes[node] = tuple(value.shape)
+        place = find_place(node, self.shapes, self.node_places, self.symbols, self.samples)
+        self.node_places[node] = self.places[name] = place
         is_layer = node.target in LAYER_OPS and name in self.layers
         if is_layer:
             self.nodes[name] = node
@@ -175,9 +198,9 @@ def _score(
     graph: Graph,
     question: Question,
     by_layer: Mapping[str, Sequence[tuple[Layer, str, str]]],
+    rounded: RoundedWeights,
     taps: _Taps,
     gradients: Sequence[Mapping[str, torch.Tensor]],
-    samples: int,
 ) -> list[tuple[Column, torch.Tensor]]:
     scored: list[tuple[Column, torch.Tensor]] = []
     with torch.no_grad():
@@ -186,11 +209,14 @@ def _score(
             x = taps.inputs[name]
             for layer, scheme, algorithm in entries:
                 fmt = scheme_named(scheme).weight
-                table = round_weight(weight, fmt, algorithm)
-                change = dequantize(table, fmt, layer.weight_shape) - weight
-                delta = run_layer(taps.nodes[name], x, change)
+                table = rounded.get(layer.weight, fmt, algorithm)
+                if layer.op == "embedding":
+                    delta = _embedding_change(table, fmt, weight, x)
+                else:
+                    change = dequantize(table, fmt, layer.weight_shape) - weight
+                    delta = run_layer(taps.nodes[name], x, change)
                 column = ("weight", name, f"{scheme}/{algorithm}")
-                scored.append((column, _dot(gradients, name, delta, samples)))
+                scored.append((column, _dot(gradients, taps, name, delta)))
         for site in question.sites:
             params = question.params[site.tensor]
             value = _site_value(taps, site)
@@ -201,14 +227,25 @@ def _score(
             )
             if site.tensor in taps.values:
                 column = ("tensor", site.tensor, "")
-                scored.append((column, _dot(gradients, site.tensor, change, samples)))
+                scored.append((column, _dot(gradients, taps, site.tensor, change)))
             for reader in site.readers:
                 node = taps.nodes[reader]
                 weight = attribute(graph.module, str(weight_argument(node).target))
                 delta = run_layer(node, change, weight)
                 column = ("edge", site.tensor, reader)
-                scored.append((column, _dot(gradients, reader, delta, samples)))
+                scored.append((column, _dot(gradients, taps, reader, delta)))
     return scored
+
+
+def _embedding_change(
+    table: WeightTable, fmt: TensorFormat, weight: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
+    """Change of the rows that are looked up; the rest of the table is not touched."""
+    rows, places = torch.unique(ids, return_inverse=True)
+    scale = table.scale[rows] if table.scale is not None and table.scale.ndim else table.scale
+    part = WeightTable(values=table.values[rows], scale=scale)
+    restored = dequantize(part, fmt, (len(rows), weight.shape[1]))
+    return (restored - weight[rows])[places]
 
 
 def _site_value(taps: _Taps, site: Site) -> torch.Tensor | None:
@@ -219,23 +256,25 @@ def _site_value(taps: _Taps, site: Site) -> torch.Tensor | None:
 
 def _dot(
     gradients: Sequence[Mapping[str, torch.Tensor]],
+    taps: _Taps,
     name: str,
     delta: torch.Tensor,
-    samples: int,
 ) -> torch.Tensor:
     """⟨g, δ⟩ of every sample and probe; shape (probes x samples,).
 
-    A tensor whose leading dimension is no multiple of the batch (an unusual layout) counts as
-    one sample: then the score is of the whole chunk, spread evenly.
+    A tensor that samples share or that mixes them (a table of positions, an unusual layout) has
+    one score for the whole chunk. Spread evenly its squares have the same mean, because samples
+    have independent signs.
     """
     rows: list[torch.Tensor] = []
+    samples, place = taps.samples, taps.places[name]
     for gradient in gradients:
         if name not in gradient:
             rows.append(torch.zeros(samples))
             continue
         product = gradient[name] * delta
-        if product.ndim and product.shape[0] % samples == 0:
-            rows.append(product.reshape(samples, -1).sum(dim=1))
+        if place is not None:
+            rows.append(split_samples(product, place, samples).sum(dim=1))
         else:
             rows.append((product.sum() / samples**0.5).repeat(samples))
     return torch.cat(rows)

@@ -46,7 +46,9 @@ class Spool:
                 dense = value.detach().cpu().contiguous().clone()
                 tensors[f"{index:04d}"] = dense
                 self._hash.update(f"{index} {dense.dtype} {tuple(dense.shape)}".encode())
-                self._hash.update(dense.reshape(-1).view(torch.uint8).numpy().tobytes())
+                self._hash.update(dense.reshape(-1).view(torch.uint8).numpy().data)
+            else:
+                self._hash.update(f"{index} {value!r}".encode())
         save_file(tensors, self._file(len(self)))
         constants = [None if isinstance(value, torch.Tensor) else value for value in values]
         self._constants.append(tuple(constants))

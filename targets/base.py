@@ -85,7 +85,7 @@ class Artifact(Protocol):
 
 
 class Target(Protocol):
-    """What a runtime must offer. Third parties register one as an ``advisor.targets`` entry point."""
+    """What a runtime must offer; others register theirs as ``advisor.targets`` entry points."""
 
     capability: Capability
 

@@ -82,11 +82,11 @@ class DigitsNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = ConvBlock(1, 24)
-        self.stage1 = Residual(24)
-        self.down1 = ConvBlock(24, 48, stride=2)
-        self.stage2 = Residual(48)
-        self.down2 = ConvBlock(48, 64, stride=2)
+        self.stem = ConvBlock(1, 32)
+        self.stage1 = Residual(32)
+        self.down1 = ConvBlock(32, 64, stride=2)
+        self.stage2 = Residual(64)
+        self.down2 = ConvBlock(64, 64, stride=2)
         self.stage3 = Separable(64)
         self.head = nn.Linear(64, 10)
 

@@ -211,7 +211,7 @@ def _layers(data: ReportData) -> Section:
     rows = tuple(_layer_cells(layer) for layer in data.layers)
     columns = (
         *("Layer", "Operator", "Scheme", "Algorithm", "Weights", "Size", "Latency"),
-        *("Divergence share", "Why", "Next cheaper", "Next better"),
+        *("Divergence share", "Reason", "Next cheaper", "Next better"),
     )
     table = Table(
         caption="Every layer; click a heading to sort",
@@ -323,10 +323,10 @@ def _optimality(data: ReportData) -> Section:
             f"Model gap: {format_percent(data.model_gap)}. How far the solver's best assignment "
             f"is from the bound it proved. It is about the modelled divergence only, and says "
             f"nothing on whether the model is right.",
-            f"Measured regret: {format_number(data.measured_regret)}. How the best divergence "
-            f"measured among the trials ({data.trial_count} kept) compares with this plan's, "
-            f"measured the same way; 0 means that no trial measured better. It says nothing on "
-            f"assignments that were not tried.",
+            f"Measured regret: {format_number(data.measured_regret)}. This plan's measured "
+            f"divergence less the lowest one measured among the trials that could have been chosen "
+            f"({data.trial_count} trials kept); 0 means that none measured better. It says nothing "
+            f"on assignments that were not tried, and an objective may accept some for speed.",
         ),
     )
 

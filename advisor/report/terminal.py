@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _LEFT_TO_FILES = frozenset({"Static activation tensors", "Options that cannot run"})
 """Sections that would push the rest off the screen; files have them."""
 
-_WIDE_ONLY = frozenset({"Operator", "Algorithm", "Next cheaper", "Next better"})
-"""Columns that need a terminal of ``_WIDE`` columns; files have them."""
-
-_WIDE = 170
+_COLUMN_NEEDS = {"Reason": 110, "Note": 120, "Operator": 170, "Algorithm": 170} | dict.fromkeys(
+    ("Next cheaper", "Next better"), 170
+)
+"""Columns of the terminal below which a column is left out; files have them all."""
 
 
 def print_plan(console: Console, plan: Plan) -> None:
@@ -46,6 +46,8 @@ def print_plan(console: Console, plan: Plan) -> None:
             console.print(plain_text(paragraph, style="dim"))
         if section.table is not None:
             console.print(_set_table(section.table, console.width))
+            for line in _notes_below(section.table, console.width):
+                console.print(plain_text(line))
 
 
 def plain_text(text: str, style: str = "") -> Text:
@@ -56,19 +58,29 @@ def plain_text(text: str, style: str = "") -> Text:
 
 def _set_table(table: Table, width: int) -> RichTable:
     result = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown = [
-        index
-        for index, name in enumerate(table.columns)
-        if width >= _WIDE or name not in _WIDE_ONLY
-    ]
+    shown = [index for index, name in enumerate(table.columns) if _has_room(name, width)]
     for index in shown:
         is_number = index in table.numeric
+        longest = max((len(row[index].text) for row in table.rows), default=0)
         result.add_column(
             table.columns[index],
             justify="right" if is_number else "left",
             no_wrap=is_number,
             overflow="fold",
+            min_width=max(len(table.columns[index]), min(longest, 16)),
         )
     for row in table.rows:
         result.add_row(*(plain_text(row[index].text) for index in shown))
     return result
+
+
+def _notes_below(table: Table, width: int) -> list[str]:
+    """The column of notes as lines, where the table has no room for it."""
+    if "Note" not in table.columns or _has_room("Note", width):
+        return []
+    index = table.columns.index("Note")
+    return [f"{row[0].text}: {row[index].text}" for row in table.rows if row[index].text]
+
+
+def _has_room(column: str, width: int) -> bool:
+    return width >= _COLUMN_NEEDS.get(column, 0)

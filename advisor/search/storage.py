@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,8 @@ def open_storage(path: Path | None) -> BaseStorage:
         return InMemoryStorage()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(path)
+        if path.exists():
+            _mend(path)
         # Symbolic links, the default lock, need a privilege on Windows.
         lock = JournalFileOpenLock(str(path)) if os.name == "nt" else None
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
@@ -34,10 +36,6 @@ def open_storage(path: Path | None) -> BaseStorage:
         raise OutputError(
             f"the search cannot keep its journal at {path}: {error.strerror or error}; choose a "
             f"folder that can be written, or run without a journal"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise OutputError(
-            f"{path} is not a search journal ({error}); delete it or choose another path"
         ) from error
 
 
@@ -55,12 +53,24 @@ def fail_unfinished(study: Study) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
 
 
-def _drop_torn_line(path: Path) -> None:
+def _mend(path: Path) -> None:
     """Cut off a last line without its end: the process was killed while it wrote."""
-    if not path.exists():
-        return
     content = path.read_bytes()
     whole = content.rfind(b"\n") + 1
+    lines = content[:whole].splitlines()
+    is_torn_first = not lines and content.startswith(b'{"op_code"')
+    if not all(map(_is_entry, lines)) or (content and not lines and not is_torn_first):
+        raise OutputError(
+            f"{path} is not a search journal, or is damaged; delete it or choose another path"
+        )
     if whole < len(content):
         with path.open("r+b") as file:
             file.truncate(whole)
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry: object = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and "op_code" in entry

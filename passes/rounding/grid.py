@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import torch
+import torch.nn.functional as F
 
 from advisor.formats import PerBlock, PerChannel, PerTensor, TensorFormat
 from advisor.passes.graph import WeightTable
@@ -21,14 +22,18 @@ def integer_range(fmt: TensorFormat) -> tuple[int, int]:
 
 
 def to_rows(weight: torch.Tensor, fmt: TensorFormat) -> torch.Tensor:
-    """The weight as (scales, elements): every row shares one scale."""
+    """The weight as (scales, elements): every row shares one scale.
+
+    The last block of each output is filled up with zeros when the size does not divide the inputs.
+    """
     match fmt.granularity:
         case PerTensor():
             return weight.reshape(1, -1)
         case PerChannel(axis=axis):
             return weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
         case PerBlock(size=size):
-            return weight.reshape(-1, size)
+            flat = weight.reshape(weight.shape[0], -1)
+            return F.pad(flat, (0, -flat.shape[1] % size)).reshape(-1, size)
 
 
 def from_rows(
@@ -48,10 +53,9 @@ def from_rows(
                 values=values.reshape(moved).movedim(0, axis).contiguous(), scale=scale
             )
         case PerBlock():
-            rows = shape[0]
-            return WeightTable(
-                values=values.reshape(rows, prod(shape[1:])), scale=scale.reshape(rows, -1)
-            )
+            rows, inputs = shape[0], prod(shape[1:])
+            flat = values.reshape(rows, -1)[:, :inputs].contiguous()
+            return WeightTable(values=flat, scale=scale.reshape(rows, -1))
 
 
 def safe_scale(scale: torch.Tensor) -> torch.Tensor:
@@ -60,8 +64,6 @@ def safe_scale(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(scale > tiny, scale, torch.ones_like(scale))
 
 
-def quantize_rows(
-    rows: torch.Tensor, scale: torch.Tensor, bounds: tuple[int, int]
-) -> torch.Tensor:
+def quantize_rows(rows: torch.Tensor, scale: torch.Tensor, bounds: tuple[int, int]) -> torch.Tensor:
     """Nearest integers (half to even, as every runtime does), saturated; still float32."""
     return (rows / scale[:, None]).round_().clamp_(*bounds)

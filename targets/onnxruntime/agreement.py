@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from advisor.formats import scheme_named
 from advisor.passes import ops
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import name_of
 from advisor.targets.base import Mismatch
 from advisor.targets.onnxruntime.cut import find_cut, run_cut
-from advisor.targets.onnxruntime.legalise import LAYER_TARGETS
+from advisor.targets.onnxruntime.kernels import acceptable_kernels
 from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.onnxruntime.nodes import LAYER_TARGETS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -103,9 +105,9 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
         source = node.args[1 if record.op == "embedding" else 0]
         if not isinstance(source, Node):
             continue
-        is_static = source.target is ops.DEQUANTIZE_STATIC
-        if is_static and isinstance(source.args[0], Node):
-            source = source.args[0]
+        is_static = scheme_named(record.scheme).is_static and record.op != "embedding"
+        if is_static and source.target is ops.DEQUANTIZE_STATIC:
+            source = source.all_input_nodes[0]
         taps.append(Tap(record, source, _end(node) if is_static else node))
     return taps
 
@@ -178,7 +180,7 @@ def _judge(
 ) -> Agreement:
     layer = tap.layer
     quantized_as = name_of(tap.end) if tap.end.target is ops.QUANTIZE_STATIC else ""
-    cut = find_cut(model, layer.name, layer.op == "embedding", quantized_as)
+    cut = find_cut(model, layer, quantized_as)
     if cut is None:
         return Agreement(
             layer=layer.name, error=float("inf"), problem="the layer's tensors are not in the file"
@@ -189,7 +191,11 @@ def _judge(
             error=float("inf"),
             problem=f"reads {cut.start.dtype.name.lower()} instead of {feed.dtype}",
         )
-    found = run_cut(model, cut, feed, expected, entries)
+    found, ran = run_cut(model, cut, feed, expected, entries)
+    kernels = acceptable_kernels(layer)
+    if kernels and not kernels & ran:
+        problem = f"runs as {', '.join(sorted(ran))}, not as {' or '.join(sorted(kernels))}"
+        return Agreement(layer=layer.name, error=float("inf"), problem=problem)
     if quantized_as:
         return _compare_integers(layer.name, found, expected)
     return _compare_floats(layer.name, found, expected)

@@ -6,18 +6,17 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advisor.targets.onnxruntime.session import open_session
+from advisor.formats import scheme_named
+from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY, ROLE_PROPERTY
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-LARGE_BYTES: Final = 1_500_000_000
-"""From here on weights go to a file beside the model: protobuf ends at 2 GiB."""
 
 Array = np.ndarray[Any, Any]
 
@@ -40,41 +39,40 @@ def labelled(model: ir.Model, name: str, *roles: str) -> list[ir.Node]:
     ]
 
 
-def find_cut(model: ir.Model, layer: str, is_embedding: bool, quantized_as: str) -> Cut | None:
+def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | None:
     """Where a layer begins and ends; None when the model does not have it.
 
     It begins at the integers (static) or floats it reads. quantized_as: name of the tensor whose
     integers end the layer, or empty when the layer ends in floats.
     """
-    own = labelled(model, layer, "op", "output")
-    main = next((node for node in own if node.name == layer), None)
+    own = labelled(model, layer.name, "op", "output")
+    main = next((node for node in own if node.name == layer.name), None)
     if main is None:
         return None
-    start = _ids(main) if is_embedding else _activation(main, layer)
+    start = _ids(main) if layer.op == "embedding" else _activation(main, layer)
     end: ir.Value | None = own[-1].outputs[0]
     if quantized_as:
         quantizers = labelled(model, quantized_as, "quantize")
         end = quantizers[0].outputs[0] if quantizers else None
-    return None if start is None or end is None else Cut(start, end)
+    if start is None or end is None:
+        return None
+    cut = Cut(start, end)
+    _, sources = _between(cut)
+    return cut if all(source.is_initializer() for source in sources) else None
 
 
-def _activation(node: ir.Node, layer: str) -> ir.Value | None:
+def _activation(node: ir.Node, layer: LayerRecord) -> ir.Value | None:
     value = node.inputs[0]
     producer = value.producer() if value is not None else None
-    if producer is not None and producer in _fences(producer, layer):
-        value = producer.inputs[0]
-    elif producer is not None and producer.op_type == "DequantizeLinear":
-        source = producer.inputs[0]
-        quantize = source.producer() if source is not None else None
-        if quantize is not None and quantize.op_type == "QuantizeLinear":
-            value = source
+    if producer is None:
+        return value
+    properties = producer.metadata_props
+    is_fence = properties.get(ROLE_PROPERTY) == "input"
+    if is_fence and properties.get(NAME_PROPERTY) == layer.name:
+        return producer.inputs[0]
+    if scheme_named(layer.scheme).is_static and producer.op_type == "DequantizeLinear":
+        return producer.inputs[0]
     return value
-
-
-def _fences(node: ir.Node, layer: str) -> tuple[ir.Node, ...]:
-    properties = node.metadata_props
-    is_own = properties.get(NAME_PROPERTY) == layer and properties.get(ROLE_PROPERTY) == "input"
-    return (node,) if is_own else ()
 
 
 def _ids(node: ir.Node) -> ir.Value | None:
@@ -90,12 +88,18 @@ def _ids(node: ir.Node) -> ir.Value | None:
 
 def run_cut(
     model: ir.Model, cut: Cut, feed: Array, expected: Array, entries: Mapping[str, str]
-) -> Array:
-    """Execute a cut on ``feed``; ``expected`` gives the output's dtype and shape."""
+) -> tuple[Array, frozenset[str]]:
+    """Execute a cut on ``feed``; also the operators that really ran.
+
+    expected: an array of the output's dtype and rank. Sizes that the whole model leaves open stay
+    open here, because ONNX Runtime fuses differently where it knows them.
+    """
     import onnx_ir as ir
 
     nodes, constants = _between(cut)
     start = _value(str(cut.start.name), feed)
+    if cut.start.shape is not None and len(cut.start.shape) == feed.ndim:
+        start.shape = cut.start.shape
     renamed: dict[int, ir.Value] = {id(cut.start): start}
     initializers: list[ir.Value] = []
     for constant in constants:
@@ -119,8 +123,8 @@ def run_cut(
             )
         )
     end = renamed[id(cut.end)]
-    shaped = _value("", expected)
-    end.type, end.shape = shaped.type, shaped.shape
+    end.type = _value("", expected).type
+    end.shape = ir.Shape([None] * expected.ndim)
     graph = ir.Graph(
         [start],
         [end],
@@ -130,8 +134,7 @@ def run_cut(
         name="cut",
     )
     cut_model = ir.Model(graph, ir_version=model.ir_version)
-    outputs_found = _run(cut_model, {str(start.name): feed}, entries)
-    return outputs_found
+    return _run(cut_model, {str(start.name): feed}, entries)
 
 
 def _between(cut: Cut) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -164,18 +167,14 @@ def _value(name: str, array: Array) -> ir.Value:
     return ir.Value(name=name, type=ir.TensorType(kind), shape=shape)
 
 
-def _run(model: ir.Model, feed: Mapping[str, Array], entries: Mapping[str, str]) -> Array:
+def _run(
+    model: ir.Model, feed: Mapping[str, Array], entries: Mapping[str, str]
+) -> tuple[Array, frozenset[str]]:
     import onnx_ir as ir
 
-    size = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    if size < LARGE_BYTES:
-        session = open_session(ir.serde.serialize_model(model).SerializeToString(), entries)
-        return np.asarray(session.run(None, dict(feed))[0])
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
-        path = Path(folder) / "cut.onnx"
+        path, optimized = Path(folder) / "cut.onnx", Path(folder) / "optimized.onnx"
         ir.save(model, path, external_data="cut.onnx.data")
-        return np.asarray(open_session(path, entries).run(None, dict(feed))[0])
+        session = open_session(path, {**entries, **EXTERNAL}, optimized=optimized)
+        kernels = frozenset(node.op_type for node in ir.load(optimized).graph)
+        return np.asarray(session.run(None, dict(feed))[0]), kernels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -86,7 +86,7 @@ def _argument_names(module: GraphModule) -> list[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Silence what torch says about itself: a missing torchvision, a renamed pytree class."""
     logger = logging.getLogger(_CHATTY)
     level = logger.level

@@ -10,18 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.readback import expected_scheme
-from advisor.targets.onnxruntime.session import open_session
+from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+_PREFIX: Final = "(fused )?"
 _RENAMED: Final = r"(_token_\d+|_nchwc|/\w*Fusion/?)*"
-"""What ONNX Runtime's graph transformers append to the name of a node they replace."""
-
-_EXTERNAL: Final = {
-    "session.optimized_model_external_initializers_file_name": "weights.bin",
-    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-}
+"""What ONNX Runtime's graph transformers put around the name of a node they replace."""
 
 STATIC_CONV: Final = frozenset({"QLinearConv"})
 STATIC_LINEAR: Final = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
@@ -50,13 +46,13 @@ def executed_kernels(
 
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(model, {**entries, **_EXTERNAL}, optimized=optimized)
+        open_session(model, {**entries, **EXTERNAL}, optimized=optimized)
         graph = ir.load(optimized).graph
         return {layer.name: kernel for layer in layers if (kernel := _kernel(graph, layer))}
 
 
 def _kernel(graph: ir.Graph, layer: LayerRecord) -> str:
-    pattern = re.compile(re.escape(layer.name) + _RENAMED)
+    pattern = re.compile(_PREFIX + re.escape(layer.name) + _RENAMED)
     stored = (f"{layer.name}.weight", layer.weight)
     readers: list[str] = []
     for node in graph:

@@ -151,9 +151,10 @@ def _records(path: Path, data: dict[str, Any], key: str, kind: type[Record]) -> 
         if not isinstance(row, dict):
             raise PlanError(f"{path}: {key}[{index}] should be a table; compile the plan again")
         _refuse_others(path, f"{key}[{index}].", row, names)
-        made.append(
-            kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in row.items()})
-        )
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in row.items()
+        }
+        made.append(kind(**values))
     return tuple(made)
 
 

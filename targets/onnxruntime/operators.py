@@ -73,6 +73,7 @@ def register() -> None:
             _gather_columns_fake,
         ),
         "fence": ("(Tensor x) -> Tensor", _fence, _fence_fake),
+        "barrier": ("(Tensor x) -> Tensor", _fence, _fence_fake),
     }
     for name, (schema, kernel, fake) in kernels.items():
         torch.library.define(f"advisor_ort::{name}", schema)
@@ -82,19 +83,20 @@ def register() -> None:
 
 register()
 
-GATHER_BLOCK_QUANTIZED: Final[torch._ops.OpOverload] = (
-    torch.ops.advisor_ort.gather_block_quantized.default
-)
+GATHER_BLOCK_QUANTIZED: Final[ops.Operator] = torch.ops.advisor_ort.gather_block_quantized.default
 """(q (V, D), ids, scale (V, D / block), block, dtype, columns) -> float32 (\\*ids, D).
 
 columns: both tables are stored transposed, because a linear layer shares them.
 """
 
-GATHER_COLUMNS: Final[torch._ops.OpOverload] = torch.ops.advisor_ort.gather_columns.default
+GATHER_COLUMNS: Final[ops.Operator] = torch.ops.advisor_ort.gather_columns.default
 """(table (D, V), ids) -> (\\*ids, D): an embedding whose table is stored transposed."""
 
-FENCE: Final[torch._ops.OpOverload] = torch.ops.advisor_ort.fence.default
-"""(x) -> x, unchanged: a Reshape that keeps ONNX Runtime from fusing across it."""
+FENCE: Final[ops.Operator] = torch.ops.advisor_ort.fence.default
+"""(x) -> x, unchanged: a Reshape, free of cost, that ONNX Runtime does not fuse across."""
+
+BARRIER: Final[ops.Operator] = torch.ops.advisor_ort.barrier.default
+"""(x) -> x, unchanged: a Max of one tensor, one copy, that no DequantizeLinear is moved across."""
 
 
 def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -102,7 +104,9 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     Integers leave here as int8; ``tidy`` gives narrow ones their packed type afterwards.
     """
-    from onnxscript import opset21 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset21  # its signatures describe ONNX types, not tracing
 
     gather = _gather_block_quantized_in_onnx()
 
@@ -146,6 +150,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         GATHER_BLOCK_QUANTIZED: gather_block_quantized,
         GATHER_COLUMNS: gather_columns,
         FENCE: fence,
+        BARRIER: op.Max,
     }
 
 

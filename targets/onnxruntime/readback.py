@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -215,7 +215,7 @@ def _reads_integers(node: ir.Node) -> bool:
     return quantize is not None and quantize.op_type == "QuantizeLinear"
 
 
-def _array(value: ir.Value | None) -> np.ndarray | None:  # type: ignore[type-arg]  # any dtype
+def _array(value: ir.Value | None) -> np.ndarray[Any, np.dtype[Any]] | None:
     """The constant behind a value, narrow integers as int8."""
     if value is None or value.const_value is None:
         return None

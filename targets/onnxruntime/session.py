@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,8 +13,13 @@ if TYPE_CHECKING:
 
 INSTALL: Final = 'pip install "quantadvisor[onnxruntime]"'
 PROVIDER: Final = "CPUExecutionProvider"
+EXTERNAL: Final = {
+    "session.optimized_model_external_initializers_file_name": "optimized.data",
+    "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+}
+"""Settings to write an optimised graph of any size: protobuf ends at 2 GiB."""
+
 _ERRORS_ONLY: Final = 3
-logger = logging.getLogger("advisor")
 
 
 def require(*names: str) -> None:

@@ -124,14 +124,17 @@ def bind(manifest: Manifest, args: Sequence[Any], named: Mapping[str, Any]) -> d
     Raises:
         InputError: an input is missing, unknown, or of another shape or dtype.
     """
-    by_keyword = all(record.path[0] == 1 for record in manifest.inputs)
-    if by_keyword and len(args) == 1 and isinstance(args[0], Mapping) and not named:
-        args, named = (), args[0]
+    order = list(dict.fromkeys(record.argument for record in manifest.inputs))
+    if len(args) == 1 and isinstance(args[0], Mapping) and not named:
+        known = {*order, *(record.name for record in manifest.inputs)}
+        if known >= set(args[0]):
+            named = args[0]
+            args = ()
     arrays: dict[str, Array] = {}
     used: set[int | str] = set()
-    for index, record in enumerate(manifest.inputs):
-        for first, value in _candidates(record, index, args, named):
-            used.add(first)
+    for record in manifest.inputs:
+        for key, value in _candidates(record, order, args, named):
+            used.add(key)
             arrays[record.name] = _checked(record, value)
             break
         else:
@@ -143,18 +146,17 @@ def bind(manifest: Manifest, args: Sequence[Any], named: Mapping[str, Any]) -> d
 
 
 def _candidates(
-    record: InputRecord, index: int, args: Sequence[Any], named: Mapping[str, Any]
+    record: InputRecord, order: Sequence[str], args: Sequence[Any], named: Mapping[str, Any]
 ) -> Iterator[tuple[int | str, Any]]:
     """Where a value for ``record`` may be in the call, likeliest first."""
-    place, first, *rest = record.path
-    if place == 0 and isinstance(first, int) and first < len(args):
-        yield first, _follow(record, args[first], rest)
+    place, first, rest = record.path[0], record.path[1], record.path[2:]
+    position = first if place == 0 and isinstance(first, int) else order.index(record.argument)
+    if position < len(args):
+        yield position, _follow(record, args[position], rest)
     if record.argument in named:
         yield record.argument, _follow(record, named[record.argument], rest)
     if record.name in named:
         yield record.name, named[record.name]
-    if place == 1 and index < len(args):
-        yield index, args[index]
 
 
 def _follow(record: InputRecord, value: Any, rest: Sequence[int | str]) -> Any:

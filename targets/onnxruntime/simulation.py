@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +13,11 @@ from torch.utils import _pytree as pytree
 from advisor.errors import PlanError
 from advisor.passes import ops
 from advisor.passes.graph import QuantizedGraph
+from advisor.pt2 import load_program
 from advisor.targets.onnxruntime.export import reexport
 
 PROGRAM_FILE: Final = "simulation.pt2"
 EXAMPLES_FILE: Final = "examples.safetensors"
-
-_FORCE: Final = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-_PICKLED_PREFIXES: Final = ("custom_obj_", "opaque_obj_")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +57,8 @@ def load_simulation(folder: Path) -> Simulation:
     """Read what ``save_simulation`` wrote.
 
     Raises:
-        PlanError: missing, or the program holds pickled objects.
+        PlanError: missing.
+        ModelError: the program is damaged, or would run code on loading.
     """
     from safetensors.torch import load_file
 
@@ -87,44 +82,6 @@ def load_simulation(folder: Path) -> Simulation:
         }
 
     return Simulation(module=module, inputs=part("input."), floats=part("float."))
-
-
-def load_program(path: Path) -> torch.export.ExportedProgram:
-    """``torch.export.load`` that never unpickles.
-
-    torch.export.load (2.13) unpickles three things on a file's own word: weights and constants
-    flagged ``use_pickle``, example inputs that a safe load refuses, and custom or opaque objects.
-    Here torch.load is held to weights only, and a file with such objects is refused.
-
-    Raises:
-        PlanError: the file is no program, or holds pickled objects.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise PlanError(f"{path} is no torch.export program ({error})") from error
-    pickled = [name for name in names if name.startswith(_PICKLED_PREFIXES)]
-    if pickled or "archive_format" not in names:
-        raise PlanError(
-            f"{path} holds pickled objects ({', '.join(pickled) or 'an old archive format'}), "
-            "which are never loaded; export the model again without custom objects"
-        )
-    with _weights_only():
-        return torch.export.load(path)
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    before = os.environ.get(_FORCE)
-    os.environ[_FORCE] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[_FORCE]
-        else:
-            os.environ[_FORCE] = before
 
 
 def flat_tensors(outputs: Any) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from torch.fx import Node
 from advisor.errors import VerificationError
 from advisor.passes import ops
 from advisor.passes.graph import Graph, name_of
-from advisor.targets.onnxruntime.legalise import role_of
+from advisor.targets.onnxruntime.nodes import role_of
 from advisor.targets.onnxruntime.operators import GATHER_BLOCK_QUANTIZED
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ def _fold_constants(model: ir.Model) -> None:
     fold_constants_ir(model, onnx_shape_inference=True, should_fold=may_fold)
     Sequential(
         common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedFunctionsPass(),
         common.RemoveUnusedOpsetsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.NameFixPass(),
@@ -189,15 +188,15 @@ def _pack(model: ir.Model) -> None:
                 continue
             done.add(id(value))
             if node.op_type == "GatherBlockQuantized" and stored == "int2":
-                value.const_value = ir.tensor(_two_bit_bytes(value), name=value.name)
+                packed = ir.tensor(_two_bit_bytes(value), name=value.name)
             else:
                 kind = ir.DataType.INT4 if stored == "int4" else ir.DataType.INT2
                 integers = value.const_value.numpy().astype(kind.numpy())
-                value.const_value = ir.tensor(integers, dtype=kind, name=value.name)
+                packed = ir.tensor(integers, dtype=kind, name=value.name)
                 if stored == "int2":
                     versions = _INT2_VERSIONS
-            value.dtype = value.const_value.dtype
-            value.shape = value.const_value.shape
+            value.const_value, value.dtype = packed, packed.dtype
+            value.shape = ir.Shape(packed.numpy().shape)
     model.graph.opset_imports[""] = max(versions[0], model.graph.opset_imports[""])
     model.ir_version = versions[1]
 

@@ -8,6 +8,7 @@ from advisor.search.problem import (
     Candidate,
     Choice,
     Evaluation,
+    FloatArray,
     Indicator,
     Linear,
     Literal,
@@ -29,8 +30,8 @@ def small_problem(rng: Rng, *, groups: int = 5, most: int = 3, wide: bool = Fals
     def linear(scale: float, lowest: int = 0) -> Linear:
         return Linear(
             constant=float(rng.integers(0, 50)) * scale,
-            per_group=tuple(rng.integers(0, 100, size=s) * scale for s in sizes),
-            per_indicator=rng.integers(lowest, 60, size=count) * scale * (rng.random(count) < 0.7),
+            per_group=tuple(_whole(rng, 0, 100, s) * scale for s in sizes),
+            per_indicator=_whole(rng, lowest, 60, count) * scale * (rng.random(count) < 0.7),
         )
 
     divergence = linear(1.0)
@@ -95,6 +96,10 @@ def enumerate_plans(problem: Problem) -> list[tuple[Choice, Evaluation]]:
     """Every choice with its quantities."""
     choices = itertools.product(*(range(len(options)) for options in problem.candidates))
     return [(choice, evaluate(problem, choice)) for choice in choices]
+
+
+def _whole(rng: Rng, low: int, high: int, count: int) -> FloatArray:
+    return rng.integers(low, high, size=count).astype(np.float64)
 
 
 def _indicator(rng: Rng, index: int, sizes: list[int]) -> Indicator:

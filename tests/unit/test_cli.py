@@ -48,14 +48,9 @@ def planner(monkeypatch: pytest.MonkeyPatch, outcome: Callable[[], Plan]) -> lis
         calls.append({"model": model, **arguments})
         return outcome()
 
-    def load_model(spec: str) -> types.SimpleNamespace:
-        return types.SimpleNamespace(model=spec, inputs="inputs", calibration="its own", spec=spec)
-
-    api, source = types.ModuleType("advisor.api"), types.ModuleType("advisor.modelsource")
+    api = types.ModuleType("advisor.api")
     vars(api)["advise"] = advise
-    vars(source)["load_model"] = load_model
     monkeypatch.setitem(sys.modules, "advisor.api", api)
-    monkeypatch.setitem(sys.modules, "advisor.modelsource", source)
     return calls
 
 
@@ -173,20 +168,17 @@ def test_plan_passes_everything_on_and_saves(calls: list[dict[str, Any]], tmp_pa
     del call["budget"]
     assert call == {
         "model": "pkg.mod:make",
-        "inputs": "inputs",
         "target": "m2",
         "runtime": "coreml",
         "objective": "latency",
         "batch": 2,
         "sequence": 64,
-        "context": None,
         "threads": 4,
         "pin": {"*.head": "fp16", "op:embedding": "fp32"},
         "schemes": ("w8", "w4-g32"),
         "on_unsupported": "error",
         "trials": 7,
         "seed": 3,
-        "workers": None,
         "output": "logits",
         "cache": False,
         "progress": None,
@@ -197,9 +189,10 @@ def test_plan_passes_everything_on_and_saves(calls: list[dict[str, Any]], tmp_pa
     assert "plan written to" not in result.stdout
 
 
-def test_the_model_brings_its_own_calibration(calls: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_what_was_not_said_is_left_to_advise(calls: list[dict[str, Any]], tmp_path: Path) -> None:
     run("plan", "m:f", "--target", "m2", "-o", str(tmp_path))
-    assert calls[0]["calibration"] == "its own"
+    assert calls[0]["calibration"] is None
+    assert calls[0]["budget"].describe() == "none"
     assert "trials" not in calls[0]
 
 
@@ -355,8 +348,7 @@ def test_calibration_by_position_and_by_name(tmp_path: Path) -> None:
     item: Any
     named: Any
     (item,) = read_calibration(tmp_path / "position.npz", 2)
-    assert type(item) is tuple
-    assert [part.tolist() for part in item] == [ids.tolist(), mask.tolist()]
+    np.testing.assert_equal(item, (ids, mask))
     np.savez(tmp_path / "name.npz", input_ids=ids, mask=mask)
     (named,) = read_calibration(tmp_path / "name.npz", 2)
     assert list(named) == ["input_ids", "mask"]

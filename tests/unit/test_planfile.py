@@ -32,11 +32,12 @@ def document() -> Any:
 
 def places(value: Any, here: Place = ()) -> list[Place]:
     """Every place in a JSON document, the document itself left out."""
-    if not isinstance(value, dict | list):
+    if type(value) not in (dict, list):
         return []
-    node: Any = value
-    keys: list[str | int] = list(node) if isinstance(value, dict) else list(range(len(node)))
-    inner = [place for key in keys for place in places(node[key], (*here, key))]
+    keys: list[str | int] = (
+        list(value.keys()) if hasattr(value, "keys") else list(range(len(value)))
+    )
+    inner = [place for key in keys for place in places(value[key], (*here, key))]
     return [(*here, key) for key in keys] + inner
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from advisor.formats import PerBlock, Scheme, scheme_named
 from advisor.passes import ops
 from advisor.passes.capture import capture
-from advisor.passes.fx import clone, finish, flatten_inputs, insert_constant, stamp
+from advisor.passes.fx import attribute, clone, finish, flatten_inputs, insert_constant, stamp
 from advisor.passes.graph import (
     ActivationParams,
     Graph,
@@ -75,10 +76,12 @@ def make(
     inputs: tuple[Any, ...] | dict[str, Any],
     schemes: str | Mapping[str, str],
     *,
-    dynamic: bool = True,
+    fixed: bool = False,
 ) -> QuantizedGraph:
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
     graph = capture(model.eval(), args, kwargs)
+    if fixed:
+        graph = replace(graph, dynamic={}, batch=2)
     chosen = (
         {layer.name: schemes for layer in graph.layers} if isinstance(schemes, str) else schemes
     )
@@ -101,6 +104,7 @@ def make(
                     users = list(node.users)
                     fused = len(users) == 1 and users[0].target in FUSED
                     quantize_tensor(module, users[0] if fused else node, ranges, activations)
+                    round_bias(module, node, tables[layer.weight], activations)
     return QuantizedGraph(
         module=finish(module),
         float_graph=graph,
@@ -118,7 +122,7 @@ def write_weight(
     tables: dict[str, WeightTable],
 ) -> None:
     source = weight_argument(node)
-    weight = module.get_parameter(layer.weight).data
+    weight = attribute(module, layer.weight).detach()
     table = tables.setdefault(layer.weight, rounded(weight, scheme))
     if scheme.weight.dtype == "float32":
         return
@@ -129,9 +133,7 @@ def write_weight(
     q = shared_constant(module, node, f"{layer.weight}_q", values)
     if table.scale is None:
         with module.graph.inserting_before(node):
-            real = module.graph.call_function(
-                aten._to_copy.default, (q,), {"dtype": torch.float32}
-            )
+            real = module.graph.call_function(aten._to_copy.default, (q,), {"dtype": torch.float32})
     else:
         scale = shared_constant(module, node, f"{layer.weight}_s", table.scale)
         size = scheme.weight.granularity.size if blocked else 0  # type: ignore[union-attr]
@@ -146,6 +148,23 @@ def write_weight(
                 )
     stamp(real, made_by="test", name=layer.name, role="weight")
     node.replace_input_with(source, real)
+
+
+def round_bias(
+    module: torch.fx.GraphModule,
+    node: torch.fx.Node,
+    table: WeightTable,
+    activations: Mapping[str, ActivationParams],
+) -> None:
+    """ONNX Runtime rounds a convolution's bias to multiples of input scale x weight scale."""
+    bias = node.args[2]
+    if not isinstance(bias, torch.fx.Node) or table.scale is None:
+        return
+    source = input_argument(node)
+    step = torch.tensor(activations[name_of(source)].scale) * table.scale
+    value = attribute(module, str(bias.target)).detach()
+    rounded_bias = (value / step).round() * step
+    node.update_arg(2, insert_constant(module, node, f"{bias.target}_r", rounded_bias))
 
 
 def shared_constant(
@@ -181,8 +200,8 @@ def quantize_tensor(
     stamp(real, made_by="test", name=name, role="dequantize")
 
 
-@pytest.fixture
-def quantized() -> Quantizer:
+@pytest.fixture(scope="session")
+def make_quantized() -> Quantizer:
     """(model, inputs, scheme or {layer: scheme}) -> QuantizedGraph."""
     torch.manual_seed(0)
     torch.set_num_threads(1)

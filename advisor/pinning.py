@@ -1,0 +1,168 @@
+"""Move some layers of a finished plan to another scheme, everything else unchanged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from advisor.assemble import Setting, build_problem
+from advisor.binding import Binding, bind, binding_of, content_digest, plan_tensors, regions_of
+from advisor.budget import FIELDS, Budget, format_amount
+from advisor.decide import modelled
+from advisor.errors import InfeasibleError, UnsupportedError
+from advisor.formats import scheme_named
+from advisor.passes.candidates import find_candidates
+from advisor.passes.fx import attribute
+from advisor.passes.graph import WeightTable
+from advisor.passes.group import group_layers
+from advisor.passes.rounding import round_weight
+from advisor.passes.shapes import deployment_inputs, infer_shapes
+from advisor.pins import resolve_pins
+from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity
+from advisor.profiles.loader import load_profile
+from advisor.search.milp import value_of
+from advisor.search.problem import Candidate, Evaluation, evaluate
+from advisor.targets.registry import capability_named
+
+
+def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
+    """See ``Plan.pin``."""
+    binding = binding_of(plan)
+    pinned = resolve_pins(binding.graph, {pattern: scheme})
+    groups = {d.group for d in plan.layers if d.name in pinned}
+    layers = tuple(
+        _moved(decision, scheme, pattern) if decision.group in groups else decision
+        for decision in plan.layers
+    )
+    evaluation = _evaluate(plan, binding, layers)
+    _check_budget(plan, evaluation)
+    static = {d.name for d in layers if scheme_named(d.scheme).is_static}
+    regions = regions_of(binding.graph, capability_named(plan.runtime))
+    quantized = regions.quantized(static)
+    tensors = tuple(
+        replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors
+    )
+    stored, tree = plan_tensors(
+        binding.graph, _weights(binding, layers), _biases(binding, layers, plan)
+    )
+    changed = replace(
+        plan,
+        layers=layers,
+        tensors=tensors,
+        predicted=_predicted(plan, evaluation, layers),
+        measured=Metrics(),
+        outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
+        pins={**plan.pins, pattern: scheme},
+        input_tree=tree,
+        tensors_sha256=content_digest(stored),
+    )
+    return bind(changed, binding.graph, stored)
+
+
+def _moved(decision: LayerDecision, scheme: str, pattern: str) -> LayerDecision:
+    named = [option for option in decision.options if option.scheme == scheme]
+    possible = [option for option in named if not option.reason]
+    if not possible:
+        reason = named[0].reason if named else f"{scheme} was not among the plan's candidates"
+        schemes = dict.fromkeys(o.scheme for o in decision.options if not o.reason)
+        raise UnsupportedError(
+            f"layer {decision.name} cannot be pinned to {scheme}: {reason}; "
+            f"possible here: {', '.join(schemes)}"
+        )
+    best: Option = min(possible, key=lambda option: (option.divergence, option.size_bytes))
+    return replace(
+        decision,
+        scheme=scheme,
+        algorithm=best.algorithm,
+        size_bytes=best.size_bytes if decision.size_bytes else 0,
+        latency_s=best.latency_s,
+        divergence=best.divergence,
+        reason=f"pinned to {scheme} by {pattern!r}",
+    )
+
+
+def _evaluate(plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]) -> Evaluation:
+    graph = binding.graph
+    capability, profile = capability_named(plan.runtime), load_profile(plan.target)
+    groups = group_layers(graph, capability)
+    chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
+    space = find_candidates(graph, groups, capability, platform=profile.platform)
+    space = replace(
+        space, candidates={group.name: (chosen[group.layers[0]],) for group in groups}
+    )
+    setting = Setting(
+        graph=graph,
+        groups=groups,
+        space=space,
+        regions=regions_of(graph, capability),
+        capability=capability,
+        profile=profile,
+        shapes=infer_shapes(graph.module, deployment_inputs(graph, plan.batch, plan.sequence)),
+        threads=plan.threads,
+    )
+    return evaluate(build_problem(setting), tuple(0 for _ in groups))
+
+
+def _check_budget(plan: Plan, evaluation: Evaluation) -> None:
+    budget = Budget() if plan.budget == "none" else Budget.parse(plan.budget)
+    broken = [
+        f"{name} {format_amount(quantity, value_of(evaluation, quantity))} "
+        f"(limit {format_amount(quantity, limit)})"
+        for name, quantity in FIELDS.items()
+        if (limit := budget.bounds().get(quantity)) is not None
+        and value_of(evaluation, quantity) > limit
+    ]
+    if broken:
+        raise InfeasibleError(
+            f"with that pin the plan breaks its budget: {', '.join(broken)}; plan again around "
+            "the pin with advise(..., pin=...), or allow more"
+        )
+
+
+def _predicted(
+    plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, ...]
+) -> Metrics:
+    before = sum(decision.divergence for decision in plan.layers)
+    after = sum(decision.divergence for decision in layers)
+    old = plan.predicted.divergence
+    value = max((old.value if old else before) - before + after, 0.0)
+    return replace(
+        modelled(evaluation, plan.target),
+        divergence=Quantity(
+            value=value, origin="modelled", how="sensitivity probe, interactions left out"
+        ),
+    )
+
+
+def _weights(binding: Binding, layers: tuple[LayerDecision, ...]) -> dict[str, WeightTable]:
+    """The plan's tables where nothing moved, new ones where it did."""
+    before = {d.name: d for d in binding.plan.layers}
+    tables: dict[str, WeightTable] = {}
+    for decision in layers:
+        fmt = scheme_named(decision.scheme).weight
+        if fmt.dtype == "float32" or decision.weight in tables:
+            continue
+        old = before[decision.name]
+        kept = (old.scheme, old.algorithm) == (decision.scheme, decision.algorithm)
+        values = binding.tensors.get(f"{decision.weight}/values")
+        if kept and values is not None:
+            scale = binding.tensors.get(f"{decision.weight}/scale")
+            tables[decision.weight] = WeightTable(values=values, scale=scale)
+        else:
+            weight = attribute(binding.graph.module, decision.weight)
+            tables[decision.weight] = round_weight(weight, fmt, decision.algorithm)
+    return tables
+
+
+def _biases(
+    binding: Binding, layers: tuple[LayerDecision, ...], plan: Plan
+) -> dict[str, torch.Tensor]:
+    """Corrected biases of layers that did not move; a moved one goes back to its own bias."""
+    before = {d.name: (d.scheme, d.algorithm) for d in plan.layers}
+    stay = {d.name for d in layers if before[d.name] == (d.scheme, d.algorithm)}
+    return {
+        name.removesuffix("/bias"): tensor
+        for name, tensor in binding.tensors.items()
+        if name.endswith("/bias") and name.removesuffix("/bias") in stay
+    }

@@ -1,0 +1,141 @@
+"""A conformance suite for targets: subclass it in your tests, and pytest does the rest.
+
+    from advisor.testing import TargetContract
+
+    class TestMyTarget(TargetContract):
+        runtime = "myruntime"          # registered in the entry-point group advisor.targets
+        profile = "intel-vnni"         # any profile the runtime runs on
+
+The suite plans a small convolutional and a small sequence model with every scheme that the
+target's capability data offers, compiles, reads every layer back, executes and compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from advisor.api import advise
+from advisor.errors import InputError, UnsupportedError
+from advisor.plan import Plan
+from advisor.targets.registry import capability_named, target_named
+
+
+class ConvNet(nn.Module):
+    """Images (B, 3, 8, 8) to logits (B, 5): convolution, residual add, depthwise, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.body = nn.Conv2d(32, 32, 3, padding=1)
+        self.depthwise = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = functional.relu(self.stem(x))
+        x = functional.relu(self.depthwise(functional.relu(self.body(x) + x)))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+class SequenceNet(nn.Module):
+    """Token ids (B, T) to a dict of scores (B, T, 7): embedding, norm, two linears."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 64)
+        self.norm = nn.LayerNorm(64)
+        self.up = nn.Linear(64, 128)
+        self.down = nn.Linear(128, 7)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Score every position."""
+        return {"scores": self.down(functional.gelu(self.up(self.norm(self.embedding(tokens)))))}
+
+
+def make_models() -> Iterator[tuple[str, nn.Module, list[Tensor]]]:
+    """Name, model and calibration batches of every model of the suite; the same each time."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    images = [torch.randn(8, 3, 8, 8, generator=generator) for _ in range(4)]
+    tokens = [torch.randint(0, 50, (8, 12), generator=generator) for _ in range(4)]
+    yield "conv", ConvNet().eval(), images
+    yield "sequence", SequenceNet().eval(), tokens
+
+
+class TargetContract:
+    """What every target must do. Set ``runtime`` and ``profile``."""
+
+    runtime: ClassVar[str]
+    profile: ClassVar[str] = "intel-vnni"
+
+    def plan(self, model: nn.Module, batches: list[Tensor], scheme: str) -> Plan:
+        """A plan with every layer that can take ``scheme`` pinned to it."""
+        options = {"target": self.profile, "runtime": self.runtime, "trials": 1, "cache": False}
+        free = advise(model, calibration=batches, schemes=[scheme], **options)  # type: ignore[arg-type]  # mixed options
+        able = {
+            layer.name: scheme
+            for layer in free.layers
+            if any(o.scheme == scheme and not o.reason for o in layer.options)
+        }
+        return advise(model, calibration=batches, schemes=[scheme], pin=able, **options)  # type: ignore[arg-type]  # mixed options
+
+    def schemes(self) -> list[str]:
+        """Schemes of the runtime that can be planned today."""
+        from advisor.passes.rounding import IMPLEMENTED_DTYPES
+        from advisor.formats import scheme_named
+
+        return [
+            name
+            for name in capability_named(self.runtime).schemes
+            if scheme_named(name).weight.dtype in IMPLEMENTED_DTYPES
+            and (scheme_named(name).activation is None or name == "w8a8")
+        ]
+
+    def test_capability_is_the_registered_one(self) -> None:
+        assert target_named(self.runtime).capability.name == self.runtime
+        assert capability_named(self.runtime).emitter
+
+    @pytest.mark.slow
+    def test_every_scheme_is_emitted_read_back_and_executed(self, tmp_path: Path) -> None:
+        for name, model, batches in make_models():
+            for scheme in self.schemes():
+                plan = self.plan(model, batches, scheme)
+                if all(layer.scheme != scheme for layer in plan.layers):
+                    continue
+                artifact = plan.compile(tmp_path / f"{name}-{scheme}")
+                verification = artifact.verify()
+                assert verification.ok, (name, scheme, verification.mismatches)
+                assert verification.layers_matched == len(plan.layers)
+
+    def test_outputs_have_the_models_structure(self, tmp_path: Path) -> None:
+        for name, model, batches in make_models():
+            artifact = self.plan(model, batches, "fp32").compile(tmp_path / name)
+            expected, found = model(batches[0]), artifact.run(batches[0])
+            assert type(found) is type(expected) or isinstance(expected, Tensor)
+            pairs = (
+                [(found[key], expected[key]) for key in expected]
+                if isinstance(expected, dict)
+                else [(found, expected)]
+            )
+            for ours, theirs in pairs:
+                torch.testing.assert_close(torch.as_tensor(ours), theirs, rtol=1e-4, atol=1e-5)
+
+    def test_wrong_inputs_are_refused(self, tmp_path: Path) -> None:
+        _, model, batches = next(make_models())
+        artifact = self.plan(model, batches, "fp32").compile(tmp_path / "conv")
+        with pytest.raises(InputError):
+            artifact.run(torch.zeros(2, 4, 8, 8))
+
+    def test_unknown_scheme_is_refused(self) -> None:
+        _, model, batches = next(make_models())
+        missing = next(s for s in ("ternary", "nf4-g16") if s not in self.schemes())
+        with pytest.raises(UnsupportedError):
+            self.plan(model, batches, missing)

@@ -1,0 +1,38 @@
+"""Rounded weights kept between passes: rounding a large table well takes seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from advisor.formats import TensorFormat
+from advisor.passes.fx import attribute
+from advisor.passes.graph import Graph, WeightTable
+from advisor.passes.rounding import round_weight
+
+LIMIT_BYTES: Final = 2**31
+"""Integers kept; what does not fit any more is rounded again when it is needed."""
+
+
+class RoundedWeights:
+    """The tables of one graph's weights by (weight, format, algorithm), made on demand."""
+
+    def __init__(self, graph: Graph, limit_bytes: int = LIMIT_BYTES) -> None:
+        self._graph = graph
+        self._limit = limit_bytes
+        self._kept_bytes = 0
+        self._tables: dict[tuple[str, str, str], WeightTable] = {}
+
+    def get(self, weight: str, fmt: TensorFormat, algorithm: str) -> WeightTable:
+        """The table of one weight; rounded at most once while there is room."""
+        key = (weight, repr(fmt), algorithm)
+        table = self._tables.get(key)
+        if table is None:
+            value: torch.Tensor = attribute(self._graph.module, weight)
+            table = round_weight(value, fmt, algorithm)
+            size = table.values.numel() * table.values.element_size()
+            if self._kept_bytes + size <= self._limit:
+                self._tables[key] = table
+                self._kept_bytes += size
+        return table

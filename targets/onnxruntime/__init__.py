@@ -1,0 +1,83 @@
+"""ONNX Runtime on the CPU: a portable ONNX file whose quantized layers run in integer kernels.
+
+Importing this package loads neither torch nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor.targets.capability import Capability
+
+if TYPE_CHECKING:
+    import torch
+
+    from advisor.passes.graph import QuantizedGraph
+    from advisor.targets.base import Artifact, LayerFormat
+    from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
+
+NAME = "onnxruntime"
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "safetensors")
+
+
+@dataclass(slots=True)
+class OnnxRuntimeTarget:
+    """Lowers quantized graphs to ONNX, reads them back, and runs them."""
+
+    _capability: Capability | None = None
+
+    @property
+    def capability(self) -> Capability:
+        """What ONNX Runtime supports, from onnxruntime.toml."""
+        if self._capability is None:
+            from advisor.targets.capability import load_capability
+
+            self._capability = load_capability(NAME)
+        return self._capability
+
+    def emit(self, graph: QuantizedGraph, out: Path) -> OnnxRuntimeArtifact:
+        """Write the artifact into the existing, empty folder ``out``.
+
+        Raises:
+            MissingDependencyError: a package is missing; says how to install it.
+            UnsupportedError: a layer has a form no kernel of ONNX Runtime takes.
+            VerificationError: a dimension that should be dynamic became fixed.
+        """
+        from advisor.targets.onnxruntime.session import require
+
+        require(*PACKAGES)
+        from advisor.targets.onnxruntime.emit import write_artifact
+
+        write_artifact(graph, out)
+        return self.load(out)
+
+    def load(self, folder: Path) -> OnnxRuntimeArtifact:
+        """The artifact that ``emit`` wrote.
+
+        Raises:
+            PlanError: the folder holds no artifact, or a corrupt one.
+        """
+        from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
+
+        return OnnxRuntimeArtifact.load(folder)
+
+    def read_back(self, artifact: Artifact) -> Mapping[str, LayerFormat]:
+        """The precision of every layer, from the files alone."""
+        return self.load(artifact.path).read_back()
+
+    def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        """Execute with flat named inputs; flat named outputs as torch tensors."""
+        from torch import from_numpy
+
+        from advisor.targets.onnxruntime.signature import bind
+
+        loaded = self.load(artifact.path)
+        results = loaded.run_flat(bind(loaded.manifest, (), inputs))
+        names = (record.name for record in loaded.manifest.outputs)
+        return {name: from_numpy(result) for name, result in zip(names, results, strict=True)}
+
+
+TARGET = OnnxRuntimeTarget()

@@ -1,0 +1,243 @@
+"""The ONNX Runtime artifact: run it, verify it, find where it goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+import torch
+
+from advisor.targets.base import LayerFormat, Mismatch, Verification
+from advisor.targets.onnxruntime.agreement import (
+    FLOAT_TOLERANCE,
+    Agreement,
+    check_layers,
+    compare_end_to_end,
+    run_tapped,
+)
+from advisor.targets.onnxruntime.compare import compare_layers, compare_tensors
+from advisor.targets.onnxruntime.kernels import executed_kernels
+from advisor.targets.onnxruntime.manifest import (
+    CHECK_FOLDER,
+    MODEL_FILE,
+    Manifest,
+    read_manifest,
+    read_session_entries,
+    write_json,
+)
+from advisor.targets.onnxruntime.readback import read_layers, read_tensors
+from advisor.targets.onnxruntime.session import open_session, require, runtime_version
+from advisor.targets.onnxruntime.signature import bind, build_outputs
+from advisor.targets.onnxruntime.simulation import Simulation, flat_tensors, load_simulation
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    import onnxruntime
+
+ACCEPTANCE_FILE: Final = "acceptance.json"
+_PACKAGES: Final = ("onnxruntime", "onnx", "torch")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class OnnxRuntimeArtifact:
+    """A folder with model.onnx, session.json, artifact.json and what to check it against.
+
+    threads: of one operator, or None for ONNX Runtime's own choice.
+    """
+
+    path: Path
+    manifest: Manifest
+    threads: int | None = None
+    _session: onnxruntime.InferenceSession | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, *, threads: int | None = None) -> Self:
+        """The artifact that ``plan.compile`` wrote into ``folder``.
+
+        Raises:
+            PlanError: the folder holds no artifact, or a corrupt one.
+        """
+        path = Path(folder)
+        return cls(path=path, manifest=read_manifest(path), threads=threads)
+
+    @property
+    def session(self) -> onnxruntime.InferenceSession:
+        """The ONNX Runtime session, opened at the first use with the entries of session.json."""
+        if self._session is None:
+            self._session = open_session(
+                self.path / MODEL_FILE, read_session_entries(self.path), threads=self.threads
+            )
+        return self._session
+
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """Execute. Takes what the model takes and returns its structure.
+
+        Torch tensors give torch tensors, numpy arrays numpy arrays; a ModelOutput is a dict.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another shape or dtype.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        arrays = bind(self.manifest, inputs, named)
+        results: Sequence[Any] = self.run_flat(arrays)
+        if flat_tensors((inputs, named)):
+            results = [torch.from_numpy(np.array(result)) for result in results]
+        return build_outputs(self.manifest.structure, results)
+
+    def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """Execute on arrays by input name; the outputs in order."""
+        names = [record.name for record in self.manifest.outputs]
+        return [np.asarray(result) for result in self.session.run(names, dict(arrays))]
+
+    def read_back(self) -> dict[str, LayerFormat]:
+        """The format of every layer from the file, with the operator that really runs it."""
+        kernels = executed_kernels(
+            self.path / MODEL_FILE, self.manifest.layers, read_session_entries(self.path)
+        )
+        return {
+            name: LayerFormat(
+                scheme=found.scheme,
+                weight_sha256=found.weight_sha256,
+                kernel=kernels.get(name, ""),
+            )
+            for name, found in read_layers(self._load(), self.manifest.layers).items()
+        }
+
+    def verify(self) -> Verification:
+        """Read back every layer, run it alone and in the whole, compare with the simulation.
+
+        Writes acceptance.json with every number.
+
+        Raises:
+            PlanError: the files to check against are missing.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        formats = self.read_back()
+        mismatches = compare_layers(self.manifest.layers, formats)
+        mismatches += compare_tensors(
+            self.manifest.tensors,
+            read_tensors(self._load(), [record.name for record in self.manifest.tensors]),
+        )
+        flat = self._examples(simulation)
+        agreements = self._check(simulation, flat)
+        mismatches += [
+            Mismatch(name=found.layer, expected="the simulation's numbers", found=found.problem)
+            for found in agreements
+            if found.problem
+        ]
+        worst, outside = self._end_to_end(simulation, flat)
+        layers = {layer.name for layer in self.manifest.layers}
+        broken = layers & {mismatch.name for mismatch in mismatches}
+        verification = Verification(
+            layers_matched=len(layers) - len(broken),
+            layers_total=len(layers),
+            mismatches=(*mismatches, *outside),
+            max_abs_error=worst,
+            executed_by=runtime_version(),
+            flips=sum(found.flips for found in agreements),
+            compared=sum(found.compared for found in agreements),
+        )
+        self._write_acceptance(verification, formats, agreements)
+        return verification
+
+    def debug(self, *inputs: Any, **named: Any) -> str:
+        """The first layer whose output leaves the simulation, and by how much.
+
+        Every layer gets the simulation's own input, so the first is where it starts.
+
+        Raises:
+            InputError: the inputs do not fit the model.
+            PlanError: the files to check against are missing.
+        """
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        if inputs or named:
+            arrays = bind(self.manifest, inputs, named)
+            flat = [torch.from_numpy(arrays[record.name]) for record in self.manifest.inputs]
+        else:
+            flat = self._examples(simulation)
+        agreements = self._check(simulation, flat)
+        for found in agreements:
+            if found.problem:
+                return f"{found.layer}: {found.problem}"
+        worst = max(agreements, key=lambda found: found.error, default=None)
+        if worst is None:
+            return "no layer to compare"
+        unit = "steps" if worst.compared else "of its largest value"
+        return (
+            f"all {len(agreements)} layers agree with the simulation; "
+            f"the largest difference is {worst.error:.2g} {unit}, in {worst.layer}"
+        )
+
+    def _load(self) -> ir.Model:
+        require("onnx_ir")
+        import onnx_ir as ir
+
+        return ir.load(self.path / MODEL_FILE)
+
+    def _examples(self, simulation: Simulation) -> list[torch.Tensor]:
+        return [simulation.inputs[record.name] for record in self.manifest.inputs]
+
+    def _check(self, simulation: Simulation, flat: Sequence[torch.Tensor]) -> list[Agreement]:
+        return check_layers(
+            self._load(),
+            simulation.module,
+            self.manifest.layers,
+            flat,
+            read_session_entries(self.path),
+        )
+
+    def _end_to_end(
+        self, simulation: Simulation, flat: Sequence[torch.Tensor]
+    ) -> tuple[float, list[Mismatch]]:
+        names = [record.name for record in self.manifest.outputs]
+        inputs = {
+            record.name: tensor.numpy()
+            for record, tensor in zip(self.manifest.inputs, flat, strict=True)
+        }
+        expected = run_tapped(simulation.module, (), flat, lambda tap, feed, end: None)
+        return compare_end_to_end(
+            names,
+            self.run_flat(inputs),
+            [tensor.numpy() for tensor in expected],
+            [simulation.floats[name].numpy() for name in names],
+        )
+
+    def _write_acceptance(
+        self,
+        verification: Verification,
+        formats: Mapping[str, LayerFormat],
+        agreements: Sequence[Agreement],
+    ) -> None:
+        by_layer = {found.layer: found for found in agreements}
+        rows: list[dict[str, Any]] = []
+        for layer in self.manifest.layers:
+            row: dict[str, Any] = {"name": layer.name, "planned": layer.scheme}
+            if layer.name in formats:
+                row |= asdict(formats[layer.name])
+            if layer.name in by_layer:
+                found = by_layer[layer.name]
+                row |= {
+                    "error": found.error,
+                    "flips": found.flips,
+                    "compared": found.compared,
+                    "problem": found.problem,
+                }
+            rows.append(row)
+        write_json(
+            self.path / ACCEPTANCE_FILE,
+            {
+                "ok": verification.ok,
+                "layers_matched": verification.layers_matched,
+                "layers_total": verification.layers_total,
+                "max_abs_error": verification.max_abs_error,
+                "float_tolerance": FLOAT_TOLERANCE,
+                "mismatches": [asdict(mismatch) for mismatch in verification.mismatches],
+                "layers": rows,
+                "versions": {name: version(name) for name in _PACKAGES},
+            },
+        )

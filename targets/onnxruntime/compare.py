@@ -1,0 +1,69 @@
+"""What was read back against what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from advisor.targets.base import LayerFormat, Mismatch
+from advisor.targets.onnxruntime.kernels import acceptable_kernels
+from advisor.targets.onnxruntime.manifest import LayerRecord, TensorRecord
+from advisor.targets.onnxruntime.readback import expected_scheme, same_scheme
+
+
+def compare_layers(
+    layers: Sequence[LayerRecord], formats: Mapping[str, LayerFormat]
+) -> list[Mismatch]:
+    """Layers whose format, numbers or executed operator are not the plan's."""
+    mismatches: list[Mismatch] = []
+
+    def report(layer: LayerRecord, expected: str, found: str) -> None:
+        mismatches.append(Mismatch(name=layer.name, expected=expected, found=found))
+
+    for layer in layers:
+        found = formats.get(layer.name)
+        if found is None:
+            report(layer, expected_scheme(layer), "not in the file")
+            continue
+        if not same_scheme(layer, found.scheme):
+            report(layer, expected_scheme(layer), found.scheme)
+        if found.weight_sha256 != layer.weight_sha256:
+            report(
+                layer,
+                f"weight {layer.weight_sha256[:12]}",
+                f"weight {found.weight_sha256[:12]}: an integer or a scale differs",
+            )
+        kernels = acceptable_kernels(layer)
+        if kernels and found.kernel not in kernels:
+            report(
+                layer,
+                f"executed by {' or '.join(sorted(kernels))}",
+                f"executed by {found.kernel or 'nothing that could be found'}",
+            )
+    return mismatches
+
+
+def compare_tensors(
+    tensors: Sequence[TensorRecord], found: Mapping[str, Sequence[TensorRecord]]
+) -> list[Mismatch]:
+    """Activation tensors that are not quantized with the planned parameters."""
+    mismatches: list[Mismatch] = []
+    for tensor in tensors:
+        places = found.get(tensor.name, ())
+        if len(places) < 2:
+            mismatches.append(
+                Mismatch(
+                    name=tensor.name,
+                    expected=f"quantized to {tensor.dtype} and back",
+                    found=f"{len(places)} of these operators",
+                )
+            )
+        mismatches += [
+            Mismatch(name=tensor.name, expected=_describe(tensor), found=_describe(place))
+            for place in dict.fromkeys(places)
+            if place != tensor
+        ]
+    return mismatches
+
+
+def _describe(tensor: TensorRecord) -> str:
+    return f"{tensor.dtype}, scale {tensor.scale:.9g}, zero point {tensor.zero_point}"

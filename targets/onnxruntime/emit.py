@@ -1,0 +1,93 @@
+"""Write the artifact's files: the model, how to run it, and what to check it against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from advisor.errors import UnsupportedError
+from advisor.passes.digest import table_sha256
+from advisor.passes.fx import attribute
+from advisor.passes.graph import Layer, QuantizedGraph, WeightTable
+from advisor.targets.onnxruntime.export import export_onnx
+from advisor.targets.onnxruntime.manifest import (
+    CHECK_FOLDER,
+    MODEL_FILE,
+    LayerRecord,
+    Manifest,
+    TensorRecord,
+    write_manifest,
+)
+from advisor.targets.onnxruntime.signature import describe_inputs, describe_outputs
+from advisor.targets.onnxruntime.simulation import save_simulation
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LARGE_BYTES: Final = 1_500_000_000
+"""From here on weights go to a file beside the model: protobuf ends at 2 GiB."""
+
+
+def write_artifact(graph: QuantizedGraph, out: Path) -> None:
+    """Write every file of the artifact but acceptance.json into the existing folder ``out``.
+
+    Raises:
+        UnsupportedError: a layer or an output has a form this target cannot write.
+        VerificationError: a dimension that should be dynamic became fixed.
+    """
+    source = graph.float_graph
+    model = export_onnx(graph)
+    with torch.no_grad():
+        outputs = source.module(*source.args, **source.kwargs)
+    records, structure = describe_outputs(outputs, source.output_names)
+    inputs = describe_inputs(source)
+    manifest = Manifest(
+        layers=tuple(_record(graph, layer) for layer in source.layers),
+        tensors=tuple(
+            TensorRecord(
+                name=name, scale=params.scale, zero_point=params.zero_point, dtype=params.dtype
+            )
+            for name, params in sorted(graph.activations.items())
+        ),
+        inputs=inputs,
+        outputs=records,
+        structure=structure,
+    )
+    save_model(model, out / MODEL_FILE)
+    write_manifest(manifest, out)
+    save_simulation(graph, tuple(record.name for record in inputs), out / CHECK_FOLDER)
+
+
+def save_model(model: ir.Model, path: Path) -> None:
+    """Write the model; weights go to model.onnx.data when protobuf could not hold them."""
+    import onnx_ir as ir
+
+    size = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    ir.save(model, path, external_data=f"{path.name}.data" if size > LARGE_BYTES else None)
+
+
+def _record(graph: QuantizedGraph, layer: Layer) -> LayerRecord:
+    return LayerRecord(
+        name=layer.name,
+        op=layer.op,
+        scheme=graph.assignment[layer.name].scheme,
+        weight=layer.weight,
+        weight_shape=tuple(layer.weight_shape),
+        weight_sha256=table_sha256(_table(graph, layer)),
+    )
+
+
+def _table(graph: QuantizedGraph, layer: Layer) -> WeightTable:
+    table = graph.weights.get(layer.weight)
+    if table is not None:
+        return table
+    scheme = graph.assignment[layer.name].scheme
+    if scheme != "fp32":
+        raise UnsupportedError(f"{layer.name} is {scheme}, but its integers are not in the graph")
+    return WeightTable(values=attribute(graph.float_graph.module, layer.weight))

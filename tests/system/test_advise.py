@@ -1,0 +1,244 @@
+"""The main job end to end, on the trained digits network and on small models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from advisor import Plan, advise
+from advisor.demo import digits
+from advisor.errors import InfeasibleError, UnsupportedError
+from advisor.passes.rounding.rtn import round_to_nearest
+from advisor.planfile import plan_to_json
+
+IMAGES = digits.data()
+TRIALS = 4
+
+
+def plan_digits(**options: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "target": "intel-vnni",
+        "budget": "size=150kB",
+        "objective": "accuracy",
+        "calibration": IMAGES.calibration_batches(64),
+        "trials": TRIALS,
+        "cache": False,
+    }
+    return advise(digits.load(), **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_digits()
+
+
+def value(plan: Plan, quantity: str) -> float:
+    found = getattr(plan.measured, quantity) or getattr(plan.predicted, quantity)
+    assert found is not None
+    return float(found.value)
+
+
+def test_main_job(plan: Plan, tmp_path: Path) -> None:
+    artifact = plan.compile(tmp_path / "build")
+    check = artifact.verify()
+    assert check.ok
+    assert check.layers_matched == check.layers_total == len(plan.layers) == 10
+    assert value(plan, "size_bytes") <= 150_000
+    report = plan.report(tmp_path / "report.md")
+    assert "intel-vnni" in report.read_text()
+    assert IMAGES.accuracy(artifact.run) >= IMAGES.accuracy(digits.load()) - 0.01
+
+
+def test_artifact_is_what_was_simulated(plan: Plan, tmp_path: Path) -> None:
+    artifact = plan.compile(tmp_path / "build")
+    images = IMAGES.test[:200]
+    with torch.no_grad():
+        simulated, original = plan.apply()(images), digits.load()(images)
+    shipped = torch.as_tensor(artifact.run(images))
+    assert (shipped - simulated).norm() <= 0.1 * (simulated - original).norm()
+
+
+def test_predicted_size_is_the_initialisers_on_disk(plan: Plan, tmp_path: Path) -> None:
+    import onnx
+
+    artifact = plan.compile(tmp_path / "build")
+    model = onnx.load(artifact.path / "model.onnx")
+    stored = sum(
+        -(-int(np.prod(i.dims)) * {22: 4, 26: 2, 3: 8, 2: 8, 10: 16, 7: 64}.get(i.data_type, 32) // 8)
+        for i in model.graph.initializer
+    )
+    # Activation scales, shapes and axes are a few bytes each and no layer's weight.
+    assert value(plan, "size_bytes") <= stored <= value(plan, "size_bytes") + 1000
+
+
+def test_same_seed_same_plan_byte_for_byte(plan: Plan) -> None:
+    assert plan_to_json(plan_digits()) == plan_to_json(plan)
+
+
+def test_resumed_study_gives_the_same_plan(plan: Plan) -> None:
+    first = plan_to_json(plan_digits(cache=True))
+    assert first == plan_to_json(plan_digits(cache=True)) == plan_to_json(plan)
+
+
+def test_saved_plan_needs_no_rounding(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan.save(tmp_path / "plan.json")
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("rounded again")
+
+    monkeypatch.setattr("advisor.passes.rounding.rtn.round_to_nearest", refuse)
+    monkeypatch.setattr("advisor.passes.rounding.ALGORITHMS", {})
+    loaded = Plan.load(tmp_path / "plan.json", model=digits.load())
+    assert plan_to_json(loaded) == plan_to_json(plan)
+    images = IMAGES.test[:16]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.apply()(images), plan.apply()(images), rtol=0, atol=0)
+    assert loaded.compile(tmp_path / "build").verify().ok
+    assert round_to_nearest is not refuse
+
+
+def test_plan_of_a_named_factory_finds_its_model_again(tmp_path: Path) -> None:
+    made = advise(
+        "advisor.demo.digits:build", target="intel-vnni", budget="size=200kB", trials=1, cache=False
+    )
+    made.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded.model is not None
+    assert loaded.compile(tmp_path / "build").verify().ok
+
+
+def test_plan_is_no_worse_than_any_uniform_scheme_that_fits(plan: Plan) -> None:
+    for baseline in plan.baselines:
+        divergence = baseline.metrics.divergence
+        assert divergence is not None
+        if baseline.fits:
+            assert value(plan, "divergence") <= divergence.value * (1 + 1e-9)
+
+
+def test_baselines_always_hold_fp32_fp16_and_the_uniform_schemes(plan: Plan) -> None:
+    names = {baseline.name for baseline in plan.baselines}
+    assert {"fp32", "fp16", "w8a8", "w8", "w4-g32"} <= names
+    fp32 = next(b for b in plan.baselines if b.name == "fp32")
+    assert fp32.metrics.divergence is not None
+    assert fp32.metrics.divergence.value == 0.0
+    assert not fp32.fits
+
+
+def test_every_number_says_where_it_is_from(plan: Plan) -> None:
+    for metrics in (plan.predicted, plan.measured, *(b.metrics for b in plan.baselines)):
+        for name in ("size_bytes", "memory_bytes", "latency_s", "divergence", "metric"):
+            quantity = getattr(metrics, name)
+            if quantity is not None:
+                assert quantity.origin in ("measured", "modelled")
+                assert quantity.how
+
+
+def test_auto_takes_the_fastest_inside_the_loss() -> None:
+    auto = plan_digits(objective="auto", budget=None)
+    assert value(auto, "divergence") <= 0.01
+    fp32 = next(b for b in auto.baselines if b.name == "fp32")
+    assert fp32.metrics.latency_s is not None
+    assert value(auto, "latency_s") < fp32.metrics.latency_s.value
+    assert "fastest" in auto.outcome
+
+
+def test_latency_and_memory_budgets_hold() -> None:
+    free = plan_digits(budget=None, objective="auto")
+    limit = value(free, "latency_s") * 1.2
+    made = plan_digits(budget={"latency": limit, "memory": "300kB"}, objective="accuracy")
+    assert value(made, "latency_s") <= limit
+    assert value(made, "memory_bytes") <= 300_000
+
+
+def test_metric_and_accuracy_drop() -> None:
+    made = plan_digits(
+        budget={"size": "200kB", "accuracy_drop": 0.01},
+        metric=IMAGES.calibration_correct,
+        objective="auto",
+    )
+    assert made.measured.metric is not None
+    assert made.measured.metric.value >= 0.98
+    assert "drop" in made.outcome
+
+
+def test_pins_hold_and_are_explained() -> None:
+    made = plan_digits(pin={"head": "fp16", "op:conv2d": "w8a8"}, budget=None)
+    schemes = {layer.name: layer.scheme for layer in made.layers}
+    assert schemes.pop("head") == "fp16"
+    assert set(schemes.values()) == {"w8a8"}
+    assert all("pinned" in layer.reason for layer in made.layers)
+
+
+def test_pin_after_the_fact(plan: Plan) -> None:
+    moved = plan.pin("head", "w8")
+    assert {layer.name: layer.scheme for layer in moved.layers}["head"] == "w8"
+    others = [la for la in plan.layers if la.name != "head"]
+    assert [la for la in moved.layers if la.name != "head"] == others
+    assert "head" in plan.diff(moved)
+    with torch.no_grad():
+        moved.apply()(IMAGES.test[:4])
+    with pytest.raises(InfeasibleError, match="size"):
+        plan.pin("*", "fp32")
+    with pytest.raises(UnsupportedError, match="divide"):
+        plan.pin("stem.conv", "w4-g32")
+
+
+def test_card_call_infers_inputs_and_says_that_calibration_is_synthetic(tmp_path: Path) -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(torch.relu(self.conv(x)).mean((2, 3)))
+            return found
+
+    made = advise(Small(), target="m2", budget="4GB", trials=1, cache=False)
+    assert made.runtime == "coreml"
+    assert made.provenance.calibration.synthetic
+    assert any("inferred" in note for note in made.notes)
+    for suffix in ("md", "html", "json"):
+        text = made.report(tmp_path / f"report.{suffix}").read_text()
+        assert "synthetic" in text
+
+
+@pytest.mark.parametrize("target", ["m2", "h100", "arm-neon", "tpu-v5e", "intel-vnni"])
+def test_every_profile_gets_a_plan_and_a_report(target: str, tmp_path: Path) -> None:
+    made = plan_digits(target=target, budget=None, trials=1)
+    assert made.target == target
+    assert json.loads(made.report(tmp_path / "report.json").read_text())
+    assert len(made.layers) == 10
+
+
+def test_calibration_generator_is_read_once() -> None:
+    served = 0
+
+    def batches() -> Any:
+        nonlocal served
+        for batch in IMAGES.calibration_batches(64):
+            served += 1
+            yield batch
+
+    made = plan_digits(calibration=batches(), trials=1)
+    assert served == 4
+    assert made.provenance.calibration.batches == 4
+    assert made.provenance.calibration.scoring_samples == 128
+    assert made.provenance.calibration.held_out_samples == 128
+
+
+def test_loss_replaces_the_divergence() -> None:
+    def loss(outputs: torch.Tensor, reference: torch.Tensor) -> float:
+        return float((outputs - reference).abs().mean()) + 5.0
+
+    made = plan_digits(loss=loss, trials=1)
+    assert value(made, "divergence") > 5.0
+    assert any("loss" in note for note in made.notes)

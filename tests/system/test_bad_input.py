@@ -1,0 +1,349 @@
+"""Every way to hold it wrong: a clear error that says what to do, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advisor import Plan, advise
+from advisor.demo import digits
+from advisor.errors import (
+    AdvisorError,
+    BudgetError,
+    CalibrationError,
+    CaptureError,
+    InfeasibleError,
+    InputError,
+    MissingDependencyError,
+    ModelError,
+    OutputError,
+    PlanError,
+    ProfileError,
+    UnsupportedError,
+    UsageError,
+)
+
+IMAGES = digits.data()
+
+
+def plan_digits(**options: Any) -> Plan:
+    settings: dict[str, Any] = {
+        "target": "intel-vnni",
+        "calibration": IMAGES.calibration_batches(64)[:2],
+        "trials": 1,
+        "cache": False,
+    }
+    return advise(options.pop("model", None) or digits.load(), **(settings | options))
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return plan_digits(budget="size=200kB")
+
+
+@pytest.fixture
+def saved(plan: Plan, tmp_path: Path) -> Path:
+    return plan.save(tmp_path / "saved" / "plan.json")
+
+
+class Forever:
+    """Calibration that must not be read."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("calibration was read before the budget was checked")
+
+
+def test_unknown_target_names_the_nearest() -> None:
+    with pytest.raises(ProfileError, match=r"intel-vni.*intel-vnni"):
+        plan_digits(target="intel-vni")
+
+
+def test_unknown_runtime_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="onnxruntime"):
+        plan_digits(runtime="onnxruntim")
+
+
+@pytest.mark.parametrize(
+    "budget", ["4 parsecs", "-4GB", "0MB", "nanMB", "4Gb", {"memroy": "4GB"}, "4GB,5GB", 7, ""]
+)
+def test_malformed_budget(budget: Any) -> None:
+    with pytest.raises(BudgetError):
+        plan_digits(budget=budget, calibration=Forever())
+
+
+@pytest.mark.parametrize("budget", ["size=5kB", "1us", "memory=2kB"])
+def test_infeasible_budget_is_refused_before_calibration(budget: str) -> None:
+    with pytest.raises(InfeasibleError, match="smallest") as caught:
+        plan_digits(budget=budget, inputs=IMAGES.test[:1], calibration=Forever())
+    assert caught.value.exit_code == 3
+
+
+def test_smallest_feasible_value_named_is_feasible() -> None:
+    with pytest.raises(InfeasibleError) as caught:
+        plan_digits(budget={"size": 10_000}, inputs=IMAGES.test[:1], calibration=Forever())
+    import re
+
+    found = re.search(r"([\d.]+) KB", str(caught.value).split("smallest", 1)[1])
+    assert found is not None
+    smallest = float(found.group(1)) * 1000
+    made = plan_digits(budget={"size": smallest * 1.001})
+    assert made.predicted.size_bytes is not None
+    assert made.predicted.size_bytes.value <= smallest * 1.001
+    with pytest.raises(InfeasibleError):
+        plan_digits(budget={"size": smallest * 0.98})
+
+
+def test_inputs_that_cannot_be_inferred() -> None:
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.weight) * mask
+
+    with pytest.raises(InputError, match="inputs="):
+        advise(Opaque(), target="intel-vnni")
+
+
+def test_wrong_shape() -> None:
+    with pytest.raises(InputError, match="does not run"):
+        plan_digits(inputs=torch.zeros(2, 3, 8, 8))
+
+
+def test_calibration_of_another_shape_or_dtype() -> None:
+    good = IMAGES.calibration[:8]
+    with pytest.raises(InputError, match="shape"):
+        plan_digits(inputs=good, calibration=[good, torch.zeros(8, 1, 9, 9)])
+    with pytest.raises(InputError, match="int64"):
+        plan_digits(inputs=good, calibration=[good, torch.zeros(8, 1, 8, 8, dtype=torch.int64)])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(bad: float) -> None:
+    model = digits.load()
+    with torch.no_grad():
+        model.head.weight[3, 5] = bad
+    with pytest.raises(ModelError, match=r"head\.weight"):
+        plan_digits(model=model)
+
+
+def test_calibration_that_is_not_finite() -> None:
+    broken = IMAGES.calibration[:8].clone()
+    broken[2, 0, 1, 1] = float("nan")
+    with pytest.raises(CalibrationError, match="batch 1"):
+        plan_digits(calibration=[IMAGES.calibration[:8], broken])
+
+
+def test_empty_calibration() -> None:
+    with pytest.raises(CalibrationError, match="empty"):
+        plan_digits(calibration=[])
+    with pytest.raises(CalibrationError, match="empty"):
+        plan_digits(inputs=IMAGES.test[:1], calibration=iter(()))
+    with pytest.raises(CalibrationError, match="iterable of batches"):
+        plan_digits(calibration=IMAGES.calibration[:8])
+
+
+def test_data_dependent_control_flow_names_module_and_line() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.linear(x)
+            if y.sum() > 0:
+                return y
+            return -y
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = Gate()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.gate(x)
+            return found
+
+    with pytest.raises(CaptureError, match=r"module 'gate' at test_bad_input\.py:\d+.*torch\.where"):
+        advise(Outer(), target="intel-vnni", inputs=torch.randn(2, 4))
+
+
+def test_unsupported_operator_is_kept_in_float_with_a_reason() -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 16, batch_first=True)
+            self.head = nn.Linear(16, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.lstm(x)[0])
+            return found
+
+    made = advise(Tagger(), target="intel-vnni", inputs=torch.randn(2, 5, 8), trials=1, cache=False)
+    kept = [layer for layer in made.layers if layer.op == "lstm"]
+    assert kept
+    assert all(layer.scheme == "fp32" and "lstm" in layer.reason for layer in kept)
+    with pytest.raises(UnsupportedError, match="on_unsupported"):
+        advise(
+            Tagger(), target="intel-vnni", inputs=torch.randn(2, 5, 8), on_unsupported="error"
+        )
+
+
+def test_model_without_a_quantizable_layer() -> None:
+    with pytest.raises(ModelError, match="no layer to quantize"):
+        advise(nn.ReLU(), target="intel-vnni", inputs=torch.randn(2, 4))
+
+
+def test_pin_of_nothing_and_of_the_impossible() -> None:
+    with pytest.raises(UsageError, match="head"):
+        plan_digits(pin={"haed": "fp16"})
+    with pytest.raises(UsageError, match="unknown scheme"):
+        plan_digits(pin={"head": "w5"})
+    with pytest.raises(UnsupportedError, match="possible here"):
+        plan_digits(pin={"stem.conv": "w4-g32"})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "speed"},
+        {"schemes": ["w9"]},
+        {"schemes": ["fp8"]},
+        {"batch": 0},
+        {"trials": 0},
+        {"threads": -1},
+        {"workers": 3},
+        {"context": 2048},
+        {"on_unsupported": "skip"},
+        {"output": "logit"},
+        {"output": {"nothing": "logits"}},
+        {"budget": {"accuracy_drop": 0.01}},
+    ],
+)
+def test_argument_that_cannot_be_used(options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        plan_digits(**options)
+
+
+def test_not_a_model() -> None:
+    with pytest.raises(UsageError, match="nn.Module"):
+        advise(42, target="intel-vnni")
+
+
+@pytest.mark.parametrize("result", [float("nan"), "good", [], [1.0, float("inf")]])
+def test_metric_that_is_no_number(result: Any) -> None:
+    with pytest.raises(UsageError, match="metric returned"):
+        plan_digits(metric=lambda _: result)
+
+
+def test_plan_of_another_model(saved: Path) -> None:
+    other = digits.load()
+    with torch.no_grad():
+        other.head.weight[0, 0] += 1e-3
+    with pytest.raises(PlanError, match="another model"):
+        Plan.load(saved, model=other)
+    with pytest.raises(PlanError, match="model="):
+        Plan.load(saved).apply()
+
+
+def test_corrupted_plan(saved: Path) -> None:
+    text = saved.read_text()
+    saved.write_text(text[: len(text) // 2])
+    with pytest.raises(PlanError, match="JSON"):
+        Plan.load(saved)
+    document = json.loads(text)
+    document["layers"][3]["scheme"] = "w5"
+    saved.write_text(json.dumps(document))
+    with pytest.raises(PlanError, match=r"layers\[3\]\.scheme"):
+        Plan.load(saved)
+
+
+def test_plan_of_a_newer_schema(saved: Path) -> None:
+    document = json.loads(saved.read_text())
+    document["schema"] = 99
+    saved.write_text(json.dumps(document))
+    with pytest.raises(PlanError, match=r"99.*(newer|update)"):
+        Plan.load(saved)
+
+
+def test_missing_or_altered_tensors(saved: Path) -> None:
+    tensors = saved.with_suffix(".safetensors")
+    content = bytearray(tensors.read_bytes())
+    content[-1] ^= 1
+    tensors.write_bytes(content)
+    with pytest.raises(PlanError, match="SHA-256"):
+        Plan.load(saved, model=digits.load())
+    tensors.unlink()
+    with pytest.raises(PlanError, match="missing"):
+        Plan.load(saved, model=digits.load())
+
+
+def test_unwritable_folder(plan: Plan, tmp_path: Path) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    for write in (
+        lambda: plan.save(blocker / "plan.json"),
+        lambda: plan.report(blocker / "report.md"),
+        lambda: plan.compile(blocker / "build"),
+    ):
+        with pytest.raises(OutputError):
+            write()
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_compile_does_not_replace_a_folder_that_is_not_its_own(plan: Plan, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("irreplaceable")
+    with pytest.raises(OutputError, match="not written by compile"):
+        plan.compile(mine)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert (mine / "thesis.tex").read_text() == "irreplaceable"
+
+
+def test_report_of_an_unknown_kind(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\.md"):
+        plan.report(tmp_path / "report.docx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_runtime_without_an_emitter(tmp_path: Path) -> None:
+    made = plan_digits(target="m2", budget="4GB")
+    with pytest.raises(MissingDependencyError, match="Core ML") as caught:
+        made.compile(tmp_path / "build")
+    assert caught.value.exit_code == 4
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_runtime(plan: Plan, tmp_path: Path) -> None:
+    plan.save(tmp_path / "plan.json")
+    script = (
+        "import sys; sys.modules['onnxruntime'] = None\n"
+        "from advisor import Plan\n"
+        "from advisor.demo import digits\n"
+        f"plan = Plan.load({str(tmp_path / 'plan.json')!r}, model=digits.load())\n"
+        f"plan.compile({str(tmp_path / 'build')!r})\n"
+    )
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 1
+    assert "MissingDependencyError" in done.stderr
+    assert 'quantadvisor[onnxruntime]' in done.stderr
+    assert not (tmp_path / "build").exists()
+
+
+def test_every_error_is_one_of_ours() -> None:
+    assert issubclass(UsageError, AdvisorError)
+    assert issubclass(UsageError, ValueError)
+    assert issubclass(InfeasibleError, AdvisorError)

@@ -1,0 +1,127 @@
+"""The rules that pick the starting plan and the final one, against enumeration."""
+
+import numpy as np
+import pytest
+
+from advisor.budget import Budget
+from advisor.errors import InfeasibleError, UsageError
+from advisor.search.objective import pareto_front, score_for, select, start
+from advisor.search.problem import Evaluation
+from advisor.search.study import Trial
+from tests.unit.problems import enumerate_plans, small_problem
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_start_is_the_best_plan_by_prediction(seed: int) -> None:
+    problem = small_problem(np.random.default_rng([seed, 5]))
+    plans = [e for _, e in enumerate_plans(problem)]
+    bound = float(np.median([e.memory_bytes for e in plans]))
+    fitting = [e for e in plans if e.memory_bytes <= bound]
+    limit = float(np.quantile([e.divergence for e in fitting], 0.3))
+    budget = Budget(memory_bytes=bound)
+    auto = start(problem, budget, "auto", limit)
+    accurate = [e for e in fitting if e.divergence <= limit]
+    assert auto.evaluation.latency_s == pytest.approx(min(e.latency_s for e in accurate))
+    assert "fastest plan" in auto.outcome
+    strict = start(problem, budget, "auto", min(e.divergence for e in fitting) / 2)
+    best = min(e.divergence for e in fitting)
+    assert strict.evaluation.divergence == pytest.approx(best)
+    assert "no plan is predicted within" in strict.outcome
+    assert start(problem, budget, "accuracy").evaluation.divergence == pytest.approx(best)
+    fastest = start(problem, budget, "latency")
+    assert fastest.evaluation.latency_s == pytest.approx(min(e.latency_s for e in fitting))
+    least = start(problem, budget, "memory")
+    assert least.evaluation.memory_bytes == min(e.memory_bytes for e in fitting)
+    assert least.model_gap <= 1e-6
+
+
+def test_objectives_and_limits_that_cannot_be_used() -> None:
+    problem = small_problem(np.random.default_rng(0))
+    with pytest.raises(UsageError, match="did you mean 'latency'"):
+        start(problem, Budget(), "latncy")
+    with pytest.raises(UsageError, match="not a number above 0"):
+        start(problem, Budget(), "auto", 0.0)
+    with pytest.raises(UsageError, match="known: auto"):
+        select([], "speed!")
+    with pytest.raises(UsageError, match="none of 0 trials"):
+        select([])
+    with pytest.raises(InfeasibleError, match="smallest possible size"):
+        start(problem, Budget(size_bytes=1e-3))
+
+
+def _trials(seed: int, count: int = 40) -> list[Trial]:
+    rng = np.random.default_rng(seed)
+    return [
+        Trial(
+            number=number,
+            choice=(int(rng.integers(3)), number),
+            divergence=None if rng.random() < 0.1 else float(rng.integers(1, 6)) / 100,
+            evaluation=Evaluation(
+                size_bytes=float(rng.integers(1, 5)),
+                memory_bytes=float(rng.integers(1, 5)),
+                latency_s=float(rng.integers(1, 5)),
+                divergence=0.0,
+            ),
+            feasible=bool(rng.random() < 0.8),
+            origin="search",
+        )
+        for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_front_is_what_no_trial_beats(seed: int) -> None:
+    trials = _trials(seed)
+    points = {
+        t.number: (
+            t.divergence,
+            t.evaluation.memory_bytes,
+            t.evaluation.latency_s,
+            t.evaluation.size_bytes,
+        )
+        for t in trials
+        if t.feasible and t.divergence is not None
+    }
+    array = np.array(list(points.values()), dtype=float)
+    unbeaten = {
+        tuple(row)
+        for row in array
+        if not any((other <= row).all() and (other < row).any() for other in array)
+    }
+    front = pareto_front(trials)
+    assert {points[t.number] for t in front} == unbeaten
+    assert len(front) == len(unbeaten)
+    assert [t.number for t in front] == sorted(t.number for t in front)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_final_trial_follows_the_objective(seed: int) -> None:
+    trials = _trials(seed)
+    usable = [t for t in trials if t.feasible and t.divergence is not None]
+    divergences = [t.divergence or 0.0 for t in usable]
+    fast = select(trials, "auto", 0.03).trial
+    assert (fast.divergence or 1) <= 0.03
+    assert fast.evaluation.latency_s == min(
+        t.evaluation.latency_s for t in usable if (t.divergence or 1) <= 0.03
+    )
+    strict = select(trials, "auto", 0.005)
+    assert strict.trial.divergence == min(divergences)
+    assert strict.measured_regret == 0.0
+    assert "no plan measured within divergence 0.005" in strict.outcome
+    assert select(trials, "accuracy").trial.divergence == min(divergences)
+    quick = select(trials, "latency")
+    assert quick.trial.evaluation.latency_s == min(t.evaluation.latency_s for t in usable)
+    assert quick.measured_regret == pytest.approx(
+        (quick.trial.divergence or 0.0) - min(divergences)
+    )
+    lean = select(trials, "memory").trial
+    assert lean.evaluation.memory_bytes == min(t.evaluation.memory_bytes for t in usable)
+
+
+@pytest.mark.parametrize("objective", ["auto", "accuracy", "latency", "memory"])
+def test_the_study_minimises_what_the_final_choice_goes_by(objective: str) -> None:
+    trials = [t for t in _trials(9) if t.feasible and t.divergence is not None]
+    score = score_for(objective, 0.03, 1.0)
+    best = min(score(t.divergence or 0.0, t.evaluation) for t in trials)
+    chosen = select(trials, objective, 0.03).trial
+    assert score(chosen.divergence or 0.0, chosen.evaluation) == best
