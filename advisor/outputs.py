@@ -71,7 +71,7 @@ def _guess(graph: Graph, index: int, name: str, value: torch.Tensor) -> tuple[Ou
     if any(word in name.lower() for word in EMBEDDING_WORDS):
         return "embedding", "guessed from its name"
     if value.ndim >= 2 and value.shape[-1] > 1:
-        norms = value.float().norm(dim=-1)
+        norms = value.float().square().sum(dim=-1).sqrt()
         if bool((norms - 1).abs().max() < 1e-3):
             return "embedding", "guessed: rows of unit length"
         made_by = name_of(output_nodes(graph.module)[index])

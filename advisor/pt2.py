@@ -40,7 +40,8 @@ LOAD_ERRORS: Final = (
 )
 
 _OPERATORS: Final = re.compile(
-    r"torch\.ops\.(?!_)\w+\.(?!__)\w+(\.(?!__)\w+)?|torch\.(_)?sym_\w+|math\.[a-z]\w*"
+    r"torch\.ops\.(?!_)\w+\.((?!__)\w+|__(and|or|xor|lshift|rshift)__)(\.(?!__)\w+)?"
+    r"|torch\.(_)?sym_\w+|math\.[a-z]\w*"
     r"|_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lshift|lt|mod|mul|ne|neg|not_|or_|pos"
     r"|pow|rshift|sub|truediv|xor)"
 )

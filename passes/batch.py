@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -90,12 +91,7 @@ def _compare(
     problem = ""
     # The neighbour should differ from the sample; reversed ids may be out of a column's range.
     for neighbour in (_reverse, _keep):
-        pair = _change(
-            args,
-            kwargs,
-            batched,
-            lambda tensor, change=neighbour: torch.cat([change(tensor[:1]), tensor[-1:]]),
-        )
+        pair = _change(args, kwargs, batched, partial(_pair, neighbour))
         try:
             together = run(*pair[0], **pair[1])
         except RUN_ERRORS as error:
@@ -112,6 +108,10 @@ def _compare(
 
 def _reverse(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flip(-1) if tensor.ndim > 1 else tensor
+
+
+def _pair(change: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat([change(tensor[:1]), tensor[-1:]])
 
 
 def _keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -156,9 +156,10 @@ def _same(one: Any, two: Any) -> bool:
         return False
     if not one.is_floating_point():
         return torch.equal(one, two)
-    reference = one.double().nan_to_num()
-    difference = (reference - two.double().nan_to_num()).norm()
-    return bool(difference <= TOLERANCE * reference.norm() + 1e-12)
+    reference = one.double().nan_to_num(0.0, 0.0, 0.0)
+    difference = reference - two.double().nan_to_num(0.0, 0.0, 0.0)
+    length = torch.linalg.vector_norm
+    return bool(length(difference) <= TOLERANCE * length(reference) + 1e-12)
 
 
 def _summary(error: BaseException) -> str:

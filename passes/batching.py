@@ -94,4 +94,5 @@ def _follow(
 
 
 def _symbols(size: Any) -> set[Any]:
-    return set(size.node.expr.free_symbols) if isinstance(size, torch.SymInt) else set()
+    symbolic: Any = getattr(size, "node", None)  # a plain int has none
+    return set(symbolic.expr.free_symbols) if symbolic is not None else set()

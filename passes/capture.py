@@ -3,38 +3,31 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import io
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
+from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from advisor.errors import CaptureError, InputError, ModelError
-from advisor.passes.blame import explain
+from advisor.passes.batch import RUN_ERRORS, Batch, find_batch, repeat_batch
+from advisor.passes.blame import explain, locate
 from advisor.passes.decompositions import DECOMPOSITIONS
-from advisor.passes.fx import flatten_inputs, output_nodes, placeholders
+from advisor.passes.fx import detach_parameters, flatten_inputs, output_nodes, placeholders
 from advisor.passes.graph import Graph
 from advisor.passes.layers import find_layers
 from advisor.passes.normalise import normalise
 from advisor.passes.shapes import infer_shapes
 from advisor.passes.verify import verify
-
-EXPORT_ERRORS: Final = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    NotImplementedError,
-    AssertionError,
-)
-"""What torch.export is known to raise for models it cannot trace; the model's own errors surface
-earlier, when it is run once."""
 
 
 def capture(
@@ -44,32 +37,64 @@ def capture(
 ) -> Graph:
     """Capture ``model`` on example inputs.
 
-    args, kwargs: example inputs; a batch of 1 is doubled, because torch.export would fix it.
-    The first dimension of every input that has the batch's size becomes dynamic where the model
-    allows it, as does the second of integer inputs (token ids) and of masks beside them.
+    args, kwargs: example inputs. Their first dimension becomes dynamic where running the model
+    shows that it counts independent samples; so does the second of token ids, and of masks beside
+    them, where the model allows it. A batch of 1 is then repeated, because torch.export would
+    take it for a constant. Otherwise the batch stays fixed, and ``Graph.notes`` says why. The
+    model is left as it was: mode, buffers, gradients.
 
     Raises:
         CaptureError: the model cannot be traced; names the module, the line and what to do.
         InputError: the model does not run on the inputs.
         ModelError: a weight is not finite.
     """
-    if isinstance(model, ExportedProgram):
-        check_weights(dict(model.named_parameters()) | dict(model.named_buffers()))
-        return _finish(model, args, kwargs, notes=("given as an ExportedProgram",))
     check_weights(dict(model.named_parameters()) | dict(model.named_buffers()))
+    if isinstance(model, ExportedProgram):
+        return _capture_program(model, args, kwargs)
     model, args, kwargs, notes = _in_float32(model, args, kwargs)
-    args, kwargs = _doubled(args, kwargs)
-    modes = {module: module.training for module in model.modules()}
     if model.training:
         notes = (*notes, "the model was in training mode; it is planned in evaluation mode")
-    model.eval()
+    with untouched(model), torch.no_grad():
+        model.eval()
+        outputs = _run_once(model, args, kwargs)
+        batch = find_batch(model, args, kwargs, outputs)
+        program, batch = _export(model, args, kwargs, batch)
+    return _finish(program, args, kwargs, batch, notes)
+
+
+def _capture_program(
+    program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Graph:
+    # With guards, so that inputs it was not exported for are refused with torch's reason.
+    with torch.no_grad(), quiet_export():
+        outputs = _run_once(program.module(), args, kwargs)
+        run = program.module(check_guards=False)
+        batch = find_batch(run, args, kwargs, outputs)
+    if not batch.fixed and not _has_dynamic(program, batch):
+        batch = replace(batch, fixed="it was exported so")
+    return _finish(program, args, kwargs, batch, ("given as an ExportedProgram",))
+
+
+@contextmanager
+def untouched(model: torch.nn.Module) -> Generator[None]:
+    """Put back the training mode and every buffer of ``model`` at the end."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     try:
-        _run_once(model, args, kwargs)
-        program, fixed = _export(model, args, kwargs)
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return _finish(program, args, kwargs, notes=(*notes, *fixed))
+        with torch.no_grad():
+            for module, name, buffer, before in buffers:
+                if getattr(module, name) is not buffer:
+                    setattr(module, name, buffer)
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
 
 
 def check_weights(tensors: dict[str, torch.Tensor]) -> None:
@@ -92,7 +117,7 @@ def check_weights(tensors: dict[str, torch.Tensor]) -> None:
 
 
 @contextmanager
-def quiet_export() -> Iterator[None]:
+def quiet_export() -> Generator[None]:
     """Silence torch's own deprecations and graph dumps: nothing a user can act on.
 
     What fails is raised as an error of ours, with the place in the user's model.
@@ -101,7 +126,8 @@ def quiet_export() -> Iterator[None]:
     level = chatty.level
     chatty.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # torch prints the graph so far to stderr when it gives up.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -122,36 +148,15 @@ def _in_float32(
     return copy.deepcopy(model).float(), as_float[0], as_float[1], (note,)
 
 
-def _doubled(
-    args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    batch = _batch_of((args, kwargs))
-    if batch != 1:
-        return args, kwargs
-    doubled = pytree.tree_map_only(
-        torch.Tensor,
-        lambda t: torch.cat([t, t]) if t.ndim and t.shape[0] == 1 else t,
-        (args, kwargs),
-    )
-    return doubled[0], doubled[1]
-
-
-def _batch_of(tree: Any) -> int | None:
-    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-    sized = [tensor for tensor in tensors if tensor.ndim]
-    return sized[0].shape[0] if sized else None
-
-
-def _run_once(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    with torch.no_grad():
-        try:
-            model(*args, **kwargs)
-        except EXPORT_ERRORS as error:
-            described = _describe((args, kwargs))
-            raise InputError(
-                f"the model does not run on the inputs ({described}): {explain(error, model)}; "
-                "pass inputs= that model(*inputs) accepts"
-            ) from error
+def _run_once(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return model(*args, **kwargs)
+    except RUN_ERRORS as error:
+        described = _describe((args, kwargs))
+        raise InputError(
+            f"the model does not run on the inputs ({described}): {explain(error, model)}; "
+            "pass inputs= that model(*inputs) accepts"
+        ) from error
 
 
 def _describe(tree: Any) -> str:
@@ -160,83 +165,109 @@ def _describe(tree: Any) -> str:
 
 
 def _export(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[ExportedProgram, tuple[str, ...]]:
-    """The program with dynamic dimensions, or with fixed ones and a note that says why."""
-    with quiet_export():
-        try:
-            return torch.export.export(
-                model, args, kwargs, dynamic_shapes=_dynamic_spec(args, kwargs)
-            ), ()
-        except EXPORT_ERRORS as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        try:
-            program = torch.export.export(model, args, kwargs)
-        except EXPORT_ERRORS as error:
-            raise CaptureError(
-                f"torch.export cannot capture {type(model).__name__}: {explain(error, model)}; "
-                "rewrite a branch on tensor values with torch.where or torch.cond, or export "
-                "the traceable part yourself and pass the ExportedProgram"
-            ) from error
-    return program, (f"batch and sequence are fixed, since a dynamic export failed: {reason}",)
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
+) -> tuple[ExportedProgram, Batch]:
+    """The program with as many dynamic dimensions as it allows; else a fixed one and the reason."""
+    if batch.size is not None and not batch.fixed:
+        repeated = repeat_batch(args, kwargs, batch)
+        for with_tokens in (True, False):
+            spec = _dynamic_spec(model, *repeated, batch, with_tokens=with_tokens)
+            try:
+                with quiet_export():
+                    program = torch.export.export(model, *repeated, dynamic_shapes=spec)
+            except RUN_ERRORS as error:
+                lines = str(error).strip().splitlines()
+                reason = f"a dynamic export failed: {lines[0] if lines else type(error).__name__}"
+            else:
+                if _has_dynamic(program, batch):
+                    return program, batch
+                reason = "the model's code fixes it"
+            batch = replace(batch, fixed=reason)
+    try:
+        with quiet_export():
+            return torch.export.export(model, args, kwargs), batch
+    except RUN_ERRORS as error:
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {explain(error, model)}; "
+            "where a branch or a size depends on tensor values, rewrite it with torch.where on "
+            "tensors of fixed shape, or export the traceable part yourself and pass the "
+            "ExportedProgram"
+        ) from error
 
 
-def _dynamic_spec(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    batch = _batch_of((args, kwargs))
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    tokens = {t.shape[1] for t in leaves if t.ndim == 2 and not t.is_floating_point()}
+def _dynamic_spec(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: Batch,
+    *,
+    with_tokens: bool,
+) -> dict[str, Any]:
+    """By parameter of ``forward``, the dimensions that torch.export shall keep symbolic."""
+    leaves, tree = pytree.tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    tokens = {t.shape[1] for t in tensors if t.ndim == 2 and not t.is_floating_point()} - {1}
 
-    def spec(value: Any) -> Any:
+    def choose(value: Any, is_batched: bool) -> Any:
         if not isinstance(value, torch.Tensor):
             return None
-        dims = {0: Dim.AUTO} if value.ndim and value.shape[0] == batch else {}
-        if value.ndim == 2 and value.shape[1] in tokens and value.shape[1] > 1:
+        dims = {0: Dim.AUTO} if is_batched else {}
+        if with_tokens and value.ndim == 2 and value.shape[1] in tokens:
             dims[1] = Dim.AUTO
         return dims
 
-    trees = pytree.tree_map(spec, (args, kwargs), is_leaf=lambda leaf: leaf is None)
-    return (*trees[0], *trees[1].values()) if not kwargs else {**_positional(args, trees), **trees[1]}
+    chosen = [choose(*pair) for pair in zip(leaves, batch.batched, strict=True)]
+    new_args, new_kwargs = pytree.tree_unflatten(chosen, tree)
+    return dict(inspect.signature(model.forward).bind(*new_args, **new_kwargs).arguments)
 
 
-def _positional(args: tuple[Any, ...], trees: Any) -> dict[str, Any]:
-    if args:
-        raise InputError(
-            "inputs mix positional and keyword tensors; pass all of them by keyword in one dict"
-        )
-    return {}
+def _has_dynamic(program: ExportedProgram, batch: Batch) -> bool:
+    """Whether every input that has the batch kept it symbolic."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    # A constant input stands for itself instead of by its node's name.
+    inputs: list[Any] = list(program.graph_signature.user_inputs)
+    values = [nodes[name].meta.get("val") if name in nodes else None for name in inputs]
+    if len(values) != len(batch.batched):
+        return False
+    sizes: list[int | torch.SymInt] = [
+        value.shape[0]
+        for value, is_batched in zip(values, batch.batched, strict=True)
+        if is_batched and isinstance(value, torch.Tensor)
+    ]
+    return bool(sizes) and all(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def _finish(
     program: ExportedProgram,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    batch: Batch,
     notes: tuple[str, ...],
 ) -> Graph:
     with quiet_export():
-        module = program.run_decompositions(dict(DECOMPOSITIONS)).module(check_guards=False)
-    assert isinstance(module, GraphModule)  # what ExportedProgram.module returns
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
+        # torch's own annotation of the table names a base class and is invariant.
+        table: Any = dict(DECOMPOSITIONS)
+        program = program.run_decompositions(table)
+        _refuse_mutation(program)
+        module: GraphModule = program.module(check_guards=False)
+    _refuse_control_flow(module)
+    detach_parameters(module)
     dynamic = _dynamic_dims(module)
+    if batch.fixed:
+        notes = (*notes, f"batch is fixed at {batch.size}: {batch.fixed}")
+        dynamic = _without_batch(dynamic)
+    is_dynamic = any("batch" in dims.values() for dims in dynamic.values())
+    args, kwargs = repeat_batch(args, kwargs, batch) if is_dynamic else (args, kwargs)
     output_names = _output_names(program, module)
     module = normalise(module)
-    batch = None
-    sized = [node.meta["val"] for node in placeholders(module) if _is_sized(node.meta.get("val"))]
-    if not any("batch" in dims.values() for dims in dynamic.values()):
-        batch = int(sized[0].shape[0]) if sized else 1
-    flat = [
-        node.meta["val"] if not _is_sized(node.meta.get("val")) else value
-        for node, value in zip(
-            placeholders(module), flatten_inputs(module, args, kwargs), strict=True
-        )
-    ]
+    flat = flatten_inputs(module, args, kwargs)
     shapes = {name: info.shape for name, info in infer_shapes(module, flat).items()}
     graph = Graph(
         module=module,
         args=args,
         kwargs=kwargs,
         dynamic=dynamic,
-        batch=batch,
+        batch=None if is_dynamic else batch.size or 1,
         layers=find_layers(module, shapes),
         input_names=tuple(node.name for node in placeholders(module)),
         output_names=output_names,
@@ -246,40 +277,74 @@ def _finish(
     return graph
 
 
-def _is_sized(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0
+def _refuse_mutation(program: ExportedProgram) -> None:
+    signature = program.graph_signature
+    changed = [*signature.buffers_to_mutate.values(), *signature.user_inputs_to_mutate.values()]
+    if changed:
+        raise CaptureError(
+            f"the model changes {', '.join(changed)} while it runs; only a forward without side "
+            "effects can be planned: call model.eval() before exporting, or return the new value "
+            "as an output instead of storing it"
+        )
+
+
+def _refuse_control_flow(module: GraphModule) -> None:
+    for node in module.graph.nodes:
+        if isinstance(node.target, HigherOrderOperator):
+            raise CaptureError(
+                f"{node.target} in {locate(node)} runs a graph of its own, which cannot be "
+                "planned; rewrite it with torch.where on tensors of fixed shape"
+            )
 
 
 def _dynamic_dims(module: GraphModule) -> dict[str, dict[int, str]]:
-    """Which dimensions torch.export left symbolic: the first is the batch, the second a sequence."""
-    labels = {0: "batch", 1: "sequence"}
+    """Which dimensions torch.export left symbolic: the first is the batch, the second a sequence.
+
+    A dimension elsewhere that has the same symbol has the same label.
+    """
+    sizes = [
+        (node.name, index, str(size))
+        for node in placeholders(module)
+        if isinstance(value := node.meta.get("val"), torch.Tensor)
+        for index, size in enumerate(value.shape)
+        if isinstance(size, torch.SymInt)
+    ]
+    labels: dict[str, str] = {}
+    for _, index, symbol in sorted(sizes, key=lambda size: size[1]):
+        labels.setdefault(symbol, {0: "batch", 1: "sequence"}.get(index, f"dim_{index}"))
     found: dict[str, dict[int, str]] = {}
-    for node in placeholders(module):
-        value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor):
-            continue
-        dims = {
-            index: labels.get(index, f"dim_{index}")
-            for index, size in enumerate(value.shape)
-            if isinstance(size, torch.SymInt)
-        }
-        if dims:
-            found[node.name] = dims
+    for name, index, symbol in sizes:
+        found.setdefault(name, {})[index] = labels[symbol]
     return found
+
+
+def _without_batch(dynamic: dict[str, dict[int, str]]) -> dict[str, dict[int, str]]:
+    kept = {
+        name: {index: label for index, label in dims.items() if label != "batch"}
+        for name, dims in dynamic.items()
+    }
+    return {name: dims for name, dims in kept.items() if dims}
 
 
 def _output_names(program: ExportedProgram, module: GraphModule) -> tuple[str, ...]:
     """Dict keys and tuple positions where the output has them, else "output", "output_1", ..."""
-    spec = program.call_spec.out_spec
+    spec: Any = program.call_spec.out_spec
     count = len(output_nodes(module))
     placeholder_tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
     names: list[str] = []
     for path, _ in pytree.tree_flatten_with_path(placeholder_tree)[0]:
-        keys = [str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", "")))) for key in path]
-        words = [key for key in keys if key]
+        words = [word for word in map(_word, path) if word]
         names.append("_".join(words) if words and not words[0].isdigit() else "")
     if len(names) != count:  # outputs that are no tensors
         names = [""] * count
     return tuple(
         name or ("output" if index == 0 else f"output_{index}") for index, name in enumerate(names)
     )
+
+
+def _word(key: Any) -> str:
+    """A step into a container: mapping key, attribute name or index."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return ""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 aten = torch.ops.aten
 
@@ -56,7 +57,7 @@ def decompose_batch_norm(
     return x * scale.reshape(shape) + shift.reshape(shape), unused, unused
 
 
-DECOMPOSITIONS: dict[torch._ops.OpOverload, Callable[..., Any]] = {
+DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
     aten.rms_norm.default: decompose_rms_norm,
     aten._native_batch_norm_legit_no_training.default: decompose_batch_norm,
 }

@@ -16,14 +16,18 @@ from advisor.passes.graph import NAME_KEY, PASS_KEY, ROLE_KEY, Graph, name_of
 def clone(module: GraphModule) -> GraphModule:
     """A GraphModule with nodes of its own that shares every tensor with ``module``."""
     graph = FxGraph()
-    copied_output = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
-    assert copied_output is not None  # every captured graph has an output
-    value, old_output = copied_output
+    result: Any = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
+    value, old_output = result
     graph.output(value).meta = dict(old_output.meta)
-    graph._codegen = module.graph._codegen  # the call signature; never changed by a pass
+    graph.set_codegen(_signature(module.graph))  # never changed by a pass
     copied = GraphModule(module, graph, class_name="GraphModule")
     copied.meta = dict(module.meta)
     return copied
+
+
+def _signature(graph: FxGraph) -> Any:
+    """How the graph's code takes its arguments apart; torch.fx has no public way to read it."""
+    return graph._codegen  # pyright: ignore[reportPrivateUsage]  # see above
 
 
 def finish(module: GraphModule) -> GraphModule:
@@ -43,17 +47,43 @@ def attribute(module: torch.nn.Module, target: str) -> Any:
     return value
 
 
-def set_buffer(module: GraphModule, target: str, value: torch.Tensor) -> None:
-    """Register ``value`` under a dotted name, creating the submodules on the way."""
+def set_constant(module: GraphModule, target: str, value: torch.Tensor) -> str:
+    """Register ``value`` under a dotted name, creating the submodules on the way; the name.
+
+    A parameter stays one; any other tensor becomes a buffer.
+    """
     *path, leaf = target.split(".")
     owner: torch.nn.Module = module
     for part in path:
         if not hasattr(owner, part):
             owner.add_module(part, torch.nn.Module())
         owner = getattr(owner, part)
-    if leaf in owner._parameters:
-        del owner._parameters[leaf]
-    owner.register_buffer(leaf, value.detach())
+    if hasattr(owner, leaf):
+        delattr(owner, leaf)
+    if isinstance(value, torch.nn.Parameter):
+        owner.register_parameter(leaf, value)
+    else:
+        owner.register_buffer(leaf, value.detach())
+    return target
+
+
+def read_constant(module: GraphModule, before: Node, target: str) -> Node:
+    """A new ``get_attr`` node for an existing attribute, placed before ``before``."""
+    with module.graph.inserting_before(before):
+        node = module.graph.get_attr(target)
+    node.meta["val"] = attribute(module, target)
+    return node
+
+
+def detach_parameters(module: torch.nn.Module) -> None:
+    """Replace every parameter by one that shares its memory and needs no gradient.
+
+    The parameters of a captured program are the very objects of the user's model.
+    """
+    for owner in module.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            shared = torch.nn.Parameter(parameter.detach(), requires_grad=False)
+            setattr(owner, name, shared)
 
 
 def free_name(module: GraphModule, target: str) -> str:
@@ -77,11 +107,7 @@ def insert_constant(module: GraphModule, before: Node, target: str, value: torch
     }
     if readers != {before}:
         target = free_name(module, target)
-    set_buffer(module, target, value)
-    with module.graph.inserting_before(before):
-        node = module.graph.get_attr(target)
-    node.meta["val"] = value
-    return node
+    return read_constant(module, before, set_constant(module, target, value))
 
 
 def stamp(node: Node, *, made_by: str, name: str | None = None, role: str | None = None) -> Node:
@@ -103,6 +129,30 @@ def copy_meta(source: Node, target: Node) -> None:
             target.meta[key] = source.meta[key]
 
 
+def operator_name(node: Node) -> str:
+    """What a node calls, without namespace, overload or trailing underscore: "max_pool2d"."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None:
+        return str(schema.name).rpartition("::")[2]
+    return str(getattr(node.target, "__name__", node.name))
+
+
+def innermost_module(node: Node) -> tuple[str, str]:
+    """Path and class of the module whose forward made the call; two empty strings for none."""
+    stack: dict[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    # torch.export marks calls of its own making by a stack of this name.
+    real = [entry for entry in stack.values() if not entry[0].startswith("_empty_nn_module_stack")]
+    if not real:
+        return "", ""
+    path, kind = real[-1]
+    return path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def argument(node: Node, index: int) -> Any:
+    """A positional argument of a call, None when it was left out."""
+    return node.args[index] if index < len(node.args) else None
+
+
 def constant_value(module: GraphModule, node: Any) -> torch.Tensor | None:
     """The tensor behind a ``get_attr`` node, or None when ``node`` is something else."""
     if not isinstance(node, Node) or node.op != "get_attr":
@@ -113,7 +163,7 @@ def constant_value(module: GraphModule, node: Any) -> torch.Tensor | None:
 
 def flatten_inputs(module: GraphModule, args: Iterable[Any], kwargs: dict[str, Any]) -> list[Any]:
     """One value per placeholder, in order, from a call's arguments."""
-    info = getattr(module.graph._codegen, "pytree_info", None)
+    info = getattr(_signature(module.graph), "pytree_info", None)
     if info is None:
         return [*args, *kwargs.values()]
     spec: pytree.TreeSpec = info.in_spec

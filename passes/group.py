@@ -35,7 +35,7 @@ def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
     operators that read the same tensor (``Capability.fuse_siblings``). Nothing else joins them:
     an addition after two layers does not.
     """
-    links = nx.Graph()
+    links: nx.Graph[str] = nx.Graph()
     links.add_nodes_from(layer.name for layer in graph.layers)
     by_weight: dict[str, str] = {}
     by_input: dict[tuple[str, str], str] = {}
@@ -44,10 +44,7 @@ def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
         if layer.op in capability.fuse_siblings and layer.frozen is None:
             links.add_edge(layer.name, by_input.setdefault((layer.op, layer.input), layer.name))
     order = {layer.name: index for index, layer in enumerate(graph.layers)}
-    return tuple(
-        Group(name=members[0], layers=members)
-        for members in _components(links, order)
-    )
+    return tuple(Group(name=members[0], layers=members) for members in _components(links, order))
 
 
 def class_tensors(graph: Graph, capability: Capability) -> tuple[TensorClass, ...]:
@@ -59,7 +56,7 @@ def class_tensors(graph: Graph, capability: Capability) -> tuple[TensorClass, ..
     """
     if capability.static is None:
         return ()
-    links = nx.Graph()
+    links: nx.Graph[str] = nx.Graph()
     order: dict[str, int] = {}
     for node in (*placeholders(graph.module), *graph.module.graph.nodes):
         order.setdefault(name_of(node), len(order))
@@ -71,6 +68,6 @@ def class_tensors(graph: Graph, capability: Capability) -> tuple[TensorClass, ..
     return tuple(TensorClass(tensors=members) for members in _components(links, order))
 
 
-def _components(links: nx.Graph, order: dict[str, int]) -> Iterable[tuple[str, ...]]:
+def _components(links: nx.Graph[str], order: dict[str, int]) -> Iterable[tuple[str, ...]]:
     components = [sorted(part, key=order.__getitem__) for part in nx.connected_components(links)]
     return (tuple(part) for part in sorted(components, key=lambda part: order[part[0]]))

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from advisor.passes.fx import constant_value
+from advisor.passes.fx import argument, constant_value, operator_name
 from advisor.passes.graph import Layer, name_of
 
 aten = torch.ops.aten
@@ -27,20 +27,20 @@ LAYER_OPS: Final[dict[Any, str]] = {
 SMALLEST_WEIGHT: Final = 2
 """Constants of fewer dimensions (norm gains, biases) are no layer of their own."""
 
+ELEMENTWISE: Final = ("add", "mul", "sub", "div")
+"""Operators that cost no multiply-accumulates here; of their constants, dimensions of size 1 only
+serve to broadcast."""
+
 
 def weight_argument(node: Node) -> Node:
     """The weight of a node whose target is in ``LAYER_OPS``."""
-    index = 0 if LAYER_OPS[node.target] == "embedding" else 1
-    weight = node.args[index]
-    assert isinstance(weight, Node)  # find_layers only lists nodes where it is one
+    weight: Node = argument(node, 0 if LAYER_OPS[node.target] == "embedding" else 1)
     return weight
 
 
 def input_argument(node: Node) -> Node:
     """The activation (or the token ids) that a layer reads."""
-    index = 1 if LAYER_OPS[node.target] == "embedding" else 0
-    source = node.args[index]
-    assert isinstance(source, Node)
+    source: Node = argument(node, 1 if LAYER_OPS[node.target] == "embedding" else 0)
     return source
 
 
@@ -55,34 +55,32 @@ def find_layers(module: GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> t
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
-        if node.target in LAYER_OPS and _weight_of(module, node) is not None:
-            layers.append(_layer(module, node, shapes))
+        weight = _weight_of(module, node) if node.target in LAYER_OPS else None
+        if weight is not None:
+            layers.append(_layer(module, node, weight, shapes))
         else:
             layers.extend(_frozen_layers(module, node, shapes))
     return tuple(layers)
 
 
 def _weight_of(module: GraphModule, node: Node) -> torch.Tensor | None:
-    index = 0 if LAYER_OPS[node.target] == "embedding" else 1
-    value = constant_value(module, node.args[index])
+    value = constant_value(module, weight_argument(node))
     return value if value is not None and value.is_floating_point() else None
 
 
-def _layer(module: GraphModule, node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+def _layer(
+    module: GraphModule, node: Node, weight: torch.Tensor, shapes: Mapping[str, tuple[int, ...]]
+) -> Layer:
     op = LAYER_OPS[node.target]
-    weight_node = weight_argument(node)
-    weight = constant_value(module, weight_node)
-    assert weight is not None  # the caller checked
-    has_bias = op != "embedding" and len(node.args) > 2 and node.args[2] is not None
-    bias = node.args[2] if has_bias else None
+    bias: Any = None if op == "embedding" else argument(node, 2)
     positions = prod(shapes[node.name]) // max(weight.shape[0], 1)
     return Layer(
         name=name_of(node),
         op=op,
-        weight=str(weight_node.target),
+        weight=str(weight_argument(node).target),
         weight_shape=tuple(weight.shape),
-        bias=str(bias.target) if isinstance(bias, Node) and bias.op == "get_attr" else None,
-        groups=_groups(node) if op.startswith("conv") else 1,
+        bias=None if constant_value(module, bias) is None else str(bias.target),
+        groups=int(argument(node, 6) or 1) if op.startswith("conv") else 1,
         input=name_of(input_argument(node)),
         output=name_of(node),
         macs=0 if op == "embedding" else positions * weight.numel(),
@@ -90,48 +88,45 @@ def _layer(module: GraphModule, node: Node, shapes: Mapping[str, tuple[int, ...]
     )
 
 
-def _groups(node: Node) -> int:
-    groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-    return int(groups)  # type: ignore[arg-type]  # the schema says int
-
-
 def _frozen_layers(
     module: GraphModule, node: Node, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[Layer]:
-    found: list[Layer] = []
-    operator = getattr(node.target, "_schema", None)
-    op = operator.name.split("::")[-1] if operator is not None else node.name
-    for argument in node.all_input_nodes:
-        weight = constant_value(module, argument)
-        if weight is None or weight.ndim < SMALLEST_WEIGHT or not weight.is_floating_point():
-            continue
-        if str(argument.target).startswith("folded."):
-            continue  # a mask or position table computed by the model, not a trained weight
-        if len([size for size in weight.shape if size > 1]) < SMALLEST_WEIGHT:
-            continue
-        several = sum(constant_value(module, other) is not None for other in node.all_input_nodes)
-        leaf = str(argument.target).rpartition(".")[2]
-        found.append(
-            Layer(
-                name=f"{name_of(node)}.{leaf}" if several > 1 else name_of(node),
-                op=op,
-                weight=str(argument.target),
-                weight_shape=tuple(weight.shape),
-                bias=None,
-                input=name_of(node.all_input_nodes[0]),
-                output=name_of(node),
-                macs=_frozen_macs(node, op, weight, shapes),
-                frozen=f"kept in float: {op} has no quantized form here yet",
-            )
+    op = operator_name(node)
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    weights = {
+        str(source.target): value
+        for source in node.all_input_nodes
+        # Buffers are tables that the model computed (masks, positions), not trained weights.
+        if isinstance(value := constant_value(module, source), torch.nn.Parameter)
+        and value.is_floating_point()
+        and value.ndim >= SMALLEST_WEIGHT
+        and (op not in ELEMENTWISE or sum(size > 1 for size in value.shape) >= SMALLEST_WEIGHT)
+    }
+    return [
+        Layer(
+            name=name_of(node) if len(weights) == 1 else f"{name_of(node)}.{_leaf(target)}",
+            op=op,
+            weight=target,
+            weight_shape=tuple(weight.shape),
+            bias=None,
+            input=name_of(sources[0]) if sources else target,
+            output=name_of(node),
+            macs=_frozen_macs(node, op, weight, shapes),
+            frozen=f"kept in float: {op} has no quantized form here yet",
         )
-    return found
+        for target, weight in weights.items()
+    ]
+
+
+def _leaf(target: str) -> str:
+    return target.rpartition(".")[2]
 
 
 def _frozen_macs(
     node: Node, op: str, weight: torch.Tensor, shapes: Mapping[str, tuple[int, ...]]
 ) -> int:
     """Multiply-accumulates of a weight outside ``LAYER_OPS``; element-wise use costs none here."""
-    if op in ("add", "mul", "sub", "div") or node.name not in shapes:
+    if op in ELEMENTWISE or node.name not in shapes:
         return 0
     source = shapes.get(node.all_input_nodes[0].name, ())
     if op.startswith("conv_transpose"):

@@ -6,15 +6,15 @@ that it or a later operator still reads. Views share the storage of their source
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from torch.fx import GraphModule, Node
 
+from advisor.passes.fx import argument, operator_name
 from advisor.passes.graph import name_of
-from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
 
 VIEWS: Final = frozenset(
@@ -31,7 +31,7 @@ VIEWS: Final = frozenset(
         "split",
         "split_with_sizes",
         "chunk",
-        "getitem",
+        "unbind",
         "alias",
         "detach",
     }
@@ -48,34 +48,36 @@ class ProgramPoint:
     alive: tuple[str, ...]
 
 
-def program_points(module: GraphModule, shapes: Mapping[str, TensorInfo]) -> tuple[ProgramPoint, ...]:
+def program_points(
+    module: GraphModule, shapes: Mapping[str, TensorInfo]
+) -> tuple[ProgramPoint, ...]:
     """Every program point in execution order; tensor names are stable names.
 
     Inputs belong to the caller and outputs to the result, so both live to the end. shapes: by
-    node name; nodes without an entry (sizes, tuples) hold no tensor.
+    node name; nodes without an entry (sizes, tuples) hold no tensor. An operator with several
+    outputs allocates all of them that are read.
     """
     nodes = [node for node in module.graph.nodes if node.op != "get_attr"]
     position = {node: index for index, node in enumerate(nodes)}
-    storage = {node: _storage(node) for node in nodes}
-    last_use: dict[Node, int] = {}
+    first: dict[Node, int] = {}
+    last: dict[Node, int] = {}
     for node in nodes:
-        owner = storage[node]
-        uses = [position[user] for user in node.users if user in position]
-        last_use[owner] = max([last_use.get(owner, position[owner]), *uses])
-        if node.op == "placeholder":
-            last_use[owner] = len(nodes)
-    points: list[ProgramPoint] = []
-    for node in nodes:
-        if node.op != "call_function" or storage[node] is not node or node.name not in shapes:
+        owner = _storage(node)
+        if owner.name not in shapes:
             continue
-        here = position[node]
-        alive = [
-            owner
-            for owner, last in last_use.items()
-            if position[owner] <= here <= last and owner.name in shapes
-        ]
-        points.append(ProgramPoint(node=name_of(node), alive=tuple(map(name_of, alive))))
-    return tuple(points)
+        if owner is node:
+            first[owner] = position[argument(node, 0) if _is_getitem(node) else node]
+        uses = [position[user] for user in node.users]
+        end = len(nodes) if node.op == "placeholder" else position[node]
+        last[owner] = max(last.get(owner, 0), end, *uses)
+    allocating = sorted({first[owner] for owner in first if owner.op == "call_function"})
+    return tuple(
+        ProgramPoint(
+            node=name_of(nodes[here]),
+            alive=tuple(name_of(o) for o in first if first[o] <= here <= last[o]),
+        )
+        for here in allocating
+    )
 
 
 def peak_bytes(points: tuple[ProgramPoint, ...], bytes_of: Mapping[str, int]) -> int:
@@ -84,16 +86,18 @@ def peak_bytes(points: tuple[ProgramPoint, ...], bytes_of: Mapping[str, int]) ->
 
 
 def _storage(node: Node) -> Node:
-    """The node whose memory ``node`` uses."""
-    while (short_op(node) in VIEWS or _is_getitem(node)) and node.all_input_nodes:
+    """The node whose memory ``node`` uses; for one of several outputs, that output itself."""
+    while node.all_input_nodes:
         source = node.all_input_nodes[0]
-        if source.op == "get_attr":
+        if operator_name(node) in VIEWS:
+            is_window = source.op != "get_attr"
+        else:
+            is_window = _is_getitem(node) and operator_name(source) in VIEWS
+        if not is_window:
             break
         node = source
     return node
 
 
 def _is_getitem(node: Node) -> bool:
-    return getattr(node.target, "__name__", "") == "getitem" and isinstance(
-        node.meta.get("val"), torch.Tensor
-    )
+    return node.target is operator.getitem

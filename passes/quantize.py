@@ -270,8 +270,12 @@ def _insert_static(
         copy_meta(source, node)
     stamp(q, made_by=MADE_BY, name=site.tensor, role="quantize")
     stamp(restored, made_by=MADE_BY, name=site.tensor, role="dequantize")
+
+    def is_other(user: Node) -> bool:
+        return user is not q
+
     if for_all:
-        source.replace_all_uses_with(restored, delete_user_cb=lambda user: user is not q)
+        source.replace_all_uses_with(restored, delete_user_cb=is_other)
     else:
         for reader in readers:
             assert input_argument(reader) is source or source in reader.all_input_nodes

@@ -229,9 +229,11 @@ class _Walk:
         """When something that runs in integers reads ``node``: NEVER, or a reference."""
         if node not in self._needed:
             parts: list[Expression] = [IsStatic(reader) for reader in self.readers(node)]
-            for user in node.users:
-                if short_op(user) in self.rules.followers:
-                    parts.append(self.needed(self._fused_end(user)))
+            parts += [
+                self.needed(self._fused_end(user))
+                for user in node.users
+                if short_op(user) in self.rules.followers
+            ]
             self._needed[node] = Any(tuple(part for part in parts if part != NEVER))
         return NEVER if self._needed[node] == NEVER else IsNeeded(name_of(node))
 

@@ -173,13 +173,15 @@ class _Taps(Tracer):
         if not live:
             return {}
         values = list(self.values.values())
-        found = torch.autograd.grad(
-            [o for o, _ in live],
-            values,
-            [v for _, v in live],
-            retain_graph=True,
-            allow_unused=True,
-        )
+        found: list[torch.Tensor | None] = [
+            *torch.autograd.grad(
+                [o for o, _ in live],
+                values,
+                [v for _, v in live],
+                retain_graph=True,
+                allow_unused=True,
+            )
+        ]
         return {
             name: gradient
             for name, gradient in zip(self.values, found, strict=True)
@@ -241,11 +243,11 @@ def _embedding_change(
     table: WeightTable, fmt: TensorFormat, weight: torch.Tensor, ids: torch.Tensor
 ) -> torch.Tensor:
     """Change of the rows that are looked up; the rest of the table is not touched."""
-    rows, places = torch.unique(ids, return_inverse=True)
+    rows = ids.flatten()
     scale = table.scale[rows] if table.scale is not None and table.scale.ndim else table.scale
     part = WeightTable(values=table.values[rows], scale=scale)
     restored = dequantize(part, fmt, (len(rows), weight.shape[1]))
-    return (restored - weight[rows])[places]
+    return (restored - weight[rows]).reshape(*ids.shape, weight.shape[1])
 
 
 def _site_value(taps: _Taps, site: Site) -> torch.Tensor | None:

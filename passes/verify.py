@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 
 import torch
 from torch.fx import GraphModule, Node
 
 from advisor.errors import CaptureError
-from advisor.passes.fx import attribute
+from advisor.passes.fx import attribute, operator_name
 from advisor.passes.graph import NAME_KEY, Graph, name_of
 
 
@@ -46,21 +45,18 @@ def verify_nodes(module: GraphModule) -> list[str]:
                 problems.append(f"{node.name}: attribute {node.target} is no tensor")
         elif node.op != "call_function":
             problems.append(f"{node.name}: {node.op} is not a plain operator call")
-        elif isinstance(node.target, torch._ops.OpOverload):
-            if node.target._schema.is_mutable:
-                problems.append(f"{node.name}: {node.target} changes its arguments")
+        elif (schema := getattr(node.target, "_schema", None)) is not None:
+            if schema.is_mutable:
+                problems.append(f"{node.name}: {schema.name} changes its arguments")
         elif not _is_scalar_call(node):
             problems.append(f"{node.name}: {node.target} is no operator overload")
     return problems
 
 
 def _is_scalar_call(node: Node) -> bool:
-    if node.target is operator.getitem:
-        return True
-    module = getattr(node.target, "__module__", "") or ""
-    return module in ("_operator", "math", "builtins") or module.startswith(
-        ("torch.sym", "torch.fx", "torch.utils._sympy", "torch")
-    )
+    """``getitem``, or arithmetic on symbolic sizes."""
+    home = str(getattr(node.target, "__module__", "")).partition(".")[0]
+    return home in ("_operator", "math") or operator_name(node).startswith(("sym_", "_sym_"))
 
 
 def _verify_names(module: GraphModule) -> list[str]:

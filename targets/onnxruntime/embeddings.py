@@ -120,8 +120,7 @@ def _is_transposed_elsewhere(stored: Stored, context: Context) -> bool:
 
 
 def _scale_column(module: GraphModule, node: Node) -> Node:
-    target = f"{node.target}_column".replace(".", "_")
-    return derived_constant(module, target, tensor_of(module, node).reshape(-1, 1))
+    return derived_constant(module, f"{node.target}:column", tensor_of(module, node).reshape(-1, 1))
 
 
 def _target(node: Node) -> Callable[..., Any]:

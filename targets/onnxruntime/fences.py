@@ -109,12 +109,14 @@ def needs_fence(node: Node, is_static: bool, has_bias: bool) -> bool:
 
 
 def behind(node: Node, through: frozenset[Any]) -> Node:
+    """The first node at or before ``node`` whose operator is not among ``through``."""
     while node.target in through and isinstance(node.args[0], Node):
         node = node.args[0]
     return node
 
 
 def ahead(node: Node) -> Node:
+    """The first node at or after ``node`` that does not vanish on export."""
     while node.target in TRANSPARENT and len(node.users) == 1:
         node = next(iter(node.users))
     return node

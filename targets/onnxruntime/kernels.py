@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from advisor.targets.onnxruntime.manifest import LayerRecord
-from advisor.targets.onnxruntime.readback import expected_scheme
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 
 if TYPE_CHECKING:
@@ -28,14 +27,16 @@ BLOCK_EMBEDDING: Final = frozenset({"GatherBlockQuantized"})
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """Operators that compute the layer as planned; empty when any does."""
-    scheme = expected_scheme(layer)
+    scheme = "w8" if layer.op == "embedding" and layer.scheme == "w8a8" else layer.scheme
     if not scheme.startswith("w"):
         return frozenset()
     if scheme == "w8a8":
         return STATIC_CONV if layer.op.startswith("conv") else STATIC_LINEAR
     if layer.op == "embedding":
         return BYTE_EMBEDDING if scheme.startswith("w8") else BLOCK_EMBEDDING
-    return BLOCK_LINEAR if layer.op == "linear" else frozenset()
+    if layer.op != "linear":
+        return frozenset()
+    return BLOCK_LINEAR | STATIC_LINEAR if layer.reads_integers else BLOCK_LINEAR
 
 
 def executed_kernels(

@@ -27,7 +27,11 @@ Record = TypeVar("Record", "LayerRecord", "TensorRecord", "InputRecord", "Output
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout."""
+    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout.
+
+    reads_integers: whether its input is statically quantized, by its own scheme or because the
+    layer before writes integers.
+    """
 
     name: str
     op: str
@@ -35,6 +39,7 @@ class LayerRecord:
     weight: str
     weight_shape: tuple[int, ...]
     weight_sha256: str
+    reads_integers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

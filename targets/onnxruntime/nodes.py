@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,7 +12,7 @@ from torch.fx import GraphModule, Node
 
 from advisor.errors import UnsupportedError
 from advisor.passes import ops
-from advisor.passes.fx import copy_meta, free_name, set_buffer, stamp
+from advisor.passes.fx import copy_meta, free_name, set_constant, stamp
 from advisor.passes.graph import ROLE_KEY, name_of
 
 aten = torch.ops.aten
@@ -91,18 +92,17 @@ def transposed_constant(module: GraphModule, node: Node, padding: int = 0, owner
     tensor = tensor_of(module, node)
     if tensor.ndim == 0:
         return module.graph.get_attr(str(node.target))
-    target = f"{node.target}_t_{owner}".replace(".", "_").replace("#", "_")
     columns = torch.nn.functional.pad(tensor.t(), (0, padding)) if padding else tensor.t()
-    return derived_constant(module, target, columns.contiguous())
+    return derived_constant(module, f"{node.target}:t:{owner}", columns.contiguous())
 
 
-def derived_constant(module: GraphModule, target: str, value: torch.Tensor) -> Node:
-    """A ``get_attr`` of a new buffer, made once under that name."""
+def derived_constant(module: GraphModule, key: str, value: torch.Tensor) -> Node:
+    """A ``get_attr`` of a new buffer, made once under that key."""
     made: dict[str, str] = module.meta.setdefault("advisor_derived", {})
-    if target not in made:
-        made[target] = free_name(module, target)
-        set_buffer(module, made[target], value)
-    return module.graph.get_attr(made[target])
+    if key not in made:
+        made[key] = free_name(module, re.sub(r"\W", "_", key))
+        set_constant(module, made[key], value)
+    return module.graph.get_attr(made[key])
 
 
 def replace_layer(node: Node, result: Node, role: str) -> None:

@@ -80,8 +80,14 @@ def expected_scheme(layer: LayerRecord) -> str:
 
 
 def same_scheme(layer: LayerRecord, found: str) -> bool:
-    """Whether ``found`` is the planned scheme; one block per row is one scale per channel."""
+    """Whether ``found`` is the planned scheme; one block per row is one scale per channel.
+
+    A layer of integer weights only that stands behind one that writes integers may read them:
+    the numbers are the same, so that is no difference.
+    """
     wanted = expected_scheme(layer)
+    if layer.reads_integers and "a8" not in wanted:
+        found = found.removesuffix("a8")
     inputs = int(np.prod(layer.weight_shape[1:], dtype=np.int64))
     return found == wanted or found == f"{wanted}-g{inputs}" or wanted == f"{found}-g{inputs}"
 

@@ -11,13 +11,19 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from advisor.errors import PlanError
+from advisor.inferred import synthetic_calibration
+from advisor.inputs import Inputs
 from advisor.passes import ops
-from advisor.passes.graph import QuantizedGraph
+from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.pt2 import load_program
 from advisor.targets.onnxruntime.export import reexport
 
 PROGRAM_FILE: Final = "simulation.pt2"
 EXAMPLES_FILE: Final = "examples.safetensors"
+
+MOST_ROWS: Final = 64
+MOST_ELEMENTS: Final = 2**22
+"""Random rows to compare end to end: this many, or as many as have this many input elements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +48,38 @@ def save_simulation(graph: QuantizedGraph, input_names: tuple[str, ...], folder:
     program = reexport(graph.module, source)
     program.example_inputs = None  # pickled otherwise; they go to safetensors
     torch.export.save(program, folder / PROGRAM_FILE)
-    tree = (tuple(source.args), dict(source.kwargs))
-    tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    inputs = check_inputs_of(source)
+    tensors = flat_tensors((inputs.args, inputs.kwargs))
     with torch.no_grad():
-        outputs = flat_tensors(source.module(*source.args, **source.kwargs))
+        outputs = flat_tensors(source.module(*inputs.args, **inputs.kwargs))
     stored = {
         f"input.{name}": tensor for name, tensor in zip(input_names, tensors, strict=True)
     } | {f"float.{name}": tensor for name, tensor in zip(source.output_names, outputs, strict=True)}
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in stored.items()}
     save_file(copies, folder / EXAMPLES_FILE)
+
+
+def check_inputs_of(graph: Graph) -> Inputs:
+    """The example inputs and, where the batch may change, random rows like them.
+
+    One flipped rounding moves a single sample by as much as quantization itself does, so the
+    end-to-end comparison needs more samples than an example has.
+    """
+    example = Inputs(args=graph.args, kwargs=graph.kwargs)
+    tensors = example.tensors()
+    if graph.batch is not None or len(graph.input_names) != len(tensors):
+        return example
+    elements = sum(tensor.numel() for tensor in tensors.values()) // max(example.batch, 1)
+    rows = min(max(MOST_ELEMENTS // max(elements, 1), example.batch), MOST_ROWS)
+    dynamic = dict(zip(tensors, (graph.dynamic.get(n, {}) for n in graph.input_names), strict=True))
+    drawn = [example, *synthetic_calibration(example, rows, seed=0)]
+    joined = {
+        name: torch.cat([part.tensors()[name] for part in drawn])
+        if dynamic[name].get(0) == "batch"
+        else tensor
+        for name, tensor in tensors.items()
+    }
+    return example.map_tensors(joined)
 
 
 def load_simulation(folder: Path) -> Simulation:
