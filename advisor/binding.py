@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import PlanError
@@ -118,14 +119,23 @@ def fingerprint(graph: Graph) -> str:
     digest = hashlib.sha256()
     for node in graph.module.graph.nodes:
         inputs = [name_of(source) for source in node.all_input_nodes]
-        literals = [repr(arg) for arg in node.args if isinstance(arg, (int, float, bool, str, list))]
-        shown = [text for text in literals if "sym" not in text and "_" not in text]
-        digest.update(json.dumps([node.op, name_of(node), str(node.target), inputs, shown]).encode())
+        call = [node.op, name_of(node), str(node.target), inputs, _literals(node)]
+        digest.update(json.dumps(call).encode())
     for target in sorted({str(n.target) for n in graph.module.graph.find_nodes(op="get_attr")}):
         value: torch.Tensor = attribute(graph.module, target)
         digest.update(f"{target} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(tensor_bytes(value))
     return digest.hexdigest()
+
+
+def _literals(node: Node) -> list[str]:
+    """The plain arguments of a call (strides, axes, constants), without sizes that may change."""
+    kept: list[str] = []
+    for argument in node.args:
+        values = argument if isinstance(argument, (list, tuple)) else (argument,)
+        if all(isinstance(value, (bool, int, float, str)) for value in values):
+            kept.append(repr(argument))
+    return kept
 
 
 def content_digest(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -40,9 +40,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
     regions = regions_of(binding.graph, capability_named(plan.runtime))
     quantized = regions.quantized(static)
-    tensors = tuple(
-        replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors
-    )
+    tensors = tuple(replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors)
     stored, tree = plan_tensors(
         binding.graph, _weights(binding, layers), _biases(binding, layers, plan)
     )
@@ -88,9 +86,7 @@ def _evaluate(plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]) -
     groups = group_layers(graph, capability)
     chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
     space = find_candidates(graph, groups, capability, platform=profile.platform)
-    space = replace(
-        space, candidates={group.name: (chosen[group.layers[0]],) for group in groups}
-    )
+    space = replace(space, candidates={group.name: (chosen[group.layers[0]],) for group in groups})
     setting = Setting(
         graph=graph,
         groups=groups,
@@ -120,9 +116,7 @@ def _check_budget(plan: Plan, evaluation: Evaluation) -> None:
         )
 
 
-def _predicted(
-    plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, ...]
-) -> Metrics:
+def _predicted(plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, ...]) -> Metrics:
     before = sum(decision.divergence for decision in plan.layers)
     after = sum(decision.divergence for decision in layers)
     old = plan.predicted.divergence

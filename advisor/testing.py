@@ -89,8 +89,8 @@ class TargetContract:
 
     def schemes(self) -> list[str]:
         """Schemes of the runtime that can be planned today."""
-        from advisor.passes.rounding import IMPLEMENTED_DTYPES
         from advisor.formats import scheme_named
+        from advisor.passes.rounding import IMPLEMENTED_DTYPES
 
         return [
             name

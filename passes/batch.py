@@ -7,7 +7,7 @@ compare the samples of a batch with each other.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -26,6 +26,11 @@ RUN_ERRORS: Final = (
 )
 """What a model is known to raise on inputs that do not fit it."""
 
+DEPENDENT: Final = (
+    "the outputs for a sample depend on its neighbours along the first dimension, which therefore "
+    "is no batch"
+)
+
 TOLERANCE: Final = 1e-3
 """Largest relative difference (Frobenius norm) between a sample alone and in a batch: kernels
 chosen by size differ by 1e-6, a sample that sees another by far more."""
@@ -35,20 +40,19 @@ chosen by size differ by 1e-6, a sample that sees another by far more."""
 class Batch:
     """size: of the example inputs; None when no input has a dimension. fixed: why no other batch
     is possible, or "". batched: per flattened input, whether its first dimension is the batch.
+    shapes: of the output tensors at batch 1 and 2, where the model was run so.
     """
 
     size: int | None
     fixed: str
     batched: tuple[bool, ...]
+    shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
 
 
-def find_batch(
-    run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
-) -> Batch:
-    """Compare a sample alone with the same sample beside another one.
+def find_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Batch:
+    """What looks like the batch: the first dimension of the first input that has one.
 
-    outputs: of ``run(*args, **kwargs)``. The batch is the first dimension of the first input that
-    has one; every input of that first size is taken to have it.
+    Every input of that first size is taken to have it.
     """
     leaves: list[Any] = pytree.tree_leaves((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -60,50 +64,49 @@ def find_batch(
         isinstance(leaf, torch.Tensor) and leaf.ndim > 0 and leaf.shape[0] == size
         for leaf in leaves
     )
-    problem = _compare(run, args, kwargs, outputs, batched, size)
-    return Batch(size=size, fixed=problem, batched=batched)
+    return Batch(size=size, fixed="", batched=batched)
 
 
-def repeat_batch(
-    args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The inputs twice, for a batch of 1, which torch.export would take for a constant."""
-    if batch.size != 1 or batch.fixed:
-        return args, kwargs
-    return _change(args, kwargs, batch.batched, lambda tensor: torch.cat([tensor, tensor]))
-
-
-def _compare(
+def check_batch(
+    batch: Batch,
     run: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     outputs: Any,
-    batched: tuple[bool, ...],
-    size: int,
-) -> str:
+) -> Batch:
+    """Compare a sample alone with the same sample beside another one; fix the batch if it differs.
+
+    outputs: of ``run(*args, **kwargs)``.
+    """
+    if batch.size is None:
+        return batch
     alone = outputs
-    if size != 1:
-        single = _change(args, kwargs, batched, lambda tensor: tensor[-1:])
+    if batch.size != 1:
+        single = resize_batch(args, kwargs, batch, 1)
         try:
             alone = run(*single[0], **single[1])
         except RUN_ERRORS as error:
-            return f"the model does not run at batch 1 ({_summary(error)})"
-    problem = ""
+            return replace(batch, fixed=f"the model does not run at batch 1 ({_summary(error)})")
     # The neighbour should differ from the sample; reversed ids may be out of a column's range.
     for neighbour in (_reverse, _keep):
-        pair = _change(args, kwargs, batched, partial(_pair, neighbour))
+        pair = _change(args, kwargs, batch.batched, partial(_pair, neighbour))
         try:
             together = run(*pair[0], **pair[1])
         except RUN_ERRORS as error:
             problem = f"the model does not run at batch 2 ({_summary(error)})"
+            batch = replace(batch, fixed=problem)
             continue
         if _agree(alone, together):
-            return ""
-        return (
-            "the outputs for a sample depend on its neighbours along the first dimension, "
-            "which therefore is no batch"
-        )
-    return problem
+            return replace(batch, fixed="", shapes=(_shapes(alone), _shapes(together)))
+        return replace(batch, fixed=DEPENDENT)
+    return batch
+
+
+def resize_batch(
+    args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch, size: int
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The inputs with the last sample ``size`` times."""
+    return _change(args, kwargs, batch.batched, lambda tensor: torch.cat([tensor[-1:]] * size))
 
 
 def _reverse(tensor: torch.Tensor) -> torch.Tensor:
@@ -133,6 +136,11 @@ def _change(
     return new_args, new_kwargs
 
 
+def _shapes(outputs: Any) -> tuple[tuple[int, ...], ...]:
+    leaves = pytree.tree_leaves(outputs)
+    return tuple(tuple(leaf.shape) for leaf in leaves if isinstance(leaf, torch.Tensor))
+
+
 def _agree(alone: Any, together: Any) -> bool:
     """Whether the last sample of ``together`` has the outputs it has alone."""
     single, pair = pytree.tree_leaves(alone), pytree.tree_leaves(together)
@@ -158,8 +166,8 @@ def _same(one: Any, two: Any) -> bool:
         return torch.equal(one, two)
     reference = one.double().nan_to_num(0.0, 0.0, 0.0)
     difference = reference - two.double().nan_to_num(0.0, 0.0, 0.0)
-    length = torch.linalg.vector_norm
-    return bool(length(difference) <= TOLERANCE * length(reference) + 1e-12)
+    error, power = float(difference.square().sum()), float(reference.square().sum())
+    return error <= TOLERANCE**2 * power + 1e-24
 
 
 def _summary(error: BaseException) -> str:

@@ -25,8 +25,8 @@ def explain(error: BaseException, model: torch.nn.Module) -> str:
     Walks the traceback (and the causes) for the innermost frame whose first argument is a module
     of ``model``, and for the innermost such frame in a file that is not torch's.
     """
-    modules: list[tuple[str, torch.nn.Module]] = list(model.named_modules())
-    names = {id(module): name for name, module in modules}
+    untyped: Any = model  # torch does not annotate named_modules
+    names: dict[int, str] = {id(module): name for name, module in untyped.named_modules()}
     place = ""
     for cause in _causes(error):
         place = _place(cause.__traceback__, names, type(model).__name__) or place

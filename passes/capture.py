@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from advisor.errors import CaptureError, InputError, ModelError
-from advisor.passes.batch import RUN_ERRORS, Batch, find_batch, repeat_batch
+from advisor.passes.batch import RUN_ERRORS, Batch, check_batch, find_batch, resize_batch
 from advisor.passes.blame import explain, locate
 from advisor.passes.decompositions import DECOMPOSITIONS
 from advisor.passes.fx import detach_parameters, flatten_inputs, output_nodes, placeholders
@@ -57,7 +57,7 @@ def capture(
     with untouched(model), torch.no_grad():
         model.eval()
         outputs = _run_once(model, args, kwargs)
-        batch = find_batch(model, args, kwargs, outputs)
+        batch = check_batch(find_batch(args, kwargs), model, args, kwargs, outputs)
         program, batch = _export(model, args, kwargs, batch)
     return _finish(program, args, kwargs, batch, notes)
 
@@ -68,10 +68,14 @@ def _capture_program(
     # With guards, so that inputs it was not exported for are refused with torch's reason.
     with torch.no_grad(), quiet_export():
         outputs = _run_once(program.module(), args, kwargs)
-        run = program.module(check_guards=False)
-        batch = find_batch(run, args, kwargs, outputs)
-    if not batch.fixed and not _has_dynamic(program, batch):
-        batch = replace(batch, fixed="it was exported so")
+        batch = find_batch(args, kwargs)
+        if _has_dynamic(program, batch):
+            run = program.module(check_guards=False)
+            batch = check_batch(batch, run, args, kwargs, outputs)
+            if not batch.fixed and not _scales(program, args, kwargs, batch):
+                batch = replace(batch, fixed="the program's code fixes it")
+        else:
+            batch = replace(batch, fixed="it was exported so")
     return _finish(program, args, kwargs, batch, ("given as an ExportedProgram",))
 
 
@@ -169,7 +173,7 @@ def _export(
 ) -> tuple[ExportedProgram, Batch]:
     """The program with as many dynamic dimensions as it allows; else a fixed one and the reason."""
     if batch.size is not None and not batch.fixed:
-        repeated = repeat_batch(args, kwargs, batch)
+        repeated = _exportable(args, kwargs, batch)
         for with_tokens in (True, False):
             spec = _dynamic_spec(model, *repeated, batch, with_tokens=with_tokens)
             try:
@@ -179,7 +183,7 @@ def _export(
                 lines = str(error).strip().splitlines()
                 reason = f"a dynamic export failed: {lines[0] if lines else type(error).__name__}"
             else:
-                if _has_dynamic(program, batch):
+                if _has_dynamic(program, batch) and _scales(program, args, kwargs, batch):
                     return program, batch
                 reason = "the model's code fixes it"
             batch = replace(batch, fixed=reason)
@@ -221,6 +225,31 @@ def _dynamic_spec(
     return dict(inspect.signature(model.forward).bind(*new_args, **new_kwargs).arguments)
 
 
+def _exportable(
+    args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch of 1 twice: torch.export takes 1 for a constant."""
+    return resize_batch(args, kwargs, batch, 2) if batch.size == 1 else (args, kwargs)
+
+
+def _scales(
+    program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Batch
+) -> bool:
+    """Whether the outputs follow the batch: a loop over samples is unrolled without a word."""
+    module: Any = program.module(check_guards=False)
+    for size, wanted in zip((1, 2), batch.shapes, strict=True):
+        resized = resize_batch(args, kwargs, batch, size)
+        try:
+            found = infer_shapes(module, flatten_inputs(module, *resized))
+        except InputError:
+            return False
+        names = [node.name for node in output_nodes(module)]
+        shapes = tuple(found[name].shape for name in names if name in found)
+        if shapes != wanted:
+            return False
+    return True
+
+
 def _has_dynamic(program: ExportedProgram, batch: Batch) -> bool:
     """Whether every input that has the batch kept it symbolic."""
     nodes = {node.name: node for node in program.graph.nodes}
@@ -245,9 +274,8 @@ def _finish(
     notes: tuple[str, ...],
 ) -> Graph:
     with quiet_export():
-        # torch's own annotation of the table names a base class and is invariant.
-        table: Any = dict(DECOMPOSITIONS)
-        program = program.run_decompositions(table)
+        untyped: Any = program  # torch annotates run_decompositions incompletely
+        program = untyped.run_decompositions(dict(DECOMPOSITIONS))
         _refuse_mutation(program)
         module: GraphModule = program.module(check_guards=False)
     _refuse_control_flow(module)
@@ -257,7 +285,8 @@ def _finish(
         notes = (*notes, f"batch is fixed at {batch.size}: {batch.fixed}")
         dynamic = _without_batch(dynamic)
     is_dynamic = any("batch" in dims.values() for dims in dynamic.values())
-    args, kwargs = repeat_batch(args, kwargs, batch) if is_dynamic else (args, kwargs)
+    if is_dynamic:
+        args, kwargs = _exportable(args, kwargs, batch)
     output_names = _output_names(program, module)
     module = normalise(module)
     flat = flatten_inputs(module, args, kwargs)

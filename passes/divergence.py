@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Literal
 
 import torch
@@ -74,14 +74,21 @@ def draw_probes(
     return probes
 
 
-def measure_powers(references: Sequence[Sequence[torch.Tensor]]) -> list[float]:
-    """Mean squared norm per sample of every output, over batches of outputs; never zero."""
-    powers: list[float] = []
-    for column in zip(*references, strict=True):
-        total = sum(float(output.float().square().sum()) for output in column)
-        samples = sum(_samples(output) for output in column)
-        powers.append(total / samples or 1.0)
-    return powers
+def measure_powers(references: Iterable[Sequence[object]]) -> list[float]:
+    """Mean squared norm per sample of every output, over batches of outputs; never zero.
+
+    Reads one batch at a time. Outputs that are no floating-point tensors have power 1.
+    """
+    totals: list[float] = []
+    samples: list[int] = []
+    for outputs in references:
+        totals = totals or [0.0] * len(outputs)
+        samples = samples or [0] * len(outputs)
+        for index, output in enumerate(outputs):
+            if isinstance(output, torch.Tensor) and output.is_floating_point():
+                totals[index] += float(output.float().square().sum())
+                samples[index] += _samples(output)
+    return [total / max(n, 1) or 1.0 for total, n in zip(totals, samples, strict=True)]
 
 
 def class_rows(logits: torch.Tensor) -> torch.Tensor:

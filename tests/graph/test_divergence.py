@@ -38,9 +38,7 @@ def test_logits_are_scipys_relative_entropy(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("kind", ["embedding", "regression"])
 @pytest.mark.parametrize("shape", [(6, 10), (6,), (3, 4, 5)])
-def test_squared_error_over_the_references_power(
-    kind: OutputKind, shape: tuple[int, ...]
-) -> None:
+def test_squared_error_over_the_references_power(kind: OutputKind, shape: tuple[int, ...]) -> None:
     reference, output = normal(*shape, seed=3), normal(*shape, seed=4)
     (power,) = measure_powers([[reference]])
     rows = reference.numpy().reshape(shape[0], -1)
@@ -65,9 +63,7 @@ def test_several_outputs_are_averaged_and_ignored_ones_left_out() -> None:
     kinds: list[OutputKind] = ["regression", "logits", "ignored"]
     powers = measure_powers([references])
     found = divergence(outputs, references, kinds, powers)
-    alone = [
-        divergence([outputs[i]], [references[i]], [kinds[i]], [powers[i]]) for i in range(2)
-    ]
+    alone = [divergence([outputs[i]], [references[i]], [kinds[i]], [powers[i]]) for i in range(2)]
     assert torch.allclose(found, (alone[0] + alone[1]) / 2)
 
 

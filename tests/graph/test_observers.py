@@ -193,7 +193,7 @@ def test_a_constant_is_exact(observer: str, value: float, rules: StaticRules) ->
 @pytest.mark.parametrize("rules", ALL_RULES)
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(-1.0, 3.0), (0.0, 6.0), (2.0, 6.0), (-5.0, -1.0), (-0.001, 1e6), (-1e-30, 1e-30), (0, 0)],
+    [(-1.0, 3.0), (0.0, 6.0), (2.0, 6.0), (-5.0, -1.0), (-0.001, 1e6), (-1e-30, 1e-30), (0.0, 0.0)],
 )
 def test_parameters_are_what_runtimes_can_store(
     low: float, high: float, rules: StaticRules

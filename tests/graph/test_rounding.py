@@ -51,9 +51,7 @@ def textbook(row: npt.NDArray[np.float32], dtype: str) -> tuple[np.float32, npt.
 def row_errors(weight: torch.Tensor, fmt: TensorFormat, algorithm: str) -> Array:
     table = table_of(weight, fmt, algorithm)
     restored = dequantize(table, fmt, tuple(weight.shape))
-    pairs = zip(
-        rows_of(restored, fmt.granularity), rows_of(weight, fmt.granularity), strict=True
-    )
+    pairs = zip(rows_of(restored, fmt.granularity), rows_of(weight, fmt.granularity), strict=True)
     return np.array([np.square(a.astype(np.float64) - b).sum() for a, b in pairs])
 
 

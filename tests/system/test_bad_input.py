@@ -173,7 +173,9 @@ def test_data_dependent_control_flow_names_module_and_line() -> None:
             found: torch.Tensor = self.gate(x)
             return found
 
-    with pytest.raises(CaptureError, match=r"module 'gate' at test_bad_input\.py:\d+.*torch\.where"):
+    with pytest.raises(
+        CaptureError, match=r"module 'gate' at test_bad_input\.py:\d+.*torch\.where"
+    ):
         advise(Outer(), target="intel-vnni", inputs=torch.randn(2, 4))
 
 
@@ -193,9 +195,7 @@ def test_unsupported_operator_is_kept_in_float_with_a_reason() -> None:
     assert kept
     assert all(layer.scheme == "fp32" and "lstm" in layer.reason for layer in kept)
     with pytest.raises(UnsupportedError, match="on_unsupported"):
-        advise(
-            Tagger(), target="intel-vnni", inputs=torch.randn(2, 5, 8), on_unsupported="error"
-        )
+        advise(Tagger(), target="intel-vnni", inputs=torch.randn(2, 5, 8), on_unsupported="error")
 
 
 def test_model_without_a_quantizable_layer() -> None:
@@ -235,7 +235,7 @@ def test_argument_that_cannot_be_used(options: dict[str, Any]) -> None:
 
 
 def test_not_a_model() -> None:
-    with pytest.raises(UsageError, match="nn.Module"):
+    with pytest.raises(UsageError, match=r"nn\.Module"):
         advise(42, target="intel-vnni")
 
 
@@ -339,7 +339,7 @@ def test_missing_runtime(plan: Plan, tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "MissingDependencyError" in done.stderr
-    assert 'quantadvisor[onnxruntime]' in done.stderr
+    assert "quantadvisor[onnxruntime]" in done.stderr
     assert not (tmp_path / "build").exists()
 
 

@@ -11,9 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from advisor.cli import app
-from advisor.cli_bounds import broken_gates, parse_gate
-from advisor.cli_calibration import read_calibration
-from advisor.cli_request import parse_output_kinds, parse_pins
+from advisor.cli.bounds import broken_gates, parse_gate
+from advisor.cli.calibration import read_calibration
+from advisor.cli.request import parse_output_kinds, parse_pins
 from advisor.errors import (
     AdvisorError,
     BudgetError,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from advisor.atomic import check_writable
 from advisor.budget import Budget
-from advisor.cli_bounds import broken_gates, parse_gate
-from advisor.cli_calibration import read_calibration
-from advisor.cli_progress import show_progress
+from advisor.cli.bounds import broken_gates, parse_gate
+from advisor.cli.calibration import read_calibration
+from advisor.cli.progress import show_progress
 from advisor.errors import UsageError
 from advisor.formats import scheme_named
 from advisor.planfile import plan_paths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from advisor.cli_output import Listing
+from advisor.cli.output import Listing
 from advisor.errors import MissingDependencyError
 from advisor.profiles.loader import list_profiles, load_profile
 from advisor.report.units import format_bytes, format_number

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from advisor.cli_output import MODEL_HELP, JsonFlag, print_report
+from advisor.cli.output import MODEL_HELP, JsonFlag, print_report
 
 
 class Objective(StrEnum):
@@ -82,7 +82,7 @@ def plan_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Choose every layer's precision and write the plan."""
-    from advisor.cli_request import Request, make_plan
+    from advisor.cli.request import Request, make_plan
 
     request = Request(
         model=model,

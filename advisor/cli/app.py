@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from advisor.cli_output import MODEL_HELP, JsonFlag, open_console, print_listing, print_report
-from advisor.cli_plan import plan_command
+from advisor.cli.output import MODEL_HELP, JsonFlag, open_console, print_listing, print_report
+from advisor.cli.plan import plan_command
 from advisor.errors import AdvisorError, MissingDependencyError
 
 
@@ -104,7 +104,7 @@ def compile_command(
     as_json: JsonFlag = False,
 ) -> None:
     """Turn a plan into verified runtime files."""
-    from advisor.cli_compile import compile_saved, describe, verification_json
+    from advisor.cli.compile import compile_saved, describe, verification_json
 
     artifact, verification = compile_saved(plan, model, output, runtime)
     if as_json:
@@ -164,7 +164,7 @@ def profiles_command(
     as_json: JsonFlag = False,
 ) -> None:
     """List the hardware that can be planned for."""
-    from advisor.cli_show import show_profile, show_profiles
+    from advisor.cli.show import show_profile, show_profiles
 
     print_listing(show_profiles() if show is None else show_profile(show), as_json=as_json)
 
@@ -177,7 +177,7 @@ def targets_command(
     as_json: JsonFlag = False,
 ) -> None:
     """List the runtimes and what they support."""
-    from advisor.cli_show import show_runtime, show_runtimes
+    from advisor.cli.show import show_runtime, show_runtimes
 
     print_listing(show_runtimes() if show is None else show_runtime(show), as_json=as_json)
 
@@ -185,7 +185,7 @@ def targets_command(
 @app.command("doctor")
 def doctor_command(as_json: JsonFlag = False) -> None:
     """Say what is installed and what is missing."""
-    from advisor.cli_show import show_diagnosis
+    from advisor.cli.show import show_diagnosis
     from advisor.doctor import diagnose
 
     diagnosis = diagnose()

@@ -1,0 +1,262 @@
+"""The search: exact start, uniform baselines, study, and the winner by measurement."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from advisor.binding import fingerprint
+from advisor.budget import Budget
+from advisor.decide import alternative, measured, modelled, package_versions
+from advisor.evidence import Evidence, Progress
+from advisor.metric import Metric, evaluate_metric
+from advisor.plan import Alternative, Metrics
+from advisor.search.milp import solve, within
+from advisor.search.objective import (
+    DIVERGENCE_LIMIT,
+    Selection,
+    pareto_front,
+    score_for,
+    select,
+    start,
+)
+from advisor.search.problem import Choice, evaluate
+from advisor.search.study import Knobs, Trial, refine
+
+KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
+    "observer": ("mse", "minmax", "percentile"),
+    "bias_correction": (False, True),
+}
+"""Global settings that the study may change; the first of each is the default."""
+
+DROP_LIMIT: Final = 0.01
+"""Share of the metric that objective "auto" accepts to lose when no accuracy_drop is given."""
+
+LADDER: Final = (0.3, 0.1, 0.03)
+"""Shares of the divergence limit at which further exact starts are made: the prediction leaves
+interactions out, so the first may turn out worse than predicted."""
+
+FINALISTS: Final = 8
+"""Trials on which the user's metric is run; it may be expensive."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The winning trial and everything it was compared with. metric: the winner's, if any."""
+
+    winner: Trial
+    metric: float | None
+    outcome: str
+    model_gap: float
+    measured_regret: float
+    trials: tuple[Trial, ...]
+    baselines: tuple[Alternative, ...]
+
+
+def choose(
+    evidence: Evidence,
+    *,
+    budget: Budget,
+    objective: str,
+    metric: Metric | None,
+    trials: int,
+    seed: int,
+    cache: Path | None,
+    say: Progress,
+) -> Chosen:
+    """Search from the exact start and pick the winner; cache: folder for resumable studies."""
+    problem, bounds = evidence.problem, budget.bounds()
+    begun = start(problem, budget, objective)
+    uniform = _uniform_choices(evidence)
+    fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), bounds)]
+    starts = list(dict.fromkeys([begun.choice, *_ladder(evidence, objective, bounds), *fitting]))
+    knobs = dict(KNOBS) if evidence.prepared.setting.regions.sites else _without_observer()
+    count = max(trials, len(starts))
+    found = refine(
+        problem,
+        starts,
+        evidence.simulator.measure,
+        budget=budget,
+        trials=count,
+        seed=seed,
+        storage_path=None if cache is None else cache / f"{_study_key(evidence)}.journal",
+        knobs=knobs,
+        score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
+        on_trial=lambda trial: say("search", trial.number + 1, count),
+    )
+    defaults = {name: values[0] for name, values in knobs.items()}
+    baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
+    selection = select(found, objective, DIVERGENCE_LIMIT)
+    winner, value, outcome = _by_metric(evidence, selection, found, metric, objective, budget)
+    return Chosen(
+        winner=winner,
+        metric=value,
+        outcome=outcome,
+        model_gap=begun.model_gap,
+        measured_regret=selection.measured_regret,
+        trials=found,
+        baselines=baselines,
+    )
+
+
+def metrics_of(
+    evidence: Evidence, choice: Choice, divergence: float | None, metric: float | None
+) -> Metrics:
+    """Modelled costs and measured losses of a choice."""
+    costs = modelled(evaluate(evidence.problem, choice), evidence.prepared.setting.profile.name)
+    seen = measured_of(evidence, divergence, metric)
+    return Metrics(
+        size_bytes=costs.size_bytes,
+        memory_bytes=costs.memory_bytes,
+        latency_s=costs.latency_s,
+        energy_j=costs.energy_j,
+        divergence=seen.divergence,
+        metric=seen.metric,
+    )
+
+
+def measured_of(evidence: Evidence, divergence: float | None, metric: float | None) -> Metrics:
+    """Measured losses, with what they were measured on."""
+    samples = evidence.simulator.data.held_out.samples
+    return measured(divergence, metric, samples, synthetic=evidence.synthetic)
+
+
+def _without_observer() -> dict[str, tuple[str, ...] | tuple[bool, ...]]:
+    return {name: values for name, values in KNOBS.items() if name != "observer"}
+
+
+def _ladder(evidence: Evidence, objective: str, bounds: Mapping[str, float]) -> list[Choice]:
+    found = [solve(evidence.problem, minimise="divergence", bounds=bounds)]
+    if objective == "auto":
+        found = [
+            solve(
+                evidence.problem,
+                minimise="latency_s",
+                bounds={**bounds, "divergence": DIVERGENCE_LIMIT * share},
+            )
+            for share in LADDER
+        ] + found
+    return [solution.choice for solution in found if solution is not None]
+
+
+def _uniform_choices(evidence: Evidence) -> dict[str, tuple[Choice, int]]:
+    """By scheme, the choice that uses it wherever a group can, and how many layers cannot."""
+    setting = evidence.prepared.setting
+    candidates = [setting.space.candidates[group.name] for group in setting.groups]
+    schemes = dict.fromkeys(option.scheme for options in candidates for option in options)
+    found: dict[str, tuple[Choice, int]] = {}
+    for scheme in schemes:
+        choice: list[int] = []
+        unable = 0
+        for group, options in zip(setting.groups, candidates, strict=True):
+            able = [i for i, option in enumerate(options) if option.scheme == scheme]
+            if not able:
+                unable += len(group.layers)
+            # The last algorithm listed is the better rounding; a group that cannot take the
+            # scheme stays in its widest float, which is listed first.
+            choice.append(able[-1] if able else 0)
+        found[scheme] = (tuple(choice), unable)
+    return found
+
+
+def _measure_uniform(
+    evidence: Evidence,
+    uniform: Mapping[str, tuple[Choice, int]],
+    knobs: Knobs,
+    trials: Sequence[Trial],
+    metric: Metric | None,
+    bounds: Mapping[str, float],
+    say: Progress,
+) -> tuple[Alternative, ...]:
+    known = {t.choice: t.divergence for t in trials if dict(t.knobs) == dict(knobs)}
+    results: list[Alternative] = []
+    for index, (scheme, (choice, unable)) in enumerate(uniform.items()):
+        say("baselines", index, len(uniform))
+        divergence = known.get(choice)
+        if divergence is None:
+            divergence = evidence.simulator.measure(choice, knobs)
+        value = _metric_of(evidence, metric, choice, knobs)
+        note = f"{unable} layers cannot take {scheme} and stay in float" if unable else ""
+        results.append(
+            alternative(
+                evidence.prepared.setting,
+                scheme,
+                choice,
+                metrics_of(evidence, choice, divergence, value),
+                fits=within(evaluate(evidence.problem, choice), bounds),
+                note=note,
+            )
+        )
+    say("baselines", len(uniform), len(uniform))
+    return tuple(results)
+
+
+def _by_metric(
+    evidence: Evidence,
+    selection: Selection,
+    trials: Sequence[Trial],
+    metric: Metric | None,
+    objective: str,
+    budget: Budget,
+) -> tuple[Trial, float | None, str]:
+    """The winner when the user's metric has a say: its value, and the outcome in a sentence."""
+    favourite = selection.trial
+    if metric is None:
+        return favourite, None, selection.outcome
+    original = evaluate_metric(metric, evidence.prepared.setting.graph.module)
+    drop = budget.accuracy_drop if budget.accuracy_drop is not None else DROP_LIMIT
+    floor = original - drop * abs(original)
+    finalists = [favourite] if objective != "auto" else _finalists(favourite, trials)
+    values = {t.number: _metric_of(evidence, metric, t.choice, t.knobs) or 0.0 for t in finalists}
+    passing = [trial for trial in finalists if values[trial.number] >= floor]
+    accepted = f"a drop of {drop:.2%} from the float model's metric {original:.6g}"
+    if objective != "auto":
+        value = values[favourite.number]
+        verdict = "within" if passing else "outside"
+        return favourite, value, f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
+    if passing:
+        winner = min(passing, key=lambda t: (t.evaluation.latency_s, _loss(t), t.number))
+        case = f"fastest of {len(finalists)} finalists within {accepted}"
+    else:
+        winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))
+        case = f"none of {len(finalists)} finalists is within {accepted}; the best metric instead"
+    value = values[winner.number]
+    return winner, value, f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
+
+
+def _finalists(favourite: Trial, trials: Sequence[Trial]) -> list[Trial]:
+    """The favourite and an even pick of the measured front, fastest first."""
+    front = sorted(pareto_front(trials), key=lambda t: (t.evaluation.latency_s, _loss(t)))
+    step = max(-(-len(front) // FINALISTS), 1)
+    picked = {trial.number: trial for trial in (favourite, *front[::step], *front[-1:])}
+    return list(picked.values())
+
+
+def _loss(trial: Trial) -> float:
+    return float("inf") if trial.divergence is None else trial.divergence
+
+
+def _metric_of(
+    evidence: Evidence, metric: Metric | None, choice: Choice, knobs: Knobs
+) -> float | None:
+    if metric is None:
+        return None
+    return evaluate_metric(metric, evidence.simulator.quantized(choice, knobs).module)
+
+
+def _study_key(evidence: Evidence) -> str:
+    """Digest of everything a measurement depends on that the study itself does not know."""
+    simulator = evidence.simulator
+    key = {
+        "model": fingerprint(evidence.prepared.setting.graph),
+        "data": [simulator.data.scoring.digest, simulator.data.held_out.digest],
+        "kinds": list(simulator.kinds),
+        "runtime": evidence.prepared.setting.capability.name,
+        "loss": getattr(simulator.loss, "__qualname__", None),
+        "versions": package_versions(),
+    }
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]

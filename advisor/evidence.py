@@ -1,0 +1,163 @@
+"""What is known before the search: calibration data, the simulator, sensitivities, the problem."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from advisor.assemble import build_problem, weight_column
+from advisor.formats import scheme_named
+from advisor.inferred import synthetic_calibration
+from advisor.inputs import check_finite, check_inputs, split_label
+from advisor.outputs import choose_kinds
+from advisor.passes.calibrate import observe, spool_calibration
+from advisor.passes.divergence import measure_powers
+from advisor.passes.fx import flatten_inputs
+from advisor.passes.graph import Graph, Layer
+from advisor.passes.group import class_tensors
+from advisor.passes.rounding.store import RoundedWeights
+from advisor.passes.sensitivity import Question, Sensitivity, probe
+from advisor.prepare import Prepared
+from advisor.search.problem import Problem
+from advisor.simulate import Loss, Simulator
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the steps done and the steps in all."""
+
+SYNTHETIC_SAMPLES: Final = 64
+SYNTHETIC_NOTE: Final = (
+    "calibration is synthetic: random inputs; ranges and divergences may be far from those of "
+    "real data; pass calibration="
+)
+LOSS_NOTE: Final = (
+    "sensitivities are of the outputs' divergence; the search measures the given loss"
+)
+PROBE_OBSERVER: Final = "mse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """outputs: by output name, its kind and why. notes: what a user should know of all this."""
+
+    prepared: Prepared
+    simulator: Simulator
+    sensitivity: Sensitivity
+    problem: Problem
+    outputs: Mapping[str, str]
+    synthetic: bool
+    notes: tuple[str, ...]
+
+
+def gather(
+    prepared: Prepared,
+    *,
+    output: str | Mapping[str, str] | None,
+    loss: Loss | None,
+    seed: int,
+    folder: Path,
+    say: Progress,
+) -> Evidence:
+    """Calibrate and score.
+
+    Raises:
+        CalibrationError, InputError: the data is empty, not finite, or does not fit the model.
+        UsageError: ``output`` names an unknown output or kind.
+    """
+    setting, graph = prepared.setting, prepared.setting.graph
+    say("calibrate", 0, 1)
+    data = spool_calibration(graph, _flat_batches(prepared, seed), folder)
+    tensors = frozenset(site.tensor for site in setting.regions.sites)
+    layers = [layer for layer in graph.layers if _has_input_mean(layer)]
+    observations = observe(graph, data.scoring, tensors, layers)
+    kinds, said = choose_kinds(graph, data.references.read(0), output)
+    simulator = Simulator(
+        setting=setting,
+        data=data,
+        observations=observations,
+        classes=class_tensors(graph, setting.capability),
+        kinds=kinds,
+        powers=measure_powers(data.references),
+        rounded=RoundedWeights(graph),
+        loss=loss,
+    )
+    say("calibrate", 1, 1)
+    say("score", 0, 1)
+    sensitivity = _score(prepared, simulator, seed)
+    say("score", 1, 1)
+    synthetic = prepared.batches is None
+    notes = (prepared.example.note, *graph.notes, *data.notes)
+    notes += (SYNTHETIC_NOTE,) if synthetic else ()
+    notes += () if loss is None else (LOSS_NOTE,)
+    return Evidence(
+        prepared=prepared,
+        simulator=simulator,
+        sensitivity=sensitivity,
+        problem=build_problem(setting, sensitivity),
+        outputs=said,
+        synthetic=synthetic,
+        notes=tuple(dict.fromkeys(note for note in notes if note)),
+    )
+
+
+def _has_input_mean(layer: Layer) -> bool:
+    """Layers whose bias could be corrected: those that read an activation and have a bias."""
+    return layer.frozen is None and layer.op != "embedding" and layer.bias is not None
+
+
+def _score(prepared: Prepared, simulator: Simulator, seed: int) -> Sensitivity:
+    setting = prepared.setting
+    layers = {layer.name: layer for layer in setting.graph.layers}
+    wanted: dict[tuple[str, str, str], tuple[Layer, str, str]] = {}
+    for group in setting.groups:
+        for option in setting.space.candidates[group.name]:
+            if scheme_named(option.scheme).weight.dtype == "float32":
+                continue
+            for name in group.layers:
+                column = weight_column(layers[name], option)
+                scheme, _, algorithm = column[2].partition("/")
+                wanted[column] = (layers[name], scheme, algorithm)
+    return probe(
+        setting.graph,
+        simulator.data.scoring,
+        Question(
+            weights=tuple(wanted.values()),
+            sites=setting.regions.sites,
+            params=simulator.params(PROBE_OBSERVER),
+        ),
+        rounded=simulator.rounded,
+        kinds=simulator.kinds,
+        powers=simulator.powers,
+        seed=seed,
+    )
+
+
+def _flat_batches(prepared: Prepared, seed: int) -> Iterable[list[Any]]:
+    """Every calibration batch, checked, as one value per placeholder."""
+    graph, example = prepared.setting.graph, prepared.example
+    if prepared.batches is None:
+        for item in synthetic_calibration(example, SYNTHETIC_SAMPLES, seed, model=prepared.model):
+            yield flatten_inputs(graph.module, item.args, item.kwargs)
+        return
+    dynamic = _dynamic_by_name(example.tensors(), graph)
+    for index, item in enumerate(prepared.batches):
+        given, _label = split_label(prepared.model, item, reference=example)
+        check_inputs(example, given, dynamic=dynamic)
+        check_finite(given, index)
+        yield flatten_inputs(graph.module, given.args, given.kwargs)
+
+
+def _dynamic_by_name(
+    tensors: Mapping[str, torch.Tensor], graph: Graph
+) -> dict[str, Mapping[int, str]]:
+    """Which dimensions of the example inputs may change, by the names the user knows."""
+    flat = flatten_inputs(graph.module, graph.args, graph.kwargs)
+    names = [
+        name
+        for name, value in zip(graph.input_names, flat, strict=True)
+        if isinstance(value, torch.Tensor)
+    ]
+    return {user: graph.dynamic.get(name, {}) for user, name in zip(tensors, names, strict=True)}
