@@ -19,6 +19,7 @@ from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
     Selection,
+    fastest_of,
     pareto_front,
     score_for,
     select,
@@ -219,7 +220,7 @@ def _by_metric(
         verdict = "within" if passing else "outside"
         return favourite, value, f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
     if passing:
-        winner = min(passing, key=lambda t: (t.evaluation.latency_s, _loss(t), t.number))
+        winner = fastest_of(passing)
         case = f"fastest of {len(finalists)} finalists within {accepted}"
     else:
         winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))

@@ -21,14 +21,14 @@ def divergence(
     """Distance of every sample, shape (batch,); the mean over outputs that count.
 
     logits: Kullback-Leibler divergence in nats from the reference's softmax, the mean over a
-    sample's predictions. embedding, regression: squared error over the reference's own power
-    (``powers``, mean squared norm per sample). When the outputs disagree in their first dimension
+    sample's predictions. embedding, regression: mean squared error over the reference's own power
+    (``powers``, its mean square). When the outputs disagree in their first dimension
     they have no samples in common, and the shape is (1,).
     """
     terms = [
         _kl(output, reference)
         if kind == "logits"
-        else (output - reference).square().reshape(_samples(output), -1).sum(1) / power
+        else (output - reference).square().reshape(_samples(output), -1).mean(1) / power
         for output, reference, kind, power in zip(outputs, references, kinds, powers, strict=True)
         if kind != "ignored"
     ]
@@ -48,7 +48,7 @@ def draw_probes(
 
     So ½ E⟨v, error⟩² is the divergence to second order. Logits: v = √p∘ε − p⟨√p, ε⟩ with random
     signs ε, whose second moment is diag(p) − p pᵀ, the softmax's Fisher information. Squared
-    error: ε times √(2/power). Predictions of a sample have independent signs.
+    error: ε times √(2/power/elements). Predictions of a sample have independent signs.
 
     samples: how many the batch has, where that is not the outputs' first dimension.
     """
@@ -69,26 +69,26 @@ def draw_probes(
             probe = rows_to_output(v, output) / predictions**0.5
         else:
             first = _samples(output)
-            probe = signs * (2 / power) ** 0.5
+            probe = signs * (2 / power * first / output.numel()) ** 0.5
         probes.append(probe * ((samples or first) / first / counting) ** 0.5)
     return probes
 
 
 def measure_powers(references: Iterable[Sequence[object]]) -> list[float]:
-    """Mean squared norm per sample of every output, over batches of outputs; never zero.
+    """Mean square of every output's elements, over batches of outputs; never zero.
 
     Reads one batch at a time. Outputs that are no floating-point tensors have power 1.
     """
     totals: list[float] = []
-    samples: list[int] = []
+    counts: list[int] = []
     for outputs in references:
         totals = totals or [0.0] * len(outputs)
-        samples = samples or [0] * len(outputs)
+        counts = counts or [0] * len(outputs)
         for index, output in enumerate(outputs):
             if isinstance(output, torch.Tensor) and output.is_floating_point():
                 totals[index] += float(output.float().square().sum())
-                samples[index] += _samples(output)
-    return [total / max(n, 1) or 1.0 for total, n in zip(totals, samples, strict=True)]
+                counts[index] += output.numel()
+    return [total / max(n, 1) or 1.0 for total, n in zip(totals, counts, strict=True)]
 
 
 def class_rows(logits: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,9 @@ TARGET: Final = "intel-vnni"
 BUDGET: Final = "size=230kB"
 """About 38 % of the network in float32: less than float16, more than all in int8."""
 
+THREADS: Final = 2
+"""Of the deployment that is planned for: a small slice of the server."""
+
 ROUNDS, CALLS = 15, 40
 
 
@@ -54,6 +57,7 @@ def run_demo(out_dir: Path, console: Console) -> None:
             calibration=images.calibration_batches(),
             metric=images.calibration_correct,
             pin=pin,
+            threads=THREADS,
         )
 
     console.print(f"Planning a digits network for {TARGET} with {BUDGET} ...")

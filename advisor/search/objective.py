@@ -19,6 +19,10 @@ OBJECTIVES: Final = ("auto", "accuracy", "latency", "memory")
 DIVERGENCE_LIMIT: Final = 0.01
 """Default loss that "auto" accepts: nats per prediction, or squared error over the power."""
 
+LATENCY_SLACK: Final = 0.02
+"""Share by which "auto" may be slower than the fastest plan when that loses less accuracy: no
+modelled latency is known better than this, so a smaller difference is no reason."""
+
 _FIRST: Final[dict[str, str]] = {
     "accuracy": "divergence",
     "latency": "latency_s",
@@ -53,8 +57,9 @@ def start(
 ) -> Start:
     """The plan to search from: the exact optimum of the predictions inside every limit.
 
-    "auto": the fastest of those with predicted divergence of at most ``divergence_limit``; when
-    none is that accurate, the least divergence. "accuracy", "latency", "memory": the least of
+    "auto": the fastest of those with predicted divergence of at most ``divergence_limit`` (within
+    ``LATENCY_SLACK`` the one of least divergence); when none is that accurate, the least
+    divergence. "accuracy", "latency", "memory": the least of
     that quantity, then the least divergence.
 
     Raises:
@@ -65,8 +70,11 @@ def start(
     bounds = budget.bounds()
     if objective == "auto":
         accurate = {**bounds, "divergence": divergence_limit}
-        found = solve(problem, minimise="latency_s", bounds=accurate)
-        if found is not None:
+        fastest = solve(problem, minimise="latency_s", bounds=accurate)
+        if fastest is not None:
+            near = {**bounds, "latency_s": fastest.value * (1 + LATENCY_SLACK)}
+            near["latency_s"] = min(near["latency_s"], bounds.get("latency_s", math.inf))
+            found = solve(problem, minimise="divergence", bounds=near) or fastest
             case = f"fastest plan with predicted divergence within {divergence_limit:g}"
             return _start(found, case, budget)
     found = solve(problem, minimise=_FIRST.get(objective, "divergence"), bounds=bounds)
@@ -107,7 +115,7 @@ def select(
     accurate = [trial for trial in usable if _divergence(trial) <= divergence_limit]
     limit = f"{divergence_limit:g}"
     if objective == "auto" and accurate:
-        best = min(accurate, key=lambda trial: (trial.evaluation.latency_s, *_ties(trial)))
+        best = fastest_of(accurate)
         case = f"fastest plan with measured divergence within {limit}"
     elif objective == "latency":
         best = min(usable, key=lambda trial: (trial.evaluation.latency_s, *_ties(trial)))
@@ -123,6 +131,12 @@ def select(
     outcome = f"{case}: divergence {_divergence(best):.4g}, {_costs(best.evaluation)}"
     regret = _divergence(best) - min(_divergence(trial) for trial in usable)
     return Selection(trial=best, outcome=outcome, measured_regret=regret)
+
+
+def fastest_of(trials: Sequence[Trial]) -> Trial:
+    """The least loss among the trials within ``LATENCY_SLACK`` of the fastest."""
+    limit = min(trial.evaluation.latency_s for trial in trials) * (1 + LATENCY_SLACK)
+    return min((t for t in trials if t.evaluation.latency_s <= limit), key=_ties)
 
 
 def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from advisor.passes.capture import capture
+from advisor.passes.graph import Graph
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -237,7 +241,7 @@ def make_case(name: str, batch: int) -> Case:
         case "residual":
             return Case(seeded(ResidualCNN()), (image(batch),))
         case "decoder":
-            return Case(seeded(Decoder()), (tokens(batch),))
+            return Case(seeded(Decoder(layers=2)), (tokens(batch),))
         case "shared":
             return Case(seeded(SharedEncoder()), (pair_inputs(batch),))
         case "conv1d":
@@ -253,3 +257,10 @@ def make_case(name: str, batch: int) -> Case:
 
 
 CASES = ("residual", "decoder", "shared", "conv1d", "lstm", "functional", "masked")
+
+
+@cache
+def captured(name: str) -> tuple[Case, Graph]:
+    """A case at batch 1 and its graph; shared by tests, so never to be changed."""
+    case = make_case(name, 1)
+    return case, capture(case.model, case.args, case.kwargs)

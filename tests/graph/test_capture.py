@@ -12,21 +12,19 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from advisor.errors import CaptureError, InputError, ModelError
-from advisor.passes.capture import capture
+from advisor.passes.capture import capture, quiet_export
 from advisor.passes.graph import Graph
 from advisor.passes.shapes import deployment_inputs
 from tests.graph.models import (
     CASES,
-    ConvNet1d,
-    Decoder,
     LstmClassifier,
     Masked,
     ResidualCNN,
+    captured,
     image,
     make_case,
     masked_inputs,
     seeded,
-    signal,
     tokens,
     vectors,
 )
@@ -54,8 +52,7 @@ def eager(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 @pytest.mark.parametrize("name", CASES)
 def test_captured_at_batch_1_it_runs_at_any(name: str) -> None:
-    case = make_case(name, 1)
-    graph = capture(case.model, case.args, case.kwargs)
+    case, graph = captured(name)
     assert graph.batch is None
     assert graph.notes == ()
     for batch in (1, 3, 7):
@@ -68,8 +65,7 @@ def test_captured_at_batch_1_it_runs_at_any(name: str) -> None:
 @pytest.mark.parametrize("length", [1, 2, 11])
 @pytest.mark.parametrize("name", ["decoder", "masked"])
 def test_token_models_take_any_sequence(name: str, length: int) -> None:
-    case = make_case(name, 2)
-    graph = capture(case.model, case.args, case.kwargs)
+    case, graph = captured(name)
     if name == "decoder":
         assert graph.dynamic == {"input_ids": {0: "batch", 1: "sequence"}}
         args, kwargs = (tokens(3, length),), dict[str, Any]()
@@ -137,11 +133,9 @@ def test_positional_and_keyword_tensors_together() -> None:
 
 
 def test_outputs_are_named_by_key_or_number() -> None:
-    shared = make_case("shared", 2)
-    assert capture(shared.model, shared.args, {}).output_names == ("score", "logits")
-    conv = seeded(ConvNet1d())
-    assert capture(conv, (signal(2),), {}).output_names == ("output", "output_1")
-    assert capture(seeded(nn.Linear(4, 2)), (vectors(2),), {}).output_names == ("output",)
+    assert captured("shared")[1].output_names == ("score", "logits")
+    assert captured("conv1d")[1].output_names == ("output", "output_1")
+    assert captured("residual")[1].output_names == ("output",)
 
 
 def test_an_optional_input_may_be_given() -> None:
@@ -215,7 +209,8 @@ def test_time_first_networks_do_not_mistake_time_for_the_batch(length: int) -> N
 
 def test_a_time_first_program_with_dynamic_time_is_no_batch_either() -> None:
     model = seeded(LstmClassifier(batch_first=False))
-    program = torch.export.export(model, (tokens(4, 2),), dynamic_shapes=({0: Dim.AUTO},))
+    with quiet_export():
+        program = torch.export.export(model, (tokens(4, 2),), dynamic_shapes=({0: Dim.AUTO},))
     graph = capture(program, (tokens(4, 2),), {})
     assert graph.batch == 4
     assert graph.dynamic == {}
@@ -297,9 +292,8 @@ def test_the_users_model_is_left_as_it_was(name: str) -> None:
 
 
 def test_weights_are_shared_with_the_users_model_not_copied() -> None:
-    model = seeded(Decoder())
-    graph = capture(model, (tokens(2),), {})
-    theirs = {parameter.data_ptr() for parameter in model.parameters()}
+    case, graph = captured("decoder")
+    theirs = {parameter.data_ptr() for parameter in case.model.parameters()}
     assert {parameter.data_ptr() for parameter in graph.module.parameters()} <= theirs
 
 
@@ -309,8 +303,7 @@ def test_half_precision_models_are_captured_in_float32() -> None:
     assert "torch.bfloat16" in graph.notes[0]
     assert next(model.parameters()).dtype == torch.bfloat16
     assert all(parameter.dtype == torch.float32 for parameter in graph.module.parameters())
-    wanted = eager(nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval(), vectors(2))
-    assert run(graph, vectors(2)).dtype == wanted.dtype
+    assert_same(run(graph, vectors(2)), eager(model.float(), vectors(2)))
 
 
 def test_no_grad_and_autocast_regions_disappear() -> None:
