@@ -28,8 +28,7 @@ SMALLEST_WEIGHT: Final = 2
 """Constants of fewer dimensions (norm gains, biases) are no layer of their own."""
 
 ELEMENTWISE: Final = ("add", "mul", "sub", "div")
-"""Operators that cost no multiply-accumulates here; of their constants, dimensions of size 1 only
-serve to broadcast."""
+"""Operators whose constants may have dimensions of size 1 that only serve to broadcast."""
 
 
 def weight_argument(node: Node) -> Node:
@@ -125,10 +124,17 @@ def _leaf(target: str) -> str:
 def _frozen_macs(
     node: Node, op: str, weight: torch.Tensor, shapes: Mapping[str, tuple[int, ...]]
 ) -> int:
-    """Multiply-accumulates of a weight outside ``LAYER_OPS``; element-wise use costs none here."""
-    if op in ELEMENTWISE or node.name not in shapes:
-        return 0
-    source = shapes.get(node.all_input_nodes[0].name, ())
-    if op.startswith("conv_transpose"):
+    """Multiply-accumulates with one weight of an operator outside ``LAYER_OPS``."""
+    sources = [
+        shapes[n.name] for n in node.all_input_nodes if n.op != "get_attr" and n.name in shapes
+    ]
+    source = sources[0] if sources else ()
+    if op.startswith("conv_transpose"):  # every input element meets one row of the weight
         return prod(source) * weight.numel() // max(weight.shape[0], 1)
-    return prod(source[:-1]) * weight.numel()
+    if op.startswith("conv"):  # every output element meets one row of the weight
+        return prod(shapes[node.name]) * weight.numel() // max(weight.shape[0], 1)
+    if op in ("lstm", "gru", "rnn_tanh", "rnn_relu", "bilinear"):
+        return prod(source[:-1]) * weight.numel()
+    if op in ("matmul", "mm", "bmm"):
+        return prod(shapes[node.name]) * weight.shape[-2]
+    return 0

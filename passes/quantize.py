@@ -153,7 +153,7 @@ def quantize(
     for tensor, for_all in quantized.items():
         _insert_static(module, by_name[tensor], params[tensor], calls, static, for_all)
     return QuantizedGraph(
-        module=finish(module),
+        module=clone(finish(module)),  # a copy has only what is read: no float weights
         float_graph=graph,
         assignment=dict(assignment),
         weights=dict(weights),

@@ -449,6 +449,14 @@ def test_unsupported_operators_become_frozen_layers_with_a_reason() -> None:
     assert all(
         f"{layer.op} has no quantized form" in str(layer.frozen) for layer in frozen.values()
     )
+    assert {name: layer.macs for name, layer in frozen.items()} == {
+        "up": 1 * 8 * 8 * 3 * 4 * 2 * 2 * 2,
+        "deep": 1 * 4 * 16 * 16 * 2 * 27 * 2,
+        "pair": 16 * 4 * 4 * 5 * 2,
+        "lstm.weight_ih_l0": 16 * 4 * 6 * 5 * 2,
+        "lstm.weight_hh_l0": 16 * 4 * 6 * 6 * 2,
+        "add": 0,
+    }
     assert [layer.name for layer in graph.layers if not layer.frozen] == ["head"]
     trained = {name for name, value in model.named_parameters() if value.ndim > 1}
     assert {layer.weight for layer in graph.layers} == trained

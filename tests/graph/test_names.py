@@ -143,7 +143,9 @@ def test_a_graph_of_a_function_call_is_no_legal_graph() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(x).add_(1)
 
-    assert [problem.split(":")[0] for problem in verify_nodes(torch.fx.symbolic_trace(Functions()))] == [
+    assert [
+        problem.split(":")[0] for problem in verify_nodes(torch.fx.symbolic_trace(Functions()))
+    ] == [
         "relu",
         "add_",
     ]

@@ -45,7 +45,9 @@ def close(found: Any, wanted: Any, relative: float = 1e-6) -> bool:
 
 def state(module: GraphModule) -> tuple[str, dict[str, bytes]]:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    dense = {name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()}
+    dense = {
+        name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()
+    }
     return module.code, dense
 
 
@@ -114,7 +116,13 @@ def test_batch_norm_folds_as_torch_fuses_it(conv: Any, norm: Any, x: Tensor) -> 
     assert found.name == "0"
     fuse: Any = fuse_linear_bn_weights if isinstance(conv, nn.Linear) else fuse_conv_bn_weights
     weight, bias = fuse(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight,
+        conv.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
     )
     assert len(targets(graph)) == 1
     assert found.weight == "0.weight"
@@ -230,8 +238,13 @@ def test_rms_norm_is_its_formula_at_every_scale(scale: float, dims: int) -> None
 def test_rms_norm_is_open_and_the_rest_stays_whole() -> None:
     used = set(targets(captured("decoder")[1]))
     assert aten.rms_norm.default not in used
-    assert {aten.rsqrt.default, aten.scaled_dot_product_attention.default, aten.linear.default} <= used
+    assert {
+        aten.rsqrt.default,
+        aten.scaled_dot_product_attention.default,
+        aten.linear.default,
+    } <= used
     assert aten.gelu.default in targets(captured("conv1d")[1])
+
     class Normed(nn.Module):
         def __init__(self) -> None:
             super().__init__()

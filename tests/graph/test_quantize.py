@@ -76,9 +76,7 @@ def fake_tensor(x: torch.Tensor, params: ActivationParams) -> torch.Tensor:
 
 
 def params_for(scale: float, zero_point: int = 128) -> ActivationParams:
-    return ActivationParams(
-        scale=float(np.float32(scale)), zero_point=zero_point, dtype="uint8"
-    )
+    return ActivationParams(scale=float(np.float32(scale)), zero_point=zero_point, dtype="uint8")
 
 
 def single(layer: nn.Module, x: torch.Tensor) -> Graph:
@@ -283,8 +281,9 @@ def test_bias_correction_cancels_the_mean_error(
     tables = round_weights(graph, assignment)
     means = means_of(graph, x, tmp_path).input_means
     biases = correct_biases(graph, assignment, tables, means)
-    plain = build(graph, assignment).module(x) - layer(x)
-    corrected = build(graph, assignment, biases=biases).module(x) - layer(x)
+    with torch.no_grad():
+        plain = build(graph, assignment).module(x) - layer(x)
+        corrected = build(graph, assignment, biases=biases).module(x) - layer(x)
     axes = [axis for axis in range(x.ndim) if axis != 1]
     assert float(corrected.mean(axes).abs().max()) < 0.1 * float(plain.mean(axes).abs().max())
     # The formula, spelled per output channel.

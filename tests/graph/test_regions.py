@@ -57,7 +57,9 @@ class Plain:
 
     def __init__(self, graph: Graph, rules: StaticRules, static: Set[str]) -> None:
         self.rules, self.static = rules, static
-        self.nodes = [n for n in graph.module.graph.nodes if n.op in ("placeholder", "call_function")]
+        self.nodes = [
+            n for n in graph.module.graph.nodes if n.op in ("placeholder", "call_function")
+        ]
         self.ops = {layer.name: layer.op for layer in graph.layers}
         self.needed: dict[Node, bool] = {}
         for node in reversed(self.nodes):

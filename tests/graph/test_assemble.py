@@ -1,0 +1,354 @@
+"""The problem's bytes, indicators, memory and divergence against independent computations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.fx import Node
+
+from advisor.assemble import Setting, build_problem, weight_column
+from advisor.formats import scheme_named, storage_bits
+from advisor.passes.graph import name_of
+from advisor.passes.sensitivity import Column, Sensitivity
+from advisor.search.problem import Candidate, Choice, Problem, evaluate, holding
+from tests.graph.small import (
+    Transformer,
+    images,
+    make_setting,
+    make_workbench,
+    sentences,
+    trained_cnn,
+)
+
+
+class Residual(nn.Module):
+    """A convolution whose output is added to another's, pooled, and read by two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c = nn.Conv2d(4, 4, 1)
+        self.one, self.two = nn.Linear(64, 3), nn.Linear(64, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h = F.relu(self.a(x))
+        h = F.max_pool2d(h + F.relu(self.b(h)), 2)
+        h = torch.sigmoid(self.c(h)).flatten(1)
+        return self.one(h), self.two(h)
+
+
+class Tied(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(24, 32), nn.Linear(32, 24)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.table(ids))
+
+
+def models() -> list[tuple[str, nn.Module, torch.Tensor]]:
+    torch.manual_seed(0)
+    return [
+        ("cnn", trained_cnn(), images(4)[0]),
+        ("residual", Residual().eval(), images(4)[0]),
+        ("transformer", Transformer().eval(), sentences(4)[0]),
+        ("tied", Tied().eval(), sentences(4)[0]),
+    ]
+
+
+@pytest.fixture(scope="module", params=["cnn", "residual", "transformer", "tied"])
+def setting(request: pytest.FixtureRequest) -> Setting:
+    ((model, example),) = [(m, x) for name, m, x in models() if name == request.param]
+    return make_setting(model, example, batch=2)
+
+
+def random_choices(problem: Problem, count: int, seed: int = 0) -> Iterator[Choice]:
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        yield tuple(int(rng.integers(len(options))) for options in problem.candidates)
+
+
+def scheme_of(setting: Setting, choice: Choice) -> dict[str, str]:
+    return {
+        layer: setting.space.candidates[group.name][index].scheme
+        for group, index in zip(setting.groups, choice, strict=True)
+        for layer in group.layers
+    }
+
+
+def static_layers(setting: Setting, choice: Choice) -> set[str]:
+    schemes = scheme_of(setting, choice)
+    return {name for name, scheme in schemes.items() if scheme_named(scheme).is_static}
+
+
+def test_size_is_the_sum_of_storage_bits(setting: Setting) -> None:
+    problem = build_problem(setting)
+    weights = {layer.weight for layer in setting.graph.layers}
+    state = {k: v for k, v in setting.graph.module.state_dict().items() if k not in weights}
+    other = sum(value.numel() * value.element_size() for value in state.values())
+    for choice in random_choices(problem, 50):
+        schemes = scheme_of(setting, choice)
+        stored = {
+            layer.weight: storage_bits(layer.weight_shape, scheme_named(schemes[layer.name]).weight)
+            for layer in setting.graph.layers
+        }
+        expected = sum(stored.values()) // 8 + other
+        assert evaluate(problem, choice).size_bytes == expected
+
+
+def integer_tensors(setting: Setting, choice: Choice) -> set[str]:
+    """Tensors that ONNX Runtime computes as integers, by a fixed point written from its rules.
+
+    A static convolution writes integers (after a relu that follows it alone); addition, pooling
+    and the moves do when all they read is integer and something integer reads them.
+    """
+    static = static_layers(setting, choice)
+    nodes = [n for n in setting.graph.module.graph.nodes if n.op == "call_function"]
+    ops = {n: str(n.target).split(".")[1] for n in nodes}
+    layers = {layer.output: layer for layer in setting.graph.layers}
+
+    def is_static(node: Node) -> bool:
+        return ops.get(node, "") in ("linear", "conv1d", "conv2d") and name_of(node) in static
+
+    def fused(node: Node) -> bool:
+        users = list(node.users)
+        return len(users) == 1 and ops.get(users[0]) in ("relu", "hardtanh", "clamp")
+
+    def reaches(node: Node) -> bool:
+        """Whether something that runs in integers reads the tensor."""
+        for user in node.users:
+            if is_static(user):
+                return True
+            if ops.get(user) in FOLLOWERS and reaches(last(user)):
+                return True
+        return False
+
+    def last(node: Node) -> Node:
+        while fused(node):
+            (node,) = node.users
+        return node
+
+    found: set[Node] = set()
+    for node in nodes:
+        if fused(node):
+            continue
+        source = node
+        while ops[source] in ("relu", "hardtanh", "clamp") and fused(source.all_input_nodes[0]):
+            source = source.all_input_nodes[0]
+        if name_of(source) in layers and layers[name_of(source)].op.startswith("conv"):
+            if is_static(source):
+                found.add(node)
+        elif ops[source] in FOLLOWERS:
+            reads = [n for n in source.all_input_nodes if is_float(n)]
+            if reads and all(n in found for n in reads) and reaches(node):
+                found.add(node)
+    return {name_of(node) for node in found}
+
+
+FOLLOWERS = frozenset(
+    "add max_pool2d cat view reshape flatten transpose permute unsqueeze squeeze".split()
+)
+
+
+def is_float(node: Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and node.op != "get_attr"
+
+
+def truth_by_name(problem: Problem, choice: Choice) -> dict[str, bool]:
+    holds = holding(problem, choice)
+    return {
+        indicator.name: bool(held)
+        for indicator, held in zip(problem.indicators, holds, strict=True)
+    }
+
+
+def test_indicators_are_true_when_they_say_so(setting: Setting) -> None:
+    problem = build_problem(setting)
+    nodes = {name_of(n): n for n in setting.graph.module.graph.nodes if n.op != "get_attr"}
+    for choice in random_choices(problem, 150, seed=1):
+        static, integer = static_layers(setting, choice), integer_tensors(setting, choice)
+        truth = truth_by_name(problem, choice)
+        quantized = setting.regions.quantized(static)
+        assert {name for name, for_all in quantized.items() if for_all} == integer
+        for site in setting.regions.sites:
+            tensor = site.tensor
+            assert truth.get(f"{tensor} is integer", False) == (tensor in integer)
+            edges = [
+                reader for reader in site.readers if reader in static and tensor not in integer
+            ]
+            for reader in site.readers:
+                assert truth[f"{reader} reads {tensor} as integer"] == (reader in edges)
+            assert truth.get(f"{tensor} is quantized on its own", False) == bool(edges)
+            assert (quantized.get(tensor) is False) == bool(edges)
+            leaves = tensor in integer and any(
+                not takes_integers(user, static, integer) for user in nodes[tensor].users
+            )
+            assert truth.get(f"{tensor} becomes float again", False) == leaves
+
+
+def takes_integers(user: Node, static: set[str], integer: set[str]) -> bool:
+    """Whether a reader of an integer tensor runs in integers."""
+    if name_of(user) in static:
+        return True
+    end = user
+    while len(end.users) == 1 and str(next(iter(end.users)).target).split(".")[1:2] == ["relu"]:
+        (end,) = end.users
+    return str(user.target).split(".")[1:2] != ["relu"] and name_of(end) in integer
+
+
+ALIASES = frozenset("view reshape flatten unsqueeze squeeze select slice expand".split())
+
+
+def test_memory_is_the_peak_of_what_is_alive(setting: Setting) -> None:
+    """Every instant replayed: weights, plus each buffer from its making to its last reader."""
+    problem = build_problem(setting)
+    nodes = [
+        n for n in setting.graph.module.graph.nodes if n.op in ("placeholder", "call_function")
+    ]
+    weights = {layer.weight for layer in setting.graph.layers}
+    state = {k: v for k, v in setting.graph.module.state_dict().items() if k not in weights}
+    constants = sum(value.numel() * value.element_size() for value in state.values())
+    outputs = {n for n in nodes if any(user.op == "output" for user in n.users)}
+    owner: dict[Node, Node] = {}
+    for node in nodes:
+        alias = node.op == "call_function" and str(node.target).split(".")[1] in ALIASES
+        sources = [n for n in node.all_input_nodes if n in owner]
+        owner[node] = owner[sources[0]] if alias and sources else node
+    death = {node: index for index, node in enumerate(nodes)}
+    for index, node in enumerate(nodes):
+        for source in node.all_input_nodes:
+            if source in owner:
+                death[owner[source]] = max(death[owner[source]], index)
+        if node.op == "placeholder" or node in outputs:
+            death[owner[node]] = len(nodes)
+    for choice in random_choices(problem, 50, seed=2):
+        schemes = scheme_of(setting, choice)
+        integer = integer_tensors(setting, choice)
+        resident: dict[str, int] = {}
+        for layer in setting.graph.layers:
+            resident.setdefault(
+                layer.weight, setting.cost(layer, schemes[layer.name]).resident_bytes
+            )
+        by_output = {layer.output: layer for layer in setting.graph.layers}
+        peak = 0.0
+        for now, node in enumerate(nodes):
+            if node.op != "call_function" or owner[node] is not node:
+                continue
+            if node.name not in setting.shapes:
+                continue
+            alive = 0.0
+            for birth, other in enumerate(nodes):
+                if owner[other] is other and birth <= now <= death[other]:
+                    info = setting.shapes.get(other.name)
+                    if info is not None:
+                        width = 1 if name_of(other) in integer else info.element_bytes
+                        alive += info.count * width
+            layer = by_output.get(name_of(node))
+            scratch = (
+                setting.cost(layer, schemes[layer.name]).scratch_bytes if layer is not None else 0
+            )
+            peak = max(peak, alive + scratch)
+        expected = constants + sum(resident.values()) + peak
+        assert evaluate(problem, choice).memory_bytes == pytest.approx(expected)
+
+
+def fake_sensitivity(setting: Setting, seed: int = 0) -> Sensitivity:
+    """Random scores for every column that a problem may ask for."""
+    generator = torch.Generator().manual_seed(seed)
+    columns: list[Column] = []
+    layers = {layer.name: layer for layer in setting.graph.layers}
+    for group in setting.groups:
+        for option in setting.space.candidates[group.name]:
+            columns += [weight_column(layers[name], option) for name in group.layers]
+    for site in setting.regions.sites:
+        columns.append(("tensor", site.tensor, ""))
+        columns += [("edge", site.tensor, reader) for reader in site.readers]
+    scores = {column: torch.randn(8, generator=generator) for column in dict.fromkeys(columns)}
+    return Sensitivity(scores=scores, samples=8, probes=1)
+
+
+def half_mean_square(sensitivity: Sensitivity, columns: Sequence[Column]) -> float:
+    total = sum(sensitivity.scores[column].numpy().astype(np.float64) for column in columns)
+    return float(np.square(total).mean() / 2)
+
+
+def test_divergence_is_the_sum_of_sensitivities(setting: Setting) -> None:
+    sensitivity = fake_sensitivity(setting)
+    problem = build_problem(setting, sensitivity)
+    layers = {layer.name: layer for layer in setting.graph.layers}
+    for choice in random_choices(problem, 50, seed=3):
+        expected = 0.0
+        for group, index in zip(setting.groups, choice, strict=True):
+            option = setting.space.candidates[group.name][index]
+            if option.scheme != "fp32":
+                columns = [weight_column(layers[name], option) for name in group.layers]
+                expected += half_mean_square(sensitivity, columns)
+        static, integer = static_layers(setting, choice), integer_tensors(setting, choice)
+        for site in setting.regions.sites:
+            if site.tensor in integer:
+                expected += half_mean_square(sensitivity, [("tensor", site.tensor, "")])
+                continue
+            for reader in set(site.readers) & static:
+                expected += half_mean_square(sensitivity, [("edge", site.tensor, reader)])
+        assert evaluate(problem, choice).divergence == pytest.approx(expected, rel=1e-6)
+
+
+def test_float_everywhere_loses_nothing(setting: Setting) -> None:
+    problem = build_problem(setting, fake_sensitivity(setting))
+    floats = tuple(
+        next(i for i, option in enumerate(options) if option.scheme == "fp32")
+        for options in problem.candidates
+    )
+    found = evaluate(problem, floats)
+    assert found.divergence == 0.0
+    state = setting.graph.module.state_dict()
+    assert found.size_bytes == sum(v.numel() * v.element_size() for v in state.values())
+    truth = truth_by_name(problem, floats)
+    assert not any(held for name, held in truth.items() if not name.startswith(("no", "only")))
+
+
+def test_schemes_that_round_the_weight_alike_share_its_score(setting: Setting) -> None:
+    layer = setting.graph.layers[0]
+    static = weight_column(layer, Candidate(scheme="w8a8", algorithm="mse"))
+    assert static == weight_column(layer, Candidate(scheme="w8", algorithm="mse"))
+    assert static == ("weight", layer.name, "w8/mse")
+    other = Candidate(scheme="fp16", algorithm="none")
+    assert weight_column(layer, other) == ("weight", layer.name, "fp16/none")
+
+
+def test_runtimes_that_compute_in_float16_hold_float16_tensors() -> None:
+    model, example = trained_cnn(), images(4)[0]
+    wide = make_setting(model, example, batch=4)
+    narrow = make_setting(model, example, batch=4, runtime="coreml", profile="m2")
+    assert narrow.capability.float_dtype == "float16"
+    memory: list[float] = []
+    for found in (wide, narrow):
+        problem = build_problem(found)
+        scheme = "fp32" if found is wide else "fp16"
+        choice = tuple(
+            next(i for i, option in enumerate(options) if option.scheme == scheme)
+            for options in problem.candidates
+        )
+        memory.append(evaluate(problem, choice).memory_bytes)
+    assert memory[1] == memory[0] / 2
+
+
+def test_float_everywhere_measures_as_nothing(tmp_path: Path) -> None:
+    setting = make_setting(trained_cnn(), images(4)[0])
+    bench = make_workbench(setting, images(64)[0], tmp_path, size=16)
+    problem = build_problem(setting)
+    floats = tuple(0 for _ in problem.groups)
+    assert all(options[0].scheme == "fp32" for options in problem.candidates)
+    assert bench.simulator.measure(floats, {}) == pytest.approx(0.0, abs=1e-7)
+    names = {layer.name for layer in setting.graph.layers}
+    assert set(bench.simulator.assignment(floats)) == names
