@@ -3,91 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.fx import Node
 
-from advisor.formats import DTYPE_BITS, scheme_named
+from advisor.formats import DTYPE_BITS
 from advisor.indicators import Indicators
-from advisor.passes.candidates import Space
 from advisor.passes.fx import constant_value
-from advisor.passes.graph import Graph, Layer, name_of
-from advisor.passes.group import Group
+from advisor.passes.graph import Layer, name_of
 from advisor.passes.layers import LAYER_OPS
 from advisor.passes.liveness import VIEWS, program_points
-from advisor.passes.regions import Regions, short_op
+from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
-from advisor.profiles.cost import LayerCost, Traffic, layer_cost, plain_seconds
+from advisor.profiles.cost import LayerCost, plain_seconds
 from advisor.profiles.roofline import boundary_seconds, dispatch_seconds
-from advisor.profiles.schema import Profile
 from advisor.search.problem import Candidate, FloatArray, Linear, Problem
-from advisor.targets.capability import Capability
+from advisor.setting import Setting
 
 if TYPE_CHECKING:
     from advisor.passes.sensitivity import Column, Sensitivity
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """Everything fixed before calibration.
-
-    shapes: by node name at the deployment batch. costs, counts: what was computed so far, by
-    (layer, scheme) and elements by tensor name.
-    """
-
-    graph: Graph
-    groups: tuple[Group, ...]
-    space: Space
-    regions: Regions
-    capability: Capability
-    profile: Profile
-    shapes: Mapping[str, TensorInfo]
-    threads: int | None = None
-    costs: dict[tuple[str, str], LayerCost] = field(
-        default_factory=dict[tuple[str, str], LayerCost]
-    )
-    counts: dict[str, int] = field(default_factory=dict[str, int])
-
-    def layers_of(self, group: Group) -> list[Layer]:
-        """The group's layers, in execution order."""
-        names = set(group.layers)
-        return [layer for layer in self.graph.layers if layer.name in names]
-
-    def cost(self, layer: Layer, scheme: str) -> LayerCost:
-        """Cost of one layer under a scheme; computed once."""
-        key = (layer.name, scheme)
-        if key not in self.costs:
-            self.costs[key] = layer_cost(
-                layer,
-                scheme_named(scheme),
-                self._traffic(layer),
-                capability=self.capability,
-                profile=self.profile,
-                threads=self.threads,
-            )
-        return self.costs[key]
-
-    def bytes_of(self, node: str) -> int:
-        """Bytes of a tensor by node name, floats in the runtime's own dtype."""
-        info = self.shapes[node]
-        if not info.is_float:
-            return info.size_bytes
-        return info.count * DTYPE_BITS[self.capability.float_dtype] // 8
-
-    def _traffic(self, layer: Layer) -> Traffic:
-        if not self.counts:
-            self.counts.update(
-                (name_of(node), self.shapes[node.name].count)
-                for node in self.graph.module.graph.nodes
-                if node.name in self.shapes
-            )
-        return Traffic(
-            input_elements=self.counts.get(layer.input, 0),
-            output_elements=self.counts.get(layer.output, 0),
-        )
 
 
 def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> Problem:

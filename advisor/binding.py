@@ -19,7 +19,6 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import PlanError
-from advisor.formats import scheme_named
 from advisor.passes.capture import capture
 from advisor.passes.fx import attribute
 from advisor.passes.graph import (
@@ -31,9 +30,8 @@ from advisor.passes.graph import (
     name_of,
 )
 from advisor.passes.quantize import quantize
-from advisor.passes.regions import Regions, find_regions
 from advisor.plan import Plan
-from advisor.targets.capability import Capability
+from advisor.setting import regions_of
 from advisor.targets.registry import capability_named
 
 CONSTANTS = (type(None), bool, int, float, str)
@@ -200,13 +198,6 @@ def example_from_tree(
             f"the plan's example inputs cannot be rebuilt ({error!r}); make the plan again"
         ) from error
     return tuple(args), dict(kwargs)
-
-
-def regions_of(graph: Graph, capability: Capability) -> Regions:
-    """The tensors that the runtime may quantize in this graph."""
-    static = scheme_named("w8a8")
-    capable = {layer.name for layer in graph.layers if capability.support(layer, static).ok}
-    return find_regions(graph, capability.static, capable)
 
 
 def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> QuantizedGraph:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from advisor.assemble import Setting, weight_column
+from advisor.assemble import weight_column
 from advisor.formats import scheme_named
 from advisor.passes.graph import ActivationParams, Layer
 from advisor.passes.group import Group
@@ -19,6 +19,7 @@ from advisor.plan import (
     TensorDecision,
 )
 from advisor.search.problem import Candidate, Choice, Evaluation
+from advisor.setting import Setting
 
 if TYPE_CHECKING:
     from advisor.passes.sensitivity import Sensitivity

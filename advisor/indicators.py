@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from advisor.formats import scheme_named
 from advisor.passes.graph import name_of
 from advisor.passes.regions import All, Any, Expression, IsNeeded, IsProduced, IsStatic
 from advisor.search.problem import Indicator, Literal
-
-if TYPE_CHECKING:
-    from advisor.assemble import Setting
+from advisor.setting import Setting
 
 
 class Indicators:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from advisor.assemble import Setting, build_problem
-from advisor.binding import Binding, bind, binding_of, content_digest, plan_tensors, regions_of
+from advisor.assemble import build_problem
+from advisor.binding import Binding, bind, binding_of, content_digest, plan_tensors
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.errors import InfeasibleError, UnsupportedError
@@ -17,12 +17,12 @@ from advisor.passes.fx import attribute
 from advisor.passes.graph import WeightTable
 from advisor.passes.group import group_layers
 from advisor.passes.rounding import round_weight
-from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity
 from advisor.profiles.loader import load_profile
 from advisor.search.milp import value_of
 from advisor.search.problem import Candidate, Evaluation, evaluate
+from advisor.setting import Deployment, make_setting, regions_of
 from advisor.targets.registry import capability_named
 
 
@@ -87,16 +87,14 @@ def _evaluate(plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]) -
     chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
     space = find_candidates(graph, groups, capability, platform=profile.platform)
     space = replace(space, candidates={group.name: (chosen[group.layers[0]],) for group in groups})
-    setting = Setting(
-        graph=graph,
-        groups=groups,
-        space=space,
-        regions=regions_of(graph, capability),
-        capability=capability,
+    deployment = Deployment(
         profile=profile,
-        shapes=infer_shapes(graph.module, deployment_inputs(graph, plan.batch, plan.sequence)),
+        capability=capability,
+        batch=plan.batch,
+        sequence=plan.sequence,
         threads=plan.threads,
     )
+    setting = make_setting(graph, groups, space, deployment)
     return evaluate(build_problem(setting), tuple(0 for _ in groups))
 
 

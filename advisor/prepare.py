@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from advisor.assemble import Setting, build_problem
+from advisor.assemble import build_problem
 from advisor.budget import Budget
 from advisor.errors import CalibrationError, ModelError, UnsupportedError, UsageError
 from advisor.formats import scheme_named
@@ -22,11 +22,10 @@ from advisor.passes.candidates import find_candidates
 from advisor.passes.capture import capture
 from advisor.passes.graph import Graph
 from advisor.passes.group import group_layers
-from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.pins import apply_pins, resolve_pins
 from advisor.profiles.loader import load_profile
-from advisor.profiles.schema import Profile
 from advisor.search.feasibility import check_feasible
+from advisor.setting import Deployment, Setting, make_setting
 from advisor.targets.capability import Capability
 from advisor.targets.registry import capability_named
 
@@ -41,17 +40,6 @@ class Prepared:
     source: str | None
     batches: Iterable[Any] | None
     pinned: Mapping[str, tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Deployment:
-    """Where and how the model will run."""
-
-    profile: Profile
-    capability: Capability
-    batch: int
-    sequence: int | None
-    threads: int | None
 
 
 def check_deployment(
@@ -112,19 +100,7 @@ def prepare(
     _check_quantizable(graph, space.refused, deployment.capability, on_unsupported)
     pinned = resolve_pins(graph, pins)
     space = apply_pins(space, groups, pinned)
-    from advisor.binding import regions_of
-
-    flat = deployment_inputs(graph, deployment.batch, deployment.sequence)
-    setting = Setting(
-        graph=graph,
-        groups=groups,
-        space=space,
-        regions=regions_of(graph, deployment.capability),
-        capability=deployment.capability,
-        profile=deployment.profile,
-        shapes=infer_shapes(graph.module, flat),
-        threads=deployment.threads,
-    )
+    setting = make_setting(graph, groups, space, deployment)
     check_feasible(build_problem(setting), budget)
     return Prepared(
         setting=setting,

@@ -10,7 +10,6 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from advisor.assemble import Setting
 from advisor.errors import UsageError
 from advisor.formats import scheme_named
 from advisor.passes.calibrate import CalibrationData, Observations, static_params
@@ -28,6 +27,7 @@ from advisor.passes.quantize import correct_biases, fit_biases, quantize
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.search.problem import Choice
 from advisor.search.study import Knobs
+from advisor.setting import Setting
 
 Loss = Callable[[Any, Any], Any]
 

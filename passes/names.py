@@ -44,11 +44,22 @@ def _base_name(node: Node, operators: Mapping[str, Set[str]]) -> str:
     if not path:
         return operator_name(node)
     is_torchs = kind.startswith("torch.nn.modules.")
-    weights = [source for source in node.all_input_nodes if source.op == "get_attr"]
-    for owner in (str(weight.target).rpartition(".")[0] for weight in weights):
+    for owner in _weight_owners(node):
         # nn.MultiheadAttention calls its out_proj's weight, not its out_proj.
         if owner == path or (is_torchs and owner.startswith(f"{path}.")):
             return owner
     if is_torchs and len(operators[path]) == 1:
         return path
     return f"{path}.{operator_name(node)}"
+
+
+def _weight_owners(node: Node) -> list[str]:
+    """Paths of the modules whose weights a call reads.
+
+    A factor or shift that was folded (what a batch norm has become) counts for none: several
+    calls of one module may read such. A parametrized weight counts for the module it belongs to.
+    """
+    weights = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+    if operator_name(node) in ("mul", "add"):
+        weights = [weight for weight in weights if "_folded" not in weight.rpartition(".")[2]]
+    return [weight.rpartition(".")[0].partition(".parametrizations")[0] for weight in weights]

@@ -84,7 +84,7 @@ class DecoderLayer(nn.Module):
         self.down = nn.Linear(2 * width, width, bias=False)
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm1(x)

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advisor.assemble import Setting
-from advisor.binding import regions_of
 from advisor.passes.calibrate import CalibrationData, Observations, observe, spool_calibration
 from advisor.passes.candidates import find_candidates
 from advisor.passes.capture import capture
@@ -22,6 +20,7 @@ from advisor.passes.group import class_tensors, group_layers
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.profiles.loader import load_profile
+from advisor.setting import Setting, regions_of
 from advisor.simulate import Simulator
 from advisor.targets.capability import load_capability
 
@@ -45,7 +44,8 @@ class Cnn(nn.Module):
         x = F.relu(self.norm(self.stem(x)))
         x = x + self.mix(F.relu(self.norm2(self.depthwise(x))))
         x = F.max_pool2d(F.relu(self.narrow(x)), 2)
-        return self.head(x.flatten(1))
+        logits: torch.Tensor = self.head(x.flatten(1))
+        return logits
 
 
 class Transformer(nn.Module):
@@ -70,10 +70,11 @@ class Transformer(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, 32)
         x = x + self._run(self.o, mixed)
         x = x + self._run(self.down, F.gelu(self._run(self.up, self.norm2(x))))
-        return self.head(x.mean(1))
+        logits: torch.Tensor = self.head(x.mean(1))
+        return logits
 
     def _heads(self, layer: nn.Linear, h: torch.Tensor) -> torch.Tensor:
-        return self._run(layer, h).unflatten(-1, (2, 16)).transpose(1, 2)
+        return self._run(layer, h).reshape(*h.shape[:2], 2, 16).transpose(1, 2)
 
     def _run(self, layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
         """The layer, in the layout that the model was asked to compute in."""
@@ -110,7 +111,7 @@ def train(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, steps: i
         picked = torch.randint(0, len(inputs), (64,), generator=generator)
         loss = F.cross_entropy(model(inputs[picked]), labels[picked])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
     return model.eval()
 
@@ -153,7 +154,7 @@ class Workbench:
 
 def batches(inputs: torch.Tensor, size: int) -> Iterator[list[torch.Tensor]]:
     """Flat calibration batches."""
-    return ([part] for part in inputs.split(size))
+    return ([part] for part in torch.split(inputs, size))
 
 
 def make_setting(

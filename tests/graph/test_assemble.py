@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from advisor.assemble import Setting, build_problem, weight_column
+from advisor.assemble import build_problem, weight_column
 from advisor.formats import scheme_named, storage_bits
 from advisor.passes.graph import name_of
 from advisor.passes.sensitivity import Column, Sensitivity
 from advisor.search.problem import Candidate, Choice, Problem, evaluate, holding
+from advisor.setting import Setting
 from tests.graph.small import (
     Transformer,
     images,
@@ -52,7 +53,8 @@ class Tied(nn.Module):
         self.head.weight = self.table.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(self.table(ids))
+        logits: torch.Tensor = self.head(self.table(ids))
+        return logits
 
 
 def models() -> list[tuple[str, nn.Module, torch.Tensor]]:
@@ -105,57 +107,70 @@ def test_size_is_the_sum_of_storage_bits(setting: Setting) -> None:
         assert evaluate(problem, choice).size_bytes == expected
 
 
+def op_of(node: Node) -> str:
+    return str(node.target).split(".")[1] if node.op == "call_function" else ""
+
+
+def is_fused(node: Node) -> bool:
+    """Whether the tensor disappears inside the activation function that alone reads it."""
+    users = list(node.users)
+    return len(users) == 1 and op_of(users[0]) in ACTIVATIONS
+
+
+def fused_source(node: Node) -> Node:
+    while op_of(node) in ACTIVATIONS and is_fused(node.all_input_nodes[0]):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def is_read_as_integers(node: Node, static: set[str]) -> bool:
+    """Whether something that runs in integers reads the tensor, directly or after followers."""
+    for user in node.users:
+        if name_of(user) in static:
+            return True
+        end = user
+        while is_fused(end):
+            (end,) = end.users
+        if op_of(user) in FOLLOWERS and is_read_as_integers(end, static):
+            return True
+    return False
+
+
 def integer_tensors(setting: Setting, choice: Choice) -> set[str]:
-    """Tensors that ONNX Runtime computes as integers, by a fixed point written from its rules.
+    """Tensors that ONNX Runtime computes as integers, by walking forward with its rules.
 
     A static convolution writes integers (after a relu that follows it alone); addition, pooling
     and the moves do when all they read is integer and something integer reads them.
     """
     static = static_layers(setting, choice)
-    nodes = [n for n in setting.graph.module.graph.nodes if n.op == "call_function"]
-    ops = {n: str(n.target).split(".")[1] for n in nodes}
-    layers = {layer.output: layer for layer in setting.graph.layers}
-
-    def is_static(node: Node) -> bool:
-        return ops.get(node, "") in ("linear", "conv1d", "conv2d") and name_of(node) in static
-
-    def fused(node: Node) -> bool:
-        users = list(node.users)
-        return len(users) == 1 and ops.get(users[0]) in ("relu", "hardtanh", "clamp")
-
-    def reaches(node: Node) -> bool:
-        """Whether something that runs in integers reads the tensor."""
-        for user in node.users:
-            if is_static(user):
-                return True
-            if ops.get(user) in FOLLOWERS and reaches(last(user)):
-                return True
-        return False
-
-    def last(node: Node) -> Node:
-        while fused(node):
-            (node,) = node.users
-        return node
-
     found: set[Node] = set()
-    for node in nodes:
-        if fused(node):
+    for node in setting.graph.module.graph.nodes:
+        if node.op != "call_function" or is_fused(node):
             continue
-        source = node
-        while ops[source] in ("relu", "hardtanh", "clamp") and fused(source.all_input_nodes[0]):
-            source = source.all_input_nodes[0]
-        if name_of(source) in layers and layers[name_of(source)].op.startswith("conv"):
-            if is_static(source):
-                found.add(node)
-        elif ops[source] in FOLLOWERS:
+        source = fused_source(node)
+        if op_of(source).startswith("conv") and name_of(source) in static:
+            found.add(node)
+        elif op_of(source) in FOLLOWERS and is_read_as_integers(node, static):
             reads = [n for n in source.all_input_nodes if is_float(n)]
-            if reads and all(n in found for n in reads) and reaches(node):
+            if reads and found.issuperset(reads):
                 found.add(node)
     return {name_of(node) for node in found}
 
 
+ACTIVATIONS = frozenset(["relu", "hardtanh", "clamp"])
 FOLLOWERS = frozenset(
-    "add max_pool2d cat view reshape flatten transpose permute unsqueeze squeeze".split()
+    [
+        "add",
+        "max_pool2d",
+        "cat",
+        "view",
+        "reshape",
+        "flatten",
+        "transpose",
+        "permute",
+        "unsqueeze",
+        "squeeze",
+    ]
 )
 
 
@@ -206,57 +221,57 @@ def takes_integers(user: Node, static: set[str], integer: set[str]) -> bool:
     return str(user.target).split(".")[1:2] != ["relu"] and name_of(end) in integer
 
 
-ALIASES = frozenset("view reshape flatten unsqueeze squeeze select slice expand".split())
+ALIASES = frozenset(
+    ["view", "reshape", "flatten", "unsqueeze", "squeeze", "select", "slice", "expand"]
+)
+
+
+def lifetimes(setting: Setting) -> dict[Node, tuple[int, int]]:
+    """First and last instant of every buffer, by the node that makes it; instants count nodes."""
+    nodes = [
+        n for n in setting.graph.module.graph.nodes if n.op in ("placeholder", "call_function")
+    ]
+    owner: dict[Node, Node] = {}
+    lives: dict[Node, tuple[int, int]] = {}
+    for now, node in enumerate(nodes):
+        sources = [owner[n] for n in node.all_input_nodes if n in owner]
+        for source in sources:
+            lives[source] = (lives[source][0], max(lives[source][1], now))
+        is_alias = node.op == "call_function" and str(node.target).split(".")[1] in ALIASES
+        owner[node] = sources[0] if is_alias and sources else node
+        lives.setdefault(owner[node], (now, now))
+        if node.op == "placeholder" or any(user.op == "output" for user in node.users):
+            lives[owner[node]] = (lives[owner[node]][0], len(nodes))
+    return {node: life for node, life in lives.items() if node.name in setting.shapes}
 
 
 def test_memory_is_the_peak_of_what_is_alive(setting: Setting) -> None:
     """Every instant replayed: weights, plus each buffer from its making to its last reader."""
     problem = build_problem(setting)
-    nodes = [
-        n for n in setting.graph.module.graph.nodes if n.op in ("placeholder", "call_function")
-    ]
+    layers = {layer.output: layer for layer in setting.graph.layers}
     weights = {layer.weight for layer in setting.graph.layers}
     state = {k: v for k, v in setting.graph.module.state_dict().items() if k not in weights}
     constants = sum(value.numel() * value.element_size() for value in state.values())
-    outputs = {n for n in nodes if any(user.op == "output" for user in n.users)}
-    owner: dict[Node, Node] = {}
-    for node in nodes:
-        alias = node.op == "call_function" and str(node.target).split(".")[1] in ALIASES
-        sources = [n for n in node.all_input_nodes if n in owner]
-        owner[node] = owner[sources[0]] if alias and sources else node
-    death = {node: index for index, node in enumerate(nodes)}
-    for index, node in enumerate(nodes):
-        for source in node.all_input_nodes:
-            if source in owner:
-                death[owner[source]] = max(death[owner[source]], index)
-        if node.op == "placeholder" or node in outputs:
-            death[owner[node]] = len(nodes)
+    lives = lifetimes(setting)
     for choice in random_choices(problem, 50, seed=2):
         schemes = scheme_of(setting, choice)
         integer = integer_tensors(setting, choice)
         resident: dict[str, int] = {}
         for layer in setting.graph.layers:
-            resident.setdefault(
-                layer.weight, setting.cost(layer, schemes[layer.name]).resident_bytes
-            )
-        by_output = {layer.output: layer for layer in setting.graph.layers}
+            cost = setting.cost(layer, schemes[layer.name])
+            resident.setdefault(layer.weight, cost.resident_bytes)
+        sizes = {
+            node: setting.shapes[node.name].count
+            * (1 if name_of(node) in integer else setting.shapes[node.name].element_bytes)
+            for node in lives
+        }
         peak = 0.0
-        for now, node in enumerate(nodes):
-            if node.op != "call_function" or owner[node] is not node:
+        for node, (now, _) in lives.items():
+            if node.op == "placeholder":
                 continue
-            if node.name not in setting.shapes:
-                continue
-            alive = 0.0
-            for birth, other in enumerate(nodes):
-                if owner[other] is other and birth <= now <= death[other]:
-                    info = setting.shapes.get(other.name)
-                    if info is not None:
-                        width = 1 if name_of(other) in integer else info.element_bytes
-                        alive += info.count * width
-            layer = by_output.get(name_of(node))
-            scratch = (
-                setting.cost(layer, schemes[layer.name]).scratch_bytes if layer is not None else 0
-            )
+            alive = sum(sizes[n] for n, (begun, ended) in lives.items() if begun <= now <= ended)
+            here = layers.get(name_of(node))
+            scratch = setting.cost(here, schemes[here.name]).scratch_bytes if here else 0
             peak = max(peak, alive + scratch)
         expected = constants + sum(resident.values()) + peak
         assert evaluate(problem, choice).memory_bytes == pytest.approx(expected)

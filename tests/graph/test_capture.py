@@ -68,11 +68,12 @@ def test_token_models_take_any_sequence(name: str, length: int) -> None:
     case, graph = captured(name)
     if name == "decoder":
         assert graph.dynamic == {"input_ids": {0: "batch", 1: "sequence"}}
-        args, kwargs = (tokens(3, length),), dict[str, Any]()
+        ids = tokens(3, length)
+        assert_same(run(graph, ids), eager(case.model, ids))
     else:
-        args, kwargs = (), masked_inputs(3, length)
-        kwargs["attention_mask"][:, 0] = 1.0
-    assert_same(run(graph, *args, **kwargs), eager(case.model, *args, **kwargs))
+        inputs = masked_inputs(3, length)
+        inputs["attention_mask"][:, 0] = 1.0
+        assert_same(run(graph, **inputs), eager(case.model, **inputs))
 
 
 def test_an_exported_program_is_taken_as_it_is() -> None:
@@ -154,7 +155,8 @@ class OnlyOne(nn.Module):
         self.linear = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x).view(3)
+        result: Tensor = self.linear(x).view(3)
+        return result
 
 
 class Centred(OnlyOne):
@@ -341,7 +343,8 @@ class Inner(nn.Module):
             case "size":
                 return h[h[:, 0] > 0].sum(0) + h  # a size from values
             case "cond":
-                return torch.cond(h.sum() > 0, torch.cos, torch.sin, (h,))  # a sub-graph
+                chosen: Tensor = torch.cond(h.sum() > 0, torch.cos, torch.sin, (h,))  # a sub-graph
+                return chosen
             case _:
                 return h[: int(h.abs().sum())] + 0 * h  # an integer from values
 

@@ -125,6 +125,14 @@ def test_numbers_count_calls_of_one_thing() -> None:
     assert calls == once + [f"{name}#2" for name in once]
 
 
+def test_a_parametrized_layer_keeps_its_name() -> None:
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)))
+    graph = capture(model.eval(), (image(2),), {})
+    assert [layer.name for layer in graph.layers] == ["0"]
+    with torch.no_grad():
+        assert torch.allclose(graph.module(image(5)), model(image(5)), atol=1e-6)
+
+
 def test_free_functions_are_called_by_the_module_they_stand_in() -> None:
     _, graph = captured("decoder")
     found = names(graph)

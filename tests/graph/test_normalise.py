@@ -268,7 +268,8 @@ class Tables(nn.Module):
         mask = torch.full((6, 6), float("-inf")).triu(1)
         angles = torch.arange(6)[:, None] / 10 ** (torch.arange(4) / 2)
         h = self.linear(x + torch.sin(angles))
-        return torch.softmax(h @ h.transpose(1, 2) + mask, -1) @ h
+        result: Tensor = torch.softmax(h @ h.transpose(1, 2) + mask, -1) @ h
+        return result
 
 
 def test_masks_and_positions_are_computed_once() -> None:
@@ -348,7 +349,8 @@ class Products(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         h = self.proj(self.proj(self.embed(ids)))
         h = h @ self.matrix + torch.matmul(h, self.square.transpose(0, 1))
-        return h @ self.embed.weight.t()
+        logits: Tensor = h @ self.embed.weight.t()
+        return logits
 
 
 def test_products_with_constants_become_linear_and_ties_survive() -> None:

@@ -82,7 +82,8 @@ def fake_quantize(values: Values, low: float, high: float, rules: StaticRules) -
     bounds = (0, 255) if rules.dtype == "uint8" else (-128, 127)
     integers = np.rint(values / np.float32(params.scale)) + params.zero_point
     integers = np.clip(integers, *bounds)
-    return ((integers - params.zero_point) * np.float32(params.scale)).astype(np.float32)
+    restored: Values = (integers - params.zero_point).astype(np.float32) * np.float32(params.scale)
+    return restored
 
 
 def squared_error(values: Values, observer: str, rules: StaticRules) -> float:

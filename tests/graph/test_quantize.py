@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import Dim, export
 
-from advisor.binding import regions_of
 from advisor.passes.calibrate import Observations, observe
 from advisor.passes.capture import capture
 from advisor.passes.graph import (
@@ -25,6 +24,7 @@ from advisor.passes.graph import (
 )
 from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
 from advisor.passes.spool import Spool
+from advisor.setting import regions_of
 from advisor.targets.capability import load_capability
 from tests.graph.small import images, sentences, trained_cnn, trained_transformer
 
@@ -191,7 +191,8 @@ class Tied(nn.Module):
         self.head.weight = self.table.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        return self.head(torch.tanh(self.table(ids)))
+        logits: torch.Tensor = self.head(torch.tanh(self.table(ids)))
+        return logits
 
 
 def test_tied_layers_share_one_table() -> None:
@@ -287,13 +288,15 @@ def test_bias_correction_cancels_the_mean_error(
     axes = [axis for axis in range(x.ndim) if axis != 1]
     assert float(corrected.mean(axes).abs().max()) < 0.1 * float(plain.mean(axes).abs().max())
     # The formula, spelled per output channel.
+    assert layer.bias is not None
+    before = layer.bias.detach()
     change = (fake_weight(layer.weight.detach(), 4) - layer.weight.detach()).numpy()
     mean = x.numpy().mean(axis=tuple(axes))
     per_group = len(change) // only.groups
     for output, kernel in enumerate(change):
         inputs = np.split(mean, only.groups)[output // per_group]
         summed = kernel.reshape(len(inputs), -1).sum(axis=1)
-        expected = float(layer.bias.detach()[output]) - float(summed @ inputs)  # type: ignore[index]  # has a bias
+        expected = float(before[output]) - float(summed @ inputs)
         assert float(biases[only.name][output]) == pytest.approx(expected, abs=1e-5)
 
 
@@ -311,9 +314,10 @@ def test_only_layers_with_a_bias_and_integers_are_corrected(tmp_path: Path) -> N
 def test_a_dead_channels_bias_fits_int32() -> None:
     layer, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
     graph = single(layer, x)
+    assert layer.bias is not None
     with torch.no_grad():
         layer.weight[1] *= 1e-12
-        layer.bias[1] = 0.7  # type: ignore[index]  # it has one
+        layer.bias[1] = 0.7
     (only,) = graph.layers
     params = {only.input: params_for(0.03), only.output: params_for(0.02)}
     assignment = assign(graph, "w8a8")
@@ -322,7 +326,7 @@ def test_a_dead_channels_bias_fits_int32() -> None:
     table, before = fitted[only.weight], tables[only.weight]
     assert table.scale is not None
     assert before.scale is not None
-    steps = layer.bias.detach() / (table.scale * params[only.input].scale)  # type: ignore[union-attr]  # same
+    steps = layer.bias.detach() / (table.scale * params[only.input].scale)
     assert float(steps.abs().max()) < 2**31 - 1
     kept = [0, 2, 3]
     assert torch.equal(table.values[kept], before.values[kept])

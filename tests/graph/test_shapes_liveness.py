@@ -75,14 +75,14 @@ def test_another_batch_than_the_fixed_one_is_refused() -> None:
     program = torch.export.export(seeded(nn.Linear(4, 3)), (vectors(2),))
     graph = capture(program, (vectors(2),), {})
     assert deployment_inputs(graph, 2, None)[0].shape == (2, 4)
-    with pytest.raises(InputError, match="batch 3 was asked, .* only batch 2 .*; ask batch=2"):
+    with pytest.raises(InputError, match=r"batch 3 was asked, .* only batch 2 .*; ask batch=2"):
         deployment_inputs(graph, 3, None)
 
 
 def test_another_sequence_than_the_fixed_one_is_refused() -> None:
     graph = captured("conv1d")[1]
     assert len(deployment_inputs(graph, 2, 4)) == 1  # its second dimension is 4
-    with pytest.raises(InputError, match="sequence 7 was asked, .* is fixed at 4"):
+    with pytest.raises(InputError, match=r"sequence 7 was asked, .* is fixed at 4"):
         deployment_inputs(graph, 2, 7)
 
 

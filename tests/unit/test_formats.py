@@ -103,7 +103,7 @@ def test_schemes_are_named_by_what_they_store() -> None:
 
 
 def test_unknown_words_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="int3.*int4"):
+    with pytest.raises(UsageError, match=r"int3.*int4"):
         TensorFormat(dtype="int3")
     with pytest.raises(UsageError, match=r"w3.*w4-g32"):
         scheme_named("w3")

@@ -1,0 +1,118 @@
+"""Everything fixed before calibration: the graph, the runtime, the hardware, the candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from advisor.formats import DTYPE_BITS, scheme_named
+from advisor.passes.candidates import Space
+from advisor.passes.graph import Graph, Layer, name_of
+from advisor.passes.group import Group
+from advisor.passes.layers import find_layers
+from advisor.passes.regions import Regions, find_regions
+from advisor.passes.shapes import TensorInfo, deployment_inputs, infer_shapes
+from advisor.profiles.cost import LayerCost, Traffic, layer_cost
+from advisor.profiles.schema import Profile
+from advisor.targets.capability import Capability
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One planning problem before its sensitivities.
+
+    shapes: by node name at the deployment batch. costs, counts: what was computed so far, by
+    (layer, scheme) and elements by tensor name.
+    """
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    space: Space
+    regions: Regions
+    capability: Capability
+    profile: Profile
+    shapes: Mapping[str, TensorInfo]
+    threads: int | None = None
+    costs: dict[tuple[str, str], LayerCost] = field(
+        default_factory=dict[tuple[str, str], LayerCost]
+    )
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+
+    def layers_of(self, group: Group) -> list[Layer]:
+        """The group's layers, in execution order."""
+        names = set(group.layers)
+        return [layer for layer in self.graph.layers if layer.name in names]
+
+    def cost(self, layer: Layer, scheme: str) -> LayerCost:
+        """Cost of one layer under a scheme; computed once."""
+        key = (layer.name, scheme)
+        if key not in self.costs:
+            self.costs[key] = layer_cost(
+                layer,
+                scheme_named(scheme),
+                self._traffic(layer),
+                capability=self.capability,
+                profile=self.profile,
+                threads=self.threads,
+            )
+        return self.costs[key]
+
+    def bytes_of(self, node: str) -> int:
+        """Bytes of a tensor by node name, floats in the runtime's own dtype."""
+        info = self.shapes[node]
+        if not info.is_float:
+            return info.size_bytes
+        return info.count * DTYPE_BITS[self.capability.float_dtype] // 8
+
+    def _traffic(self, layer: Layer) -> Traffic:
+        if not self.counts:
+            self.counts.update(
+                (name_of(node), self.shapes[node.name].count)
+                for node in self.graph.module.graph.nodes
+                if node.name in self.shapes
+            )
+        return Traffic(
+            input_elements=self.counts.get(layer.input, 0),
+            output_elements=self.counts.get(layer.output, 0),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """Where and how the model will run."""
+
+    profile: Profile
+    capability: Capability
+    batch: int
+    sequence: int | None
+    threads: int | None
+
+
+def make_setting(
+    graph: Graph, groups: tuple[Group, ...], space: Space, deployment: Deployment
+) -> Setting:
+    """The setting, with every shape and multiply-accumulate count at the deployment's batch.
+
+    Raises:
+        InputError: the model accepts only one batch or sequence, and another was asked.
+    """
+    flat = deployment_inputs(graph, deployment.batch, deployment.sequence)
+    shapes = infer_shapes(graph.module, flat)
+    sizes = {name: info.shape for name, info in shapes.items()}
+    return Setting(
+        graph=replace(graph, layers=find_layers(graph.module, sizes)),
+        groups=groups,
+        space=space,
+        regions=regions_of(graph, deployment.capability),
+        capability=deployment.capability,
+        profile=deployment.profile,
+        shapes=shapes,
+        threads=deployment.threads,
+    )
+
+
+def regions_of(graph: Graph, capability: Capability) -> Regions:
+    """The tensors that the runtime may quantize in this graph."""
+    static = scheme_named("w8a8")
+    capable = {layer.name for layer in graph.layers if capability.support(layer, static).ok}
+    return find_regions(graph, capability.static, capable)
