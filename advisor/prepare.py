@@ -58,7 +58,8 @@ def check_deployment(
     """
     profile = load_profile(target)
     capability = capability_named(runtime or profile.runtime)
-    for name, value in (("batch", batch), ("sequence", sequence), ("threads", threads)):
+    numbers: dict[str, object] = {"batch": batch, "sequence": sequence, "threads": threads}
+    for name, value in numbers.items():
         if value is not None and (not isinstance(value, int) or value < 1):
             raise UsageError(f"{name}={value!r}: a whole number of at least 1 is needed")
     return Deployment(
@@ -116,9 +117,10 @@ def _find_example(
     model: Any, inputs: Any, batches: Iterable[Any] | None, sequence: int | None
 ) -> tuple[Inputs, Iterable[Any] | None]:
     """Example inputs: given, else the first calibration batch (put back), else inferred."""
-    if batches is not None and isinstance(batches, (Tensor, Mapping, str)):
+    kind = type(batches).__name__
+    if isinstance(batches, (Tensor, Mapping, str)):
         raise CalibrationError(
-            f"calibration is one {type(batches).__name__}; pass an iterable of batches, "
+            f"calibration is one {kind}; pass an iterable of batches, "
             "such as [batch]"
         )
     if inputs is not None:

@@ -133,4 +133,4 @@ class QuantizedGraph:
     assignment: dict[str, LayerAssignment]
     weights: dict[str, WeightTable]
     activations: dict[str, ActivationParams]
-    biases: dict[str, torch.Tensor] = field(default_factory=dict)
+    biases: dict[str, torch.Tensor] = field(default_factory=dict[str, "torch.Tensor"])

@@ -10,7 +10,7 @@ They have no gradient: a quantized graph is for inference.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -113,6 +113,19 @@ def _dequantize_static_fake(q: torch.Tensor, scale: float, zero_point: int) -> t
     return q.new_empty(q.shape, dtype=torch.float32)
 
 
+def define(
+    qualified: str,
+    schema: str,
+    kernel: Callable[..., torch.Tensor],
+    fake: Callable[..., torch.Tensor],
+) -> None:
+    """Register one operator "namespace::name". fake: its kernel for tensors without values."""
+    torch.library.define(qualified, schema)
+    torch.library.impl(qualified, "CompositeExplicitAutograd", kernel)
+    library: Any = torch.library  # register_fake's own parameters have no types
+    library.register_fake(qualified, fake)
+
+
 def register() -> None:
     """Make ``torch.ops.advisor.*`` known to torch; does nothing the second time.
 
@@ -127,10 +140,7 @@ def register() -> None:
         "dequantize_static": (_dequantize_static, _dequantize_static_fake),
     }
     for name, (kernel, fake) in kernels.items():
-        qualified = f"{_NAMESPACE}::{name}"
-        torch.library.define(qualified, _SCHEMAS[name])
-        torch.library.impl(qualified, "CompositeExplicitAutograd", kernel)
-        torch.library.register_fake(qualified, fake)
+        define(f"{_NAMESPACE}::{name}", _SCHEMAS[name], kernel, fake)
 
 
 register()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Final
 
@@ -74,9 +74,10 @@ def start(
         if fastest is not None:
             near = {**bounds, "latency_s": fastest.value * (1 + LATENCY_SLACK)}
             near["latency_s"] = min(near["latency_s"], bounds.get("latency_s", math.inf))
-            found = solve(problem, minimise="divergence", bounds=near) or fastest
+            best = solve(problem, minimise="divergence", bounds=near) or fastest
             case = f"fastest plan with predicted divergence within {divergence_limit:g}"
-            return _start(found, case, budget)
+            begun = _start(best, case, budget)
+            return replace(begun, model_gap=max(fastest.gap, best.gap))
     found = solve(problem, minimise=_FIRST.get(objective, "divergence"), bounds=bounds)
     if found is None:
         check_feasible(problem, budget)

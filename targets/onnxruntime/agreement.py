@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import torch
@@ -159,8 +159,10 @@ def run_tapped(
     return [value for value in _flatten(outputs) if isinstance(value, torch.Tensor)]
 
 
-def _flatten(outputs: Any) -> Sequence[Any]:
-    return outputs if isinstance(outputs, (tuple, list)) else (outputs,)
+def _flatten(outputs: object) -> Sequence[object]:
+    if isinstance(outputs, (tuple, list)):
+        return cast("Sequence[object]", outputs)
+    return (outputs,)
 
 
 def _placed(module: GraphModule, flat_inputs: Sequence[torch.Tensor]) -> list[Any]:
@@ -234,7 +236,8 @@ def compare_end_to_end(
     The bound on the Euclidean distance to the simulation is a tenth of what quantization itself
     moved the output, and never less than the float tolerance of its size.
     """
-    worst, problems = 0.0, []
+    worst = 0.0
+    problems: list[Mismatch] = []
     for name, found, expected, original in zip(names, artifact, simulation, floats, strict=True):
         if found.shape != expected.shape:
             problems.append(

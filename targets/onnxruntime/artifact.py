@@ -29,14 +29,14 @@ from advisor.targets.onnxruntime.manifest import (
     read_session_entries,
     write_json,
 )
+from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.readback import read_layers, read_tensors
-from advisor.targets.onnxruntime.session import open_session, require, runtime_version
+from advisor.targets.onnxruntime.session import Session, open_session, runtime_version
 from advisor.targets.onnxruntime.signature import bind, build_outputs
 from advisor.targets.onnxruntime.simulation import Simulation, flat_tensors, load_simulation
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    import onnxruntime
 
 ACCEPTANCE_FILE: Final = "acceptance.json"
 _PACKAGES: Final = ("onnxruntime", "onnx", "torch")
@@ -52,7 +52,7 @@ class OnnxRuntimeArtifact:
     path: Path
     manifest: Manifest
     threads: int | None = None
-    _session: onnxruntime.InferenceSession | None = None
+    _session: Session | None = None
 
     @classmethod
     def load(cls, folder: str | Path, *, threads: int | None = None) -> Self:
@@ -65,8 +65,8 @@ class OnnxRuntimeArtifact:
         return cls(path=path, manifest=read_manifest(path), threads=threads)
 
     @property
-    def session(self) -> onnxruntime.InferenceSession:
-        """The ONNX Runtime session, opened at the first use with the entries of session.json."""
+    def session(self) -> Session:
+        """The onnxruntime.InferenceSession, opened at the first use with the entries of session.json."""
         if self._session is None:
             self._session = open_session(
                 self.path / MODEL_FILE, read_session_entries(self.path), threads=self.threads
@@ -85,7 +85,7 @@ class OnnxRuntimeArtifact:
         arrays = bind(self.manifest, inputs, named)
         results: Sequence[Any] = self.run_flat(arrays)
         if flat_tensors((inputs, named)):
-            results = [torch.from_numpy(np.array(result)) for result in results]
+            results = [torch.as_tensor(np.array(result)) for result in results]
         return build_outputs(self.manifest.structure, results)
 
     def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
@@ -157,7 +157,7 @@ class OnnxRuntimeArtifact:
         simulation = load_simulation(self.path / CHECK_FOLDER)
         if inputs or named:
             arrays = bind(self.manifest, inputs, named)
-            flat = [torch.from_numpy(arrays[record.name]) for record in self.manifest.inputs]
+            flat = [torch.as_tensor(arrays[record.name]) for record in self.manifest.inputs]
         else:
             flat = self._examples(simulation)
         agreements = self._check(simulation, flat)
@@ -174,10 +174,7 @@ class OnnxRuntimeArtifact:
         )
 
     def _load(self) -> ir.Model:
-        require("onnx_ir")
-        import onnx_ir as ir
-
-        return ir.load(self.path / MODEL_FILE)
+        return load_model(self.path / MODEL_FILE)
 
     def _examples(self, simulation: Simulation) -> list[torch.Tensor]:
         return [simulation.inputs[record.name] for record in self.manifest.inputs]

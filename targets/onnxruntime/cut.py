@@ -12,6 +12,7 @@ import numpy as np
 
 from advisor.formats import scheme_named
 from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.onnxruntime.onnxfile import load_model, save_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY, ROLE_PROPERTY
 
@@ -170,11 +171,9 @@ def _value(name: str, array: Array) -> ir.Value:
 def _run(
     model: ir.Model, feed: Mapping[str, Array], entries: Mapping[str, str]
 ) -> tuple[Array, frozenset[str]]:
-    import onnx_ir as ir
-
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         path, optimized = Path(folder) / "cut.onnx", Path(folder) / "optimized.onnx"
-        ir.save(model, path, external_data="cut.onnx.data")
+        save_model(model, path, external="cut.onnx.data")
         session = open_session(path, {**entries, **EXTERNAL}, optimized=optimized)
-        kernels = frozenset(node.op_type for node in ir.load(optimized).graph)
+        kernels = frozenset(node.op_type for node in load_model(optimized).graph)
         return np.asarray(session.run(None, dict(feed))[0]), kernels

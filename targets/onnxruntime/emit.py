@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
 
 import torch
 from torch.fx import Node
@@ -23,15 +22,9 @@ from advisor.targets.onnxruntime.manifest import (
     TensorRecord,
     write_manifest,
 )
+from advisor.targets.onnxruntime.onnxfile import save_model
 from advisor.targets.onnxruntime.signature import describe_inputs, describe_outputs
 from advisor.targets.onnxruntime.simulation import save_simulation
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
-
-LARGE_BYTES: Final = 1_500_000_000
-"""From here on weights go to a file beside the model: protobuf ends at 2 GiB."""
-
 
 def write_artifact(graph: QuantizedGraph, out: Path) -> None:
     """Write every file of the artifact but acceptance.json into the existing folder ``out``.
@@ -62,18 +55,6 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
     save_model(model, out / MODEL_FILE)
     write_manifest(manifest, out)
     save_simulation(graph, tuple(record.name for record in inputs), out / CHECK_FOLDER)
-
-
-def save_model(model: ir.Model, path: Path) -> None:
-    """Write the model; weights go to model.onnx.data when protobuf could not hold them."""
-    import onnx_ir as ir
-
-    size = sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-    ir.save(model, path, external_data=f"{path.name}.data" if size > LARGE_BYTES else None)
 
 
 def _record(graph: QuantizedGraph, layer: Layer, integer_readers: frozenset[str]) -> LayerRecord:

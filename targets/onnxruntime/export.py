@@ -16,11 +16,13 @@ from torch.utils import _pytree as pytree
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.targets.onnxruntime.legalise import legalise
+from advisor.targets.onnxruntime.nodes import argument_names
 from advisor.targets.onnxruntime.operators import translations
 from advisor.targets.onnxruntime.tidy import tidy
 
 if TYPE_CHECKING:
     import onnx_ir
+    from torch.onnx import ONNXProgram
 
 OPSET: Final = 21
 """ONNX operators of this version; 25 when two-bit integers are stored (IR 13 has them first)."""
@@ -37,8 +39,9 @@ def export_onnx(graph: QuantizedGraph) -> onnx_ir.Model:
     """
     source = graph.float_graph
     program = reexport(legalise(graph), source)
+    torch_onnx: Any = torch.onnx  # the types of export's parameters are incomplete
     with _quiet():
-        converted = torch.onnx.export(
+        converted: ONNXProgram | None = torch_onnx.export(
             program,
             (),
             dynamo=True,
@@ -76,13 +79,8 @@ def _dynamic_shapes(source: Graph) -> tuple[Any, ...] | dict[str, Any]:
     args, kwargs = pytree.tree_map(spec, (tuple(source.args), dict(source.kwargs)))
     if not kwargs:
         return tuple(args)
-    names = _argument_names(source.module)
+    names = argument_names(source.module)
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _argument_names(module: GraphModule) -> list[str]:
-    info = getattr(module.graph._codegen, "pytree_info", None)
-    return [] if info is None else list(info.orig_args)
 
 
 @contextmanager

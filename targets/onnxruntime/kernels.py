@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 
 if TYPE_CHECKING:
@@ -43,12 +44,10 @@ def executed_kernels(
     model: Path, layers: Iterable[LayerRecord], entries: Mapping[str, str]
 ) -> dict[str, str]:
     """The operator of ONNX Runtime's optimised graph by layer name; missing when not found."""
-    import onnx_ir as ir
-
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         optimized = Path(folder) / "optimized.onnx"
         open_session(model, {**entries, **EXTERNAL}, optimized=optimized)
-        graph = ir.load(optimized).graph
+        graph = load_model(optimized).graph
         return {layer.name: kernel for layer in layers if (kernel := _kernel(graph, layer))}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from advisor.errors import PlanError
 
@@ -105,7 +105,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        read: object = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise PlanError(
             f"{folder} holds no {MANIFEST_FILE}, so it is no ONNX Runtime artifact; "
@@ -113,8 +113,9 @@ def read_manifest(folder: Path) -> Manifest:
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path} is corrupt ({error}); compile the plan again") from error
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        found = data.get("schema") if isinstance(data, dict) else None
+    data = _table(read)
+    if data is None or data.get("schema") != SCHEMA:
+        found = None if data is None else data.get("schema")
         raise PlanError(
             f"{path} has schema {found!r}, this version reads {SCHEMA}; "
             "compile the plan again or update quantadvisor"
@@ -138,12 +139,18 @@ def read_session_entries(folder: Path) -> dict[str, str]:
     """
     path = folder / SESSION_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        read: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
-    if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+    entries = _table(read) or {"": None}
+    strings = {name: value for name, value in entries.items() if isinstance(value, str)}
+    if strings != entries:
         raise PlanError(f"{path} should map setting names to strings; compile the plan again")
-    return dict(data)
+    return strings
+
+
+def _table(value: object) -> dict[str, Any] | None:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 
 
 def _records(path: Path, data: dict[str, Any], key: str, kind: type[Record]) -> tuple[Record, ...]:
@@ -152,15 +159,17 @@ def _records(path: Path, data: dict[str, Any], key: str, kind: type[Record]) -> 
         raise PlanError(f"{path}: {key} should be a list; compile the plan again")
     names = {field.name for field in fields(kind)}
     made: list[Record] = []
-    for index, row in enumerate(rows):
-        if not isinstance(row, dict):
+    for index, item in enumerate(cast("list[object]", rows)):
+        row = _table(item)
+        if row is None:
             raise PlanError(f"{path}: {key}[{index}] should be a table; compile the plan again")
         _refuse_others(path, f"{key}[{index}].", row, names)
-        values: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in row.items()
-        }
-        made.append(kind(**values))
+        made.append(kind(**{name: _frozen(value) for name, value in row.items()}))
     return tuple(made)
+
+
+def _frozen(value: object) -> Any:
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 def _refuse_others(path: Path, prefix: str, data: dict[str, Any], names: set[str]) -> None:

@@ -50,6 +50,13 @@ class Context:
     static: frozenset[str]
 
 
+def argument_names(module: GraphModule) -> list[str]:
+    """Names of the positional parameters of the model's own forward."""
+    codegen: Any = module.graph._codegen  # pyright: ignore[reportPrivateUsage]  # no public way
+    info = getattr(codegen, "pytree_info", None)
+    return [] if info is None else list(info.orig_args)
+
+
 def layers_of(module: GraphModule) -> list[tuple[Node, Node]]:
     """Every layer's node with the node of its weight."""
     found: list[tuple[Node, Node]] = []

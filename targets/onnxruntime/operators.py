@@ -76,9 +76,7 @@ def register() -> None:
         "barrier": ("(Tensor x) -> Tensor", _fence, _fence_fake),
     }
     for name, (schema, kernel, fake) in kernels.items():
-        torch.library.define(f"advisor_ort::{name}", schema)
-        torch.library.impl(f"advisor_ort::{name}", "CompositeExplicitAutograd", kernel)
-        torch.library.register_fake(f"advisor_ort::{name}", fake)
+        ops.define(f"advisor_ort::{name}", schema, kernel, fake)
 
 
 register()

@@ -159,7 +159,7 @@ def _torch_layout(
     array = _array(value)
     if array is None:
         return None
-    tensor = torch.from_numpy(array)
+    tensor = torch.as_tensor(array)
     if is_transposed and tensor.ndim == 2:
         tensor = tensor.t()
     return tensor[: layer.weight_shape[0]] if layer.op == "linear" and tensor.ndim else tensor
@@ -178,7 +178,7 @@ def _gathered(node: ir.Node, layer: LayerRecord) -> Found | None:
         array = _array(producer.inputs[0])
         if array is None:
             return None
-        tensor = torch.from_numpy(array)
+        tensor = torch.as_tensor(array)
         tables.append(tensor.t() if _integer(producer, "axis") == 1 else tensor)
     width = layer.weight_shape[1]
     block = _integer(node, "block_size")
@@ -195,7 +195,7 @@ def _block_quantized(node: ir.Node, layer: LayerRecord) -> Found | None:
         quads = packed[..., None] >> np.array([0, 2, 4, 6], dtype=np.uint8) & 3
         packed = quads.reshape(packed.shape[0], -1).astype(np.int8) - 2
         kind = "INT2"
-    values, scales = torch.from_numpy(packed), torch.from_numpy(scale)
+    values, scales = torch.as_tensor(packed), torch.as_tensor(scale)
     if _integer(node, "gather_axis") == 1:
         values, scales = values.t(), scales.t()
     table = WeightTable(values=values, scale=scales)
@@ -208,7 +208,7 @@ def _find_constant(model: ir.Model, layer: LayerRecord) -> Found | None:
         value = model.graph.initializers.get(name)
         array = _array(value)
         if value is not None and value.dtype is not None and array is not None:
-            table = WeightTable(values=torch.from_numpy(array))
+            table = WeightTable(values=torch.as_tensor(array))
             return Found(table=table, kind=value.dtype.name, block=0)
     return None
 

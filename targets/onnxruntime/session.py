@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final, Protocol
 
 from advisor.errors import MissingDependencyError
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 INSTALL: Final = 'pip install "quantadvisor[onnxruntime]"'
 PROVIDER: Final = "CPUExecutionProvider"
@@ -20,6 +18,14 @@ EXTERNAL: Final = {
 """Settings to write an optimised graph of any size: protobuf ends at 2 GiB."""
 
 _ERRORS_ONLY: Final = 3
+
+
+class Session(Protocol):
+    """What is used here of onnxruntime.InferenceSession, which comes without types."""
+
+    def run(self, output_names: list[str] | None, input_feed: dict[str, Any]) -> list[Any]:
+        """Outputs of these names (None: all) for arrays by input name."""
+        ...
 
 
 def require(*names: str) -> None:
@@ -44,7 +50,7 @@ def open_session(
     *,
     threads: int | None = None,
     optimized: Path | None = None,
-) -> onnxruntime.InferenceSession:
+) -> Session:
     """A session on the CPU.
 
     entries: session configuration, as in session.json. threads: of one operator; None leaves the
@@ -53,10 +59,8 @@ def open_session(
     Raises:
         MissingDependencyError: onnxruntime is not installed.
     """
-    require("onnxruntime")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
+    onnxruntime = _onnxruntime()
+    options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
@@ -65,12 +69,15 @@ def open_session(
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model if isinstance(model, bytes) else str(model)
-    return onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+    session: Session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+    return session
 
 
 def runtime_version() -> str:
     """Name and version of the runtime, such as "onnxruntime 1.31.1"."""
-    require("onnxruntime")
-    import onnxruntime
+    return f"onnxruntime {_onnxruntime().__version__}"
 
-    return f"onnxruntime {onnxruntime.__version__}"
+
+def _onnxruntime() -> Any:
+    require("onnxruntime")
+    return import_module("onnxruntime")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from advisor.errors import InputError, UnsupportedError
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import Graph
 from advisor.targets.onnxruntime.manifest import InputRecord, Manifest, OutputRecord
+from advisor.targets.onnxruntime.nodes import argument_names
 
 Array = np.ndarray[Any, Any]
 
@@ -22,8 +23,7 @@ def describe_inputs(graph: Graph) -> tuple[InputRecord, ...]:
     flat, _ = pytree.tree_flatten_with_path((tuple(graph.args), dict(graph.kwargs)))
     leaves = [(path, leaf) for path, leaf in flat if isinstance(leaf, torch.Tensor)]
     names = _tensor_inputs(graph, len(leaves))
-    info = getattr(graph.module.graph._codegen, "pytree_info", None)
-    arguments = [] if info is None else list(info.orig_args)
+    arguments = argument_names(graph.module)
     records: list[InputRecord] = []
     for name, (keys, leaf) in zip(names, leaves, strict=True):
         path = tuple(_key(key) for key in keys)
@@ -82,16 +82,18 @@ def describe_outputs(outputs: Any, names: Sequence[str]) -> tuple[tuple[OutputRe
     return records, structure
 
 
-def _structure(value: Any, leaves: list[torch.Tensor]) -> Any:
+def _structure(value: object, leaves: list[torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         leaves.append(value)
         return {"kind": "tensor", "index": len(leaves) - 1}
     if isinstance(value, Mapping):
-        items = [[str(key), _structure(item, leaves)] for key, item in value.items()]
+        table = cast("Mapping[object, object]", value)
+        items = [[str(key), _structure(item, leaves)] for key, item in table.items()]
         return {"kind": "dict", "items": items}
     if isinstance(value, (tuple, list)):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {"kind": kind, "items": [_structure(item, leaves) for item in value]}
+        row = cast("Sequence[object]", value)
+        return {"kind": kind, "items": [_structure(item, leaves) for item in row]}
     if value is None or isinstance(value, (bool, int, float, str)):
         return {"kind": "value", "value": value}
     raise UnsupportedError(
@@ -126,10 +128,9 @@ def bind(manifest: Manifest, args: Sequence[Any], named: Mapping[str, Any]) -> d
     """
     order = list(dict.fromkeys(record.argument for record in manifest.inputs))
     if len(args) == 1 and isinstance(args[0], Mapping) and not named:
-        known = {*order, *(record.name for record in manifest.inputs)}
-        if known >= set(args[0]):
-            named = args[0]
-            args = ()
+        table = cast("Mapping[str, Any]", args[0])
+        if set(table) <= {*order, *(record.name for record in manifest.inputs)}:
+            args, named = (), table
     arrays: dict[str, Array] = {}
     used: set[int | str] = set()
     for record in manifest.inputs:
@@ -179,16 +180,17 @@ def _checked(record: InputRecord, value: Any) -> Array:
             f"input {record.name!r} should be a torch tensor or numpy array of {record.dtype} "
             f"{_shape(record)}, not {type(value).__name__}"
         )
-    fits = len(value.shape) == len(record.shape) and all(
+    array: Array = value
+    fits = len(array.shape) == len(record.shape) and all(
         isinstance(wanted, str) or wanted == size
-        for wanted, size in zip(record.shape, value.shape, strict=True)
+        for wanted, size in zip(record.shape, array.shape, strict=True)
     )
-    if str(value.dtype) != record.dtype or not fits:
+    if str(array.dtype) != record.dtype or not fits:
         raise InputError(
             f"input {record.name!r} should be {record.dtype} {_shape(record)}, "
-            f"not {value.dtype} {list(value.shape)}"
+            f"not {array.dtype} {list(array.shape)}"
         )
-    return np.ascontiguousarray(value)
+    return np.ascontiguousarray(array)
 
 
 def takes(manifest: Manifest) -> str:
