@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from advisor.binding import bind, content_digest, fingerprint, plan_tensors
 from advisor.budget import Budget
 from advisor.choose import Chosen, choose, measured_of, metrics_of
@@ -24,7 +26,7 @@ from advisor.evidence import Evidence, Progress, gather
 from advisor.formats import scheme_named
 from advisor.metric import Metric
 from advisor.plan import Alternative, Calibration, Plan, Provenance
-from advisor.prepare import check_deployment, prepare
+from advisor.prepare import check_deployment, check_whole, prepare
 from advisor.search.objective import check_objective, pareto_front
 from advisor.search.problem import evaluate
 from advisor.search.study import Trial
@@ -83,7 +85,8 @@ def advise(
         on_unsupported: "keep" layers that cannot be quantized in float, with a reason, or "error".
         trials: assignments measured in the search, the exact start and baselines included.
         seed: same seed, same machine, same plan. cache: keep finished trials on disk, so that a
-            killed run resumes. progress: called with (stage, done, total).
+            killed run resumes (not with a ``loss``, which nothing tells apart from another).
+            progress: called with (stage, done, total).
         workers: only 1 (or None) so far.
 
     Raises:
@@ -93,7 +96,9 @@ def advise(
         InfeasibleError: the budget cannot be met; the smallest possible one is named.
     """
     limits = Budget.parse(budget)
-    _check_arguments(limits, metric, objective, context, workers, trials)
+    check_whole("trials", trials, 1)
+    check_whole("seed", seed, 0)
+    _check_arguments(limits, metric, objective, context, workers)
     deployment = check_deployment(
         target=target, runtime=runtime, batch=batch, sequence=sequence, threads=threads
     )
@@ -154,9 +159,13 @@ def _check_arguments(
     objective: str,
     context: int | None,
     workers: int | None,
-    trials: int,
 ) -> None:
     check_objective(objective)
+    if torch.is_inference_mode_enabled():
+        raise UsageError(
+            "advise() needs gradients, which torch.inference_mode() rules out; call it outside "
+            "(torch.no_grad() does no harm)"
+        )
     if limits.accuracy_drop is not None and metric is None:
         raise BudgetError(
             "accuracy_drop is a share of a metric, and no metric was given; "
@@ -169,8 +178,6 @@ def _check_arguments(
         )
     if workers not in (None, 1):
         raise UsageError(f"workers={workers}: only one worker is possible so far; leave it out")
-    if trials < 1:
-        raise UsageError(f"trials={trials}: at least 1 is needed, the exact start itself")
 
 
 def _write(

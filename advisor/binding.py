@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -39,19 +39,15 @@ CONSTANTS = (type(None), bool, int, float, str)
 
 @dataclass(slots=True, kw_only=True)
 class Binding:
-    """What a plan needs at hand to be applied, compiled or pinned."""
+    """What a plan needs at hand to be applied, compiled or pinned.
 
-    plan: Plan
+    Never the plan itself: it is the weak key that the binding is found by, and a value that held
+    its key would keep both alive for ever. quantized: the plan applied to the graph, once built.
+    """
+
     graph: Graph
     tensors: dict[str, torch.Tensor]
-    _quantized: list[QuantizedGraph] = field(default_factory=list[QuantizedGraph])
-
-    @property
-    def quantized(self) -> QuantizedGraph:
-        """The plan applied to the graph; built once."""
-        if not self._quantized:
-            self._quantized.append(_quantize(self.plan, self.graph, self.tensors))
-        return self._quantized[0]
+    quantized: QuantizedGraph | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +61,7 @@ _BINDINGS: WeakKeyDictionary[Plan, Binding | _Files] = WeakKeyDictionary()
 
 def bind(plan: Plan, graph: Graph, tensors: dict[str, torch.Tensor]) -> Plan:
     """Tie a plan to the graph it was made from and its tensors; returns the plan."""
-    _BINDINGS[plan] = Binding(plan=plan, graph=graph, tensors=tensors)
+    _BINDINGS[plan] = Binding(graph=graph, tensors=tensors)
     return plan
 
 
@@ -107,18 +103,40 @@ def binding_of(plan: Plan) -> Binding:
             f"has {found[:12]}): weights or structure differ; load the weights the plan was made "
             "with, or plan this model with advise()"
         )
-    bound = Binding(plan=plan, graph=graph, tensors=tensors)
+    bound = Binding(graph=graph, tensors=tensors)
     _BINDINGS[plan] = bound
     return bound
+
+
+def quantized_of(plan: Plan) -> QuantizedGraph:
+    """The plan applied to its model; built once.
+
+    Float weights and biases are the user's own tensors, not copies, so they are held against the
+    fingerprint every time.
+
+    Raises:
+        PlanError: as ``binding_of``; or the model was changed after the plan was made.
+    """
+    bound = binding_of(plan)
+    found = fingerprint(bound.graph)
+    if found != plan.fingerprint:
+        raise PlanError(
+            f"the model's weights were changed after the plan was made (fingerprint then "
+            f"{plan.fingerprint[:12]}, now {found[:12]}); plan it again with advise(), or load the "
+            "old weights and use Plan.load(path, model=...)"
+        )
+    if bound.quantized is None:
+        bound.quantized = _quantize(plan, bound.graph, bound.tensors)
+    return bound.quantized
 
 
 def fingerprint(graph: Graph) -> str:
     """SHA-256 of the normalised graph (operators, names, edges) and of every weight."""
     digest = hashlib.sha256()
     for node in graph.module.graph.nodes:
-        inputs = [name_of(source) for source in node.all_input_nodes]
-        call = [node.op, name_of(node), str(node.target), inputs, _literals(node)]
-        digest.update(json.dumps(call).encode())
+        arguments = [_spell(node.args), _spell(node.kwargs)]
+        call = [node.op, name_of(node), str(node.target), *arguments]
+        digest.update(json.dumps(call, sort_keys=True).encode())
     for target in sorted({str(n.target) for n in graph.module.graph.find_nodes(op="get_attr")}):
         value: torch.Tensor = attribute(graph.module, target)
         digest.update(f"{target} {value.dtype} {tuple(value.shape)}".encode())
@@ -126,14 +144,18 @@ def fingerprint(graph: Graph) -> str:
     return digest.hexdigest()
 
 
-def _literals(node: Node) -> list[str]:
-    """The plain arguments of a call (strides, axes, constants), without sizes that may change."""
-    kept: list[str] = []
-    for argument in node.args:
-        values = argument if isinstance(argument, (list, tuple)) else (argument,)
-        if all(isinstance(value, (bool, int, float, str)) for value in values):
-            kept.append(repr(argument))
-    return kept
+def _spell(argument: Any) -> Any:
+    """An argument of a call as JSON: operands by name, everything else (strides, modes) as is."""
+    match argument:
+        case Node():
+            return ["operand", name_of(argument)]
+        case list() | tuple():
+            return [_spell(each) for each in cast("Sequence[Any]", argument)]
+        case dict():
+            items = cast("Mapping[str, Any]", argument).items()
+            return {key: _spell(value) for key, value in items}
+        case _:
+            return repr(argument)
 
 
 def content_digest(tensors: Mapping[str, torch.Tensor]) -> str:

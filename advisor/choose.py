@@ -6,9 +6,11 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
+from advisor import passes, simulate
 from advisor.binding import fingerprint
 from advisor.budget import Budget
 from advisor.decide import alternative, measured, modelled, package_versions
@@ -19,7 +21,6 @@ from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
     Selection,
-    fastest_of,
     pareto_front,
     score_for,
     select,
@@ -43,6 +44,14 @@ interactions out, so the first may turn out worse than predicted."""
 
 FINALISTS: Final = 8
 """Trials on which the user's metric is run; it may be expensive."""
+
+
+_BEST: Final = {
+    "auto": "fastest",
+    "accuracy": "least divergence",
+    "latency": "least latency",
+    "memory": "least memory",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +93,7 @@ def choose(
         budget=budget,
         trials=count,
         seed=seed,
-        storage_path=None if cache is None else cache / f"{_study_key(evidence)}.journal",
+        storage_path=None if cache is None else _journal(cache, evidence, objective),
         knobs=knobs,
         score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
         on_trial=lambda trial: say("search", trial.number + 1, count),
@@ -123,7 +132,13 @@ def metrics_of(
 def measured_of(evidence: Evidence, divergence: float | None, metric: float | None) -> Metrics:
     """Measured losses, with what they were measured on."""
     samples = evidence.simulator.data.held_out.samples
-    return measured(divergence, metric, samples, synthetic=evidence.synthetic)
+    return measured(
+        divergence,
+        metric,
+        samples,
+        synthetic=evidence.synthetic,
+        is_loss=evidence.simulator.loss is not None,
+    )
 
 
 def _without_observer() -> dict[str, tuple[str, ...] | tuple[bool, ...]]:
@@ -211,17 +226,18 @@ def _by_metric(
     original = evaluate_metric(metric, evidence.prepared.setting.graph.module)
     drop = budget.accuracy_drop if budget.accuracy_drop is not None else DROP_LIMIT
     floor = original - drop * abs(original)
-    finalists = [favourite] if objective != "auto" else _finalists(favourite, trials)
+    is_limit = objective == "auto" or budget.accuracy_drop is not None
+    finalists = _finalists(favourite, trials, objective) if is_limit else [favourite]
     values = {t.number: _metric_of(evidence, metric, t.choice, t.knobs) or 0.0 for t in finalists}
     passing = [trial for trial in finalists if values[trial.number] >= floor]
     accepted = f"a drop of {drop:.2%} from the float model's metric {original:.6g}"
-    if objective != "auto":
+    if not is_limit:
         value = values[favourite.number]
         verdict = "within" if passing else "outside"
         return favourite, value, f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
     if passing:
-        winner = fastest_of(passing)
-        case = f"fastest of {len(finalists)} finalists within {accepted}"
+        winner = select(passing, objective, float("inf")).trial
+        case = f"{_BEST[objective]} of {len(finalists)} finalists within {accepted}"
     else:
         winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))
         case = f"none of {len(finalists)} finalists is within {accepted}; the best metric instead"
@@ -229,9 +245,15 @@ def _by_metric(
     return winner, value, f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
 
 
-def _finalists(favourite: Trial, trials: Sequence[Trial]) -> list[Trial]:
-    """The favourite and an even pick of the measured front, fastest first."""
-    front = sorted(pareto_front(trials), key=lambda t: (t.evaluation.latency_s, _loss(t)))
+def _finalists(favourite: Trial, trials: Sequence[Trial], objective: str) -> list[Trial]:
+    """The favourite and an even pick of the measured front, what the objective wants first."""
+
+    def wanted(trial: Trial) -> tuple[float, float]:
+        cost = trial.evaluation
+        first = {"memory": cost.memory_bytes, "accuracy": _loss(trial)}
+        return first.get(objective, cost.latency_s), _loss(trial)
+
+    front = sorted(pareto_front(trials), key=wanted)
     step = max(-(-len(front) // FINALISTS), 1)
     picked = {trial.number: trial for trial in (favourite, *front[::step], *front[-1:])}
     return list(picked.values())
@@ -249,15 +271,33 @@ def _metric_of(
     return evaluate_metric(metric, evidence.simulator.quantized(choice, knobs).module)
 
 
-def _study_key(evidence: Evidence) -> str:
-    """Digest of everything a measurement depends on that the study itself does not know."""
+def _journal(cache: Path, evidence: Evidence, objective: str) -> Path | None:
+    """The study's file, named by all that its trials depend on and the study does not know.
+
+    None with the user's own loss: two functions of one name cannot be told apart.
+    """
     simulator = evidence.simulator
+    if simulator.loss is not None:
+        return None
+    capability = evidence.prepared.setting.capability
     key = {
+        "objective": objective,
         "model": fingerprint(evidence.prepared.setting.graph),
         "data": [simulator.data.scoring.digest, simulator.data.held_out.digest],
         "kinds": list(simulator.kinds),
-        "runtime": evidence.prepared.setting.capability.name,
-        "loss": getattr(simulator.loss, "__qualname__", None),
+        "runtime": [capability.name, repr(capability.static)],
         "versions": package_versions(),
+        "code": code_digest(),
     }
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache / f"{digest[:32]}.journal"
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """SHA-256 of the code that makes a measurement: a version alone misses an edited checkout."""
+    digest = hashlib.sha256()
+    folder = Path(passes.__file__).parent
+    for path in (Path(simulate.__file__), *sorted(folder.rglob("*.py"))):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()

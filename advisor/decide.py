@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from advisor.assemble import weight_column
@@ -44,15 +45,21 @@ def modelled(evaluation: Evaluation, profile: str) -> Metrics:
 
 
 def measured(
-    divergence: float | None, metric: float | None, samples: int, *, synthetic: bool
+    divergence: float | None,
+    metric: float | None,
+    samples: int,
+    *,
+    synthetic: bool,
+    is_loss: bool,
 ) -> Metrics:
-    """Measured metrics of an assignment, in the torch simulation."""
+    """Measured metrics of an assignment, in the torch simulation; one that overflowed has none."""
     kind = "synthetic" if synthetic else "held-out calibration"
+    what = "the user's loss of the simulation" if is_loss else "simulation"
     return Metrics(
         divergence=None
-        if divergence is None
+        if divergence is None or not isfinite(divergence)
         else Quantity(
-            value=divergence, origin="measured", how=f"simulation on {samples} {kind} samples"
+            value=divergence, origin="measured", how=f"{what} on {samples} {kind} samples"
         ),
         metric=None
         if metric is None
@@ -178,18 +185,23 @@ def explain(
     parts: list[str] = []
     if smaller:
         best = min(smaller, key=lambda o: (o.divergence, o.size_bytes))
-        parts.append(
-            f"{best.scheme} would save {here.size_bytes - best.size_bytes} B "
-            f"and add divergence {best.divergence - here.divergence:.2g}"
-        )
+        parts.append(f"{best.scheme} would save {_change(best, here)}")
     if better:
         best = min(better, key=lambda o: (o.size_bytes, o.divergence))
-        parts.append(
-            f"{best.scheme} would cost {best.size_bytes - here.size_bytes} B "
-            f"and remove divergence {here.divergence - best.divergence:.2g}"
-        )
+        parts.append(f"{best.scheme} would cost {_change(best, here)}")
     kept = "kept in float" if scheme_named(option.scheme).is_float else "best under the limits"
     return f"{kept}: {'; '.join(parts) or 'smallest and best possible'}"
+
+
+def _change(other: Option, here: Option) -> str:
+    """Bytes (without their sign), seconds and divergence of another option, against this one."""
+    slower_s = other.latency_s - here.latency_s
+    lost = other.divergence - here.divergence
+    words = [f"{abs(other.size_bytes - here.size_bytes)} B"]
+    if abs(slower_s) > 0.01 * here.latency_s:
+        words.append(f"{'add' if slower_s > 0 else 'save'} {abs(slower_s) * 1e6:.3g} us")
+    words.append(f"{'add' if lost > 0 else 'remove'} divergence {abs(lost):.2g}")
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def decide_tensors(

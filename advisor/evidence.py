@@ -34,7 +34,8 @@ SYNTHETIC_NOTE: Final = (
     "real data; pass calibration="
 )
 LOSS_NOTE: Final = (
-    "sensitivities are of the outputs' divergence; the search measures the given loss"
+    "a loss was given: predictions are of the outputs' divergence, but every number measured as "
+    "divergence is that loss, and the limits on divergence are held against it"
 )
 PROBE_OBSERVER: Final = "mse"
 

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from advisor.binding import binding_of
+from advisor.binding import quantized_of
 from advisor.errors import OutputError, UnsupportedError, VerificationError
 from advisor.targets.registry import target_named
 
@@ -29,10 +29,10 @@ def compile_plan(plan: Plan, out_dir: str | Path, runtime: str | None = None) ->
             f"plan again with advise(..., runtime={runtime!r})"
         )
     out = Path(out_dir)
-    quantized = binding_of(plan).quantized
+    quantized = quantized_of(plan)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        draft = _make_beside(out, "")
     except OSError as error:
         raise OutputError(
             f"cannot write to {out}: {error.strerror or error}; choose a folder you can write to"
@@ -79,7 +79,22 @@ def _put_in_place(draft: Path, out: Path) -> None:
         raise OutputError(
             f"{out} exists and was not written by compile; choose another folder or remove it"
         )
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old / "artifact")
-    draft.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    old = _make_beside(out, "old.")
+    kept = out.rename(old / "artifact")
+    try:
+        draft.rename(out)
+    except OSError:
+        kept.rename(out)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _make_beside(out: Path, mark: str) -> Path:
+    """A new hidden folder beside ``out``, readable by whoever may read a folder made here."""
+    made = Path(tempfile.mkdtemp(prefix=f".{out.name}.{mark}", dir=out.parent))
+    plain = made / "plain"
+    plain.mkdir()  # mkdtemp makes its folder private; an artifact is meant to be shared
+    made.chmod(plain.stat().st_mode)
+    plain.rmdir()
+    return made

@@ -22,7 +22,9 @@ def evaluate_metric(metric: Metric, module: torch.nn.Module) -> float:
     with torch.no_grad():
         result = metric(module)
     if isinstance(result, torch.Tensor):
-        result = result.detach().cpu().numpy()
+        result = result.detach().cpu().double().numpy()
+    if result is None:
+        raise UsageError("metric returned nothing; return a float, or one number per example")
     try:
         values = np.asarray(result, dtype=np.float64)
     except (TypeError, ValueError) as error:

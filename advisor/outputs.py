@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import cast
 
 import torch
 
@@ -18,7 +19,7 @@ EMBEDDING_WORDS = ("embed", "hidden", "pooler", "feature")
 def choose_kinds(
     graph: Graph,
     outputs: Sequence[object],
-    asked: str | Mapping[str, str] | None,
+    asked: object,
 ) -> tuple[list[OutputKind], dict[str, str]]:
     """The kind of every flat output, and by output name how it was decided.
 
@@ -29,6 +30,13 @@ def choose_kinds(
         UsageError: unknown kind or output name, or no output that can be judged.
     """
     names = graph.output_names
+    if isinstance(asked, Mapping):
+        asked = cast("Mapping[str, str]", asked)
+    elif asked is not None and not isinstance(asked, str):
+        raise UsageError(
+            f"output={asked!r}: expected a kind ({', '.join(KINDS)}), or a kind by output name; "
+            f"the model's outputs: {', '.join(names)}"
+        )
     if isinstance(asked, Mapping):
         for name in asked:
             if name not in names:
@@ -66,7 +74,7 @@ def _known(kind: str) -> OutputKind:
 
 
 def _guess(graph: Graph, index: int, name: str, value: torch.Tensor) -> tuple[OutputKind, str]:
-    if "logit" in name:
+    if "logit" in name.lower():
         return "logits", "guessed from its name"
     if any(word in name.lower() for word in EMBEDDING_WORDS):
         return "embedding", "guessed from its name"

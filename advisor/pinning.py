@@ -10,16 +10,17 @@ from advisor.assemble import build_problem
 from advisor.binding import Binding, bind, binding_of, content_digest, plan_tensors
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
-from advisor.errors import InfeasibleError, UnsupportedError
+from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
 from advisor.formats import scheme_named
 from advisor.passes.candidates import find_candidates
 from advisor.passes.fx import attribute
-from advisor.passes.graph import WeightTable
+from advisor.passes.graph import Graph, WeightTable
 from advisor.passes.group import group_layers
 from advisor.passes.rounding import round_weight
 from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity
 from advisor.profiles.loader import load_profile
+from advisor.profiles.schema import Profile
 from advisor.search.milp import value_of
 from advisor.search.problem import Candidate, Evaluation, evaluate
 from advisor.setting import Deployment, make_setting, regions_of
@@ -30,19 +31,22 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     """See ``Plan.pin``."""
     binding = binding_of(plan)
     pinned = resolve_pins(binding.graph, {pattern: scheme})
-    groups = {d.group for d in plan.layers if d.name in pinned}
-    layers = tuple(
-        _moved(decision, scheme, pattern) if decision.group in groups else decision
-        for decision in plan.layers
-    )
-    evaluation = _evaluate(plan, binding, layers)
+    groups = {d.group: [e for e in plan.layers if e.group == d.group] for d in plan.layers}
+    touched = {d.group for d in plan.layers if d.name in pinned}
+    moved = {
+        decision.name: decision
+        for group in sorted(touched)
+        for decision in _move(groups[group], scheme, pattern)
+    }
+    layers = tuple(moved.get(decision.name, decision) for decision in plan.layers)
+    evaluation = _evaluate(plan, binding.graph, layers)
     _check_budget(plan, evaluation)
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
     regions = regions_of(binding.graph, capability_named(plan.runtime))
     quantized = regions.quantized(static)
     tensors = tuple(replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors)
     stored, tree = plan_tensors(
-        binding.graph, _weights(binding, layers), _biases(binding, layers, plan)
+        binding.graph, _weights(plan, binding, layers), _biases(binding, layers, plan)
     )
     changed = replace(
         plan,
@@ -58,9 +62,32 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     return bind(changed, binding.graph, stored)
 
 
-def _moved(decision: LayerDecision, scheme: str, pattern: str) -> LayerDecision:
+def _move(group: list[LayerDecision], scheme: str, pattern: str) -> list[LayerDecision]:
+    """A group's layers under one scheme and one algorithm, the better of those it has."""
+    reason = f"pinned to {scheme} by {pattern!r}"
+    if group[0].scheme == scheme:
+        return [replace(decision, reason=reason) for decision in group]
+    options = [_options_of(decision, scheme) for decision in group]
+    shared = [a for a in options[0] if all(a in other for other in options)]
+    best = min(shared, key=lambda algorithm: sum(other[algorithm].divergence for other in options))
+    return [
+        replace(
+            decision,
+            scheme=scheme,
+            algorithm=best,
+            size_bytes=option.size_bytes if decision.size_bytes else 0,
+            latency_s=option.latency_s,
+            divergence=option.divergence,
+            reason=reason,
+        )
+        for decision, option in zip(group, (other[best] for other in options), strict=True)
+    ]
+
+
+def _options_of(decision: LayerDecision, scheme: str) -> dict[str, Option]:
+    """What the layer could be under a scheme, by algorithm."""
     named = [option for option in decision.options if option.scheme == scheme]
-    possible = [option for option in named if not option.reason]
+    possible = {option.algorithm: option for option in named if not option.reason}
     if not possible:
         reason = named[0].reason if named else f"{scheme} was not among the plan's candidates"
         schemes = dict.fromkeys(o.scheme for o in decision.options if not o.reason)
@@ -68,21 +95,11 @@ def _moved(decision: LayerDecision, scheme: str, pattern: str) -> LayerDecision:
             f"layer {decision.name} cannot be pinned to {scheme}: {reason}; "
             f"possible here: {', '.join(schemes)}"
         )
-    best: Option = min(possible, key=lambda option: (option.divergence, option.size_bytes))
-    return replace(
-        decision,
-        scheme=scheme,
-        algorithm=best.algorithm,
-        size_bytes=best.size_bytes if decision.size_bytes else 0,
-        latency_s=best.latency_s,
-        divergence=best.divergence,
-        reason=f"pinned to {scheme} by {pattern!r}",
-    )
+    return possible
 
 
-def _evaluate(plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]) -> Evaluation:
-    graph = binding.graph
-    capability, profile = capability_named(plan.runtime), load_profile(plan.target)
+def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> Evaluation:
+    capability, profile = capability_named(plan.runtime), _profile_of(plan)
     groups = group_layers(graph, capability)
     chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
     space = find_candidates(graph, groups, capability, platform=profile.platform)
@@ -96,6 +113,27 @@ def _evaluate(plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]) -
     )
     setting = make_setting(graph, groups, space, deployment)
     return evaluate(build_problem(setting), tuple(0 for _ in groups))
+
+
+def _profile_of(plan: Plan) -> Profile:
+    """The profile that the plan was made with.
+
+    Raises:
+        PlanError: it cannot be found by its name (it was a file), or has changed since.
+    """
+    try:
+        profile = load_profile(plan.target)
+    except ProfileError as error:
+        raise PlanError(
+            f"the profile {plan.target!r} of the plan is not one that can be found by name, so the "
+            "pin cannot be costed; plan again with advise(..., target=<its TOML file>, pin=...)"
+        ) from error
+    if profile.digest != plan.provenance.profile_digest:
+        raise PlanError(
+            f"the profile {plan.target!r} has changed since the plan was made; "
+            f"plan again with advise(..., target={plan.target!r}, pin=...)"
+        )
+    return profile
 
 
 def _check_budget(plan: Plan, evaluation: Evaluation) -> None:
@@ -127,9 +165,11 @@ def _predicted(plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, 
     )
 
 
-def _weights(binding: Binding, layers: tuple[LayerDecision, ...]) -> dict[str, WeightTable]:
+def _weights(
+    plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]
+) -> dict[str, WeightTable]:
     """The plan's tables where nothing moved, new ones where it did."""
-    before = {d.name: d for d in binding.plan.layers}
+    before = {d.name: d for d in plan.layers}
     tables: dict[str, WeightTable] = {}
     for decision in layers:
         fmt = scheme_named(decision.scheme).weight

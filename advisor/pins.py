@@ -29,6 +29,12 @@ def resolve_pins(graph: Graph, pins: Mapping[str, str]) -> dict[str, tuple[str, 
     Raises:
         UsageError: an unknown scheme, or a pattern that matches no layer.
     """
+    # Typed callers pass a mapping; a list or a string is a usual slip all the same.
+    if not isinstance(pins, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"pin={pins!r}: expected a mapping of layers to schemes, such as "
+            '{"*.head": "fp16", "op:embedding": "fp32"}'
+        )
     found: dict[str, tuple[str, str]] = {}
     for pattern, scheme in pins.items():
         scheme_named(scheme)

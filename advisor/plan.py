@@ -189,9 +189,9 @@ class Plan:
         Raises:
             PlanError: the model is not known here; pass it to ``Plan.load(path, model=...)``.
         """
-        from advisor.binding import binding_of
+        from advisor.binding import quantized_of
 
-        return binding_of(self).quantized.module
+        return quantized_of(self).module
 
     def compile(self, out_dir: str | Path, runtime: str | None = None) -> Artifact:
         """Lower the plan to files of its runtime, read every layer back, and check the numbers.

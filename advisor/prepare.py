@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, float32
 from torch.nn import Module
 
 from advisor.assemble import build_problem
@@ -18,12 +19,12 @@ from advisor.formats import scheme_named
 from advisor.inferred import infer_inputs
 from advisor.inputs import Inputs, check_finite, normalise_inputs, split_label
 from advisor.modelsource import LoadedModel, load_model
-from advisor.passes.candidates import find_candidates
+from advisor.passes.candidates import Space, find_candidates
 from advisor.passes.capture import capture
 from advisor.passes.graph import Graph
-from advisor.passes.group import group_layers
+from advisor.passes.group import Group, group_layers
 from advisor.pins import apply_pins, resolve_pins
-from advisor.profiles.loader import load_profile
+from advisor.profiles.loader import load_profile, profile_names
 from advisor.search.feasibility import check_feasible
 from advisor.setting import Deployment, Setting, make_setting
 from advisor.targets.capability import Capability
@@ -56,15 +57,26 @@ def check_deployment(
         ProfileError: unknown or malformed target.
         UsageError: unknown runtime, or a number below 1.
     """
+    if not isinstance(target, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"target={target!r}: expected the name of a profile "
+            f"({', '.join(profile_names())}) or the path of a profile TOML"
+        )
     profile = load_profile(target)
     capability = capability_named(runtime or profile.runtime)
     numbers: dict[str, object] = {"batch": batch, "sequence": sequence, "threads": threads}
     for name, value in numbers.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise UsageError(f"{name}={value!r}: a whole number of at least 1 is needed")
+        if value is not None:
+            check_whole(name, value, 1)
     return Deployment(
         profile=profile, capability=capability, batch=batch, sequence=sequence, threads=threads
     )
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise UsageError unless the argument is a whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise UsageError(f"{name}={value!r}: a whole number of at least {least} is needed")
 
 
 def prepare(
@@ -84,6 +96,7 @@ def prepare(
         InputError, CaptureError, ModelError, UnsupportedError, InfeasibleError: see each.
     """
     loaded = _load(model)
+    _check_float32(loaded.model)
     inputs = inputs if inputs is not None else loaded.inputs
     batches = calibration if calibration is not None else loaded.calibration
     example, batches = _find_example(loaded.model, inputs, batches, deployment.sequence)
@@ -98,7 +111,7 @@ def prepare(
         platform=deployment.profile.platform,
         schemes=schemes,
     )
-    _check_quantizable(graph, space.refused, deployment.capability, on_unsupported)
+    _check_quantizable(graph, groups, space, deployment.capability, on_unsupported)
     pinned = resolve_pins(graph, pins)
     space = apply_pins(space, groups, pinned)
     setting = make_setting(graph, groups, space, deployment)
@@ -120,13 +133,18 @@ def _find_example(
     kind = type(batches).__name__
     if isinstance(batches, (Tensor, Mapping, str)):
         raise CalibrationError(
-            f"calibration is one {kind}; pass an iterable of batches, "
-            "such as [batch]"
+            f"calibration is one {kind}; pass an iterable of batches, such as [batch]"
+        )
+    if batches is not None and not _is_iterable(batches):
+        raise CalibrationError(
+            f"calibration is a {kind}, which cannot be iterated; pass an iterable of batches, "
+            "such as a list, a DataLoader or a generator (called, not the function)"
         )
     if inputs is not None:
         return normalise_inputs(model, inputs), batches
-    if batches is None:
-        return infer_inputs(model, sequence=sequence), None
+    # An exported program brings the inputs it was made with; a batch may have another size.
+    if batches is None or getattr(model, "example_inputs", None) is not None:
+        return infer_inputs(model, sequence=sequence), batches
     iterator = iter(batches)
     first = next(iterator, None)
     if first is None:
@@ -136,6 +154,10 @@ def _find_example(
         )
     example, _label = split_label(model, first)
     return example, chain([first], iterator)
+
+
+def _is_iterable(batches: object) -> bool:
+    return isinstance(batches, Iterable) or hasattr(batches, "__getitem__")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +192,25 @@ def _from_loaded(loaded: LoadedModel) -> _Source:
     )
 
 
+def _check_float32(model: Any) -> None:
+    """Plans start from float32: sizes, "fp32" and every divergence are said against it.
+
+    Raises:
+        ModelError: names the first weight of another floating dtype.
+    """
+    named = model.state_dict if not isinstance(model, Module) else dict(model.named_parameters())
+    for name, value in named.items():
+        if value.is_floating_point() and value.dtype != float32:
+            dtype = str(value.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"{name} is {dtype}, and plans are made from float32 weights; "
+                "pass model.float(), with inputs and calibration in float32 too"
+            )
+
+
 def _check_schemes(schemes: Sequence[str] | None, capability: Capability) -> None:
+    if isinstance(schemes, str):
+        raise UsageError(f"schemes={schemes!r}: expected a list of names, such as [{schemes!r}]")
     for name in schemes or ():
         scheme_named(name)
         if name not in capability.schemes:
@@ -183,7 +223,8 @@ def _check_schemes(schemes: Sequence[str] | None, capability: Capability) -> Non
 
 def _check_quantizable(
     graph: Graph,
-    refused: Mapping[str, Mapping[str, str]],
+    groups: Sequence[Group],
+    space: Space,
     capability: Capability,
     on_unsupported: str,
 ) -> None:
@@ -200,9 +241,16 @@ def _check_quantizable(
             + "layers that can be are linear, conv1d, conv2d and embedding with constant weights; "
             f"operators found: {operators}"
         )
-    if on_unsupported == "error" and frozen:
-        listing = "; ".join(f"{layer.name}: {layer.frozen}" for layer in frozen)
+    stuck = {layer.name: layer.frozen for layer in frozen}
+    for group in groups:
+        if all(option.scheme == "fp32" for option in space.candidates[group.name]):
+            for name in group.layers:
+                reasons = [f"{s}: {why}" for s, why in space.refused[name].items() if why]
+                if reasons:
+                    stuck.setdefault(name, ", ".join(reasons[:3]))
+    if on_unsupported == "error" and stuck:
+        listing = "; ".join(f"{name}: {reason}" for name, reason in stuck.items())
         raise UnsupportedError(
-            f"{len(frozen)} of {len(graph.layers)} layers cannot be quantized on "
+            f"{len(stuck)} of {len(graph.layers)} layers cannot be quantized on "
             f"{capability.title} ({listing}); use on_unsupported='keep' to leave them in float"
         )

@@ -71,6 +71,21 @@ class Artifact(Protocol):
         """The folder that holds the files."""
         ...
 
+    @staticmethod
+    def load(folder: str | Path) -> Artifact:
+        """The artifact that ``plan.compile`` wrote, of whichever runtime.
+
+        Raises:
+            PlanError: the folder holds no artifact, or a corrupt one.
+            MissingDependencyError: its runtime is not installed here.
+        """
+        from pathlib import Path
+
+        from advisor.planfile import read_plan
+        from advisor.targets.registry import target_named
+
+        return target_named(read_plan(folder).runtime).load(Path(folder))
+
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Outputs of the runtime, in the structure of the model's own outputs."""
         ...

@@ -26,12 +26,16 @@ padding:.8rem;font-weight:600}
 text-align:left;vertical-align:top;overflow-wrap:normal}
 .advisor-report thead th{background:var(--soft);white-space:nowrap}
 .advisor-report .number{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+.advisor-report .prose{min-width:18rem}
 .advisor-report th button{all:unset;cursor:pointer;font-weight:700}
 .advisor-report th button:focus-visible{outline:2px solid}
 .advisor-report th[aria-sort=ascending] button::after{content:" ▲"}
 .advisor-report th[aria-sort=descending] button::after{content:" ▼"}
 .advisor-report svg{width:100%;height:auto;max-width:60rem}
 """
+
+_PROSE = 28
+"""Characters from which a cell is prose: it gets room, or a narrow page makes it a tall thread."""
 
 _PAGE_STYLE = ":root{color-scheme:light dark}body{margin:0}"
 
@@ -127,7 +131,8 @@ def _cell(index: int, cell: Cell, table: Table) -> str:
     hint = f' title="{escape(cell.hint)}"' if cell.hint else ""
     if index == 0:
         return f'<th scope="row"{sort}{hint}>{escape(cell.text)}</th>'
-    return f"<td{_number_class(index, table)}{sort}{hint}>{escape(cell.text)}</td>"
+    kind = _number_class(index, table) or (' class="prose"' if len(cell.text) > _PROSE else "")
+    return f"<td{kind}{sort}{hint}>{escape(cell.text)}</td>"
 
 
 def _number_class(index: int, table: Table) -> str:

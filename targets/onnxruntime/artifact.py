@@ -66,7 +66,7 @@ class OnnxRuntimeArtifact:
 
     @property
     def session(self) -> Session:
-        """The onnxruntime.InferenceSession, opened at the first use with the entries of session.json."""
+        """The onnxruntime.InferenceSession, opened at the first use as session.json says."""
         if self._session is None:
             self._session = open_session(
                 self.path / MODEL_FILE, read_session_entries(self.path), threads=self.threads

@@ -41,7 +41,8 @@ def gather_embeddings(module: GraphModule, context: Context) -> GraphModule:
 
     int8: Gather of integers, Gather of scales, one DequantizeLinear. Four and two bits: one
     GatherBlockQuantized. float16: Gather, then a cast. A table that a linear layer shares is
-    kept transposed, as that layer needs it, so that it is stored once.
+    kept transposed, as that layer needs it, so that its bytes are stored once: as one constant
+    where that layer is static, else as two constants in one place of the weight file.
     """
     for node, weight in layers_of(module):
         if node.target is not aten.embedding.default:
@@ -74,7 +75,9 @@ def _gather_integers(
         )
     graph = module.graph
     width = int(tensor_of(module, stored.q).shape[1])
-    shared = _is_transposed_elsewhere(stored, context)
+    linears = [user for user in readers_of(stored) if user.target is aten.linear.default]
+    is_static = any(name_of(user) in context.static for user in linears)
+    shared, owner = bool(linears), "" if is_static else name
     if stored.dtype in GATHER_BITS:
         block = stored.block
         if block < SMALLEST_GATHER_BLOCK or block & (block - 1):
@@ -86,19 +89,21 @@ def _gather_integers(
         q, scale = stored.q, stored.scale
         if columns:
             q, scale = (
-                transposed_constant(module, stored.q),
-                transposed_constant(module, stored.scale),
+                transposed_constant(module, stored.q, owner=owner),
+                transposed_constant(module, stored.scale, owner=owner),
             )
         return graph.call_function(
             GATHER_BLOCK_QUANTIZED, (q, ids, scale, block, stored.dtype, columns)
         )
     if shared:
-        q = graph.call_function(GATHER_COLUMNS, (transposed_constant(module, stored.q), ids))
+        q = graph.call_function(
+            GATHER_COLUMNS, (transposed_constant(module, stored.q, owner=owner), ids)
+        )
     else:
         q = graph.call_function(aten.embedding.default, (stored.q, ids))
     if shared and stored.block:
         scale = graph.call_function(
-            GATHER_COLUMNS, (transposed_constant(module, stored.scale), ids)
+            GATHER_COLUMNS, (transposed_constant(module, stored.scale, owner=owner), ids)
         )
     else:
         table = stored.scale if stored.block else _scale_column(module, stored.scale)
@@ -108,14 +113,6 @@ def _gather_integers(
     axis = context.ranks[ids.name]
     return graph.call_function(
         ops.DEQUANTIZE_AFFINE, (q, scale, None, axis, stored.block or width, stored.dtype)
-    )
-
-
-def _is_transposed_elsewhere(stored: Stored, context: Context) -> bool:
-    """Whether a static linear shares the integers, so that its (in, out) table can serve both."""
-    return any(
-        user.target is aten.linear.default and name_of(user) in context.static
-        for user in readers_of(stored)
     )
 
 

@@ -22,9 +22,10 @@ from advisor.targets.onnxruntime.manifest import (
     TensorRecord,
     write_manifest,
 )
-from advisor.targets.onnxruntime.onnxfile import save_model
+from advisor.targets.onnxruntime.onnxfile import write_model
 from advisor.targets.onnxruntime.signature import describe_inputs, describe_outputs
 from advisor.targets.onnxruntime.simulation import save_simulation
+
 
 def write_artifact(graph: QuantizedGraph, out: Path) -> None:
     """Write every file of the artifact but acceptance.json into the existing folder ``out``.
@@ -52,7 +53,7 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
         outputs=records,
         structure=structure,
     )
-    save_model(model, out / MODEL_FILE)
+    write_model(model, out / MODEL_FILE)
     write_manifest(manifest, out)
     save_simulation(graph, tuple(record.name for record in inputs), out / CHECK_FOLDER)
 

@@ -63,6 +63,9 @@ VIEWS: Final = TRANSPARENT | {
 }
 """Operators that ONNX Runtime moves a DequantizeLinear across."""
 
+ABSORBED: Final = VIEWS | {aten.relu.default, aten.hardtanh.default, aten.clamp.default}
+"""Operators that do not keep a quantizer behind them apart from a product before them."""
+
 DEQUANTIZERS: Final = frozenset({ops.DEQUANTIZE_AFFINE, ops.DEQUANTIZE_STATIC})
 WEIGHTED: Final = frozenset({aten.matmul.default, *LAYER_TARGETS}) - {aten.embedding.default}
 
@@ -100,12 +103,23 @@ def fence_layers(module: GraphModule, context: Context) -> GraphModule:
     return module
 
 
-def needs_fence(node: Node, is_static: bool, has_bias: bool) -> bool:
-    """Whether a linear layer must be kept apart from its bias or its activation function."""
+def fence_behind(node: Node, is_static: bool, has_bias: bool) -> ops.Operator | None:
+    """What must keep a linear layer apart from its bias, its activation or a quantizer."""
     users = {user.target for user in node.users}
     if is_static:
-        return has_bias or users != {ops.QUANTIZE_STATIC}
-    return has_bias and bool(users & ACTIVATIONS)
+        return FENCE if has_bias or users != {ops.QUANTIZE_STATIC} else None
+    if has_bias:
+        return FENCE if users & ACTIVATIONS or is_quantized(node) else None
+    # A quantizer is moved backward across reshapes until it meets the product.
+    return BARRIER if is_quantized(node) else None
+
+
+def is_quantized(node: Node) -> bool:
+    """Whether a quantizer reads the node, directly or across operators it can pass or absorb."""
+    return any(
+        user.target is ops.QUANTIZE_STATIC or (user.target in ABSORBED and is_quantized(user))
+        for user in node.users
+    )
 
 
 def behind(node: Node, through: frozenset[Any]) -> Node:

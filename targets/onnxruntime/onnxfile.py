@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -14,6 +15,13 @@ LARGE_BYTES: Final = 1_500_000_000
 """From here on weights go to a file beside the model: protobuf ends at 2 GiB."""
 
 
+LEAST_SHARED_BYTES: Final = 65_536
+"""Smaller constants stay in the model file; copies of them cost less than a second file."""
+
+PAGE_BYTES: Final = 4096
+"""Offsets in the weight file are multiples of this, so that it can be mapped into memory."""
+
+
 def load_model(path: Path) -> ir.Model:
     """Read a model.
 
@@ -24,16 +32,51 @@ def load_model(path: Path) -> ir.Model:
 
 
 def save_model(model: ir.Model, path: Path, external: str | None = None) -> None:
-    """Write a model.
-
-    external: name of a file beside it for the weights; without one they go to model.onnx.data
-    only when protobuf could not hold them.
-    """
-    sizes = [value.const_value for value in model.graph.initializers.values()]
-    size = sum(constant.nbytes for constant in sizes if constant is not None)
-    if external is None and size > LARGE_BYTES:
-        external = f"{path.name}.data"
+    """Write a model. external: name of a file beside it for the weights; None: in the model."""
     _onnx_ir().save(model, path, external_data=external)
+
+
+def write_model(model: ir.Model, path: Path) -> None:
+    """Write the model of an artifact; its constants may become references to a file.
+
+    Weights go to model.onnx.data when protobuf could not hold them. So do those with equal bytes,
+    which are stored there once: ONNX Runtime fuses a weight-only layer only when no other reads
+    the same constant, but two constants may be the same stretch of a file.
+    """
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    held = [tensor for tensor in tensors if tensor is not None]
+    candidates = [tensor for tensor in held if tensor.nbytes >= LEAST_SHARED_BYTES]
+    digests = {sha256(tensor.tobytes()).digest() for tensor in candidates}
+    if sum(tensor.nbytes for tensor in held) > LARGE_BYTES or len(digests) < len(candidates):
+        _move_outside(model, path.with_name(f"{path.name}.data"))
+    save_model(model, path)
+
+
+def _move_outside(model: ir.Model, file: Path) -> None:
+    """Write large constants to ``file``, equal ones once, and refer to them there."""
+    import onnx_ir as ir
+
+    offsets: dict[bytes, int] = {}
+    with file.open("wb") as out:
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if tensor is None or tensor.nbytes < LEAST_SHARED_BYTES:
+                continue
+            content = tensor.tobytes()
+            digest = sha256(content).digest()
+            if digest not in offsets:
+                out.write(bytes(-out.tell() % PAGE_BYTES))
+                offsets[digest] = out.tell()
+                out.write(content)
+            value.const_value = ir.ExternalTensor(
+                file.name,
+                offsets[digest],
+                len(content),
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape.numpy()),
+                name=str(value.name),
+                base_dir=file.parent,
+            )
 
 
 def _onnx_ir() -> Any:

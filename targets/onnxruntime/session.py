@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from advisor.errors import MissingDependencyError
+from advisor.errors import MissingDependencyError, PlanError
 
 INSTALL: Final = 'pip install "quantadvisor[onnxruntime]"'
 PROVIDER: Final = "CPUExecutionProvider"
@@ -45,7 +45,7 @@ def require(*names: str) -> None:
 
 
 def open_session(
-    model: Path | bytes,
+    model: Path,
     entries: Mapping[str, str],
     *,
     threads: int | None = None,
@@ -58,6 +58,7 @@ def open_session(
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
+        PlanError: the file, or the weights beside it, is missing, damaged or not understood.
     """
     onnxruntime = _onnxruntime()
     options: Any = onnxruntime.SessionOptions()
@@ -68,8 +69,13 @@ def open_session(
         options.intra_op_num_threads = threads
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    source = model if isinstance(model, bytes) else str(model)
-    session: Session = onnxruntime.InferenceSession(source, options, providers=[PROVIDER])
+    try:
+        session: Session = onnxruntime.InferenceSession(str(model), options, providers=[PROVIDER])
+    except _load_errors() as error:
+        raise PlanError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot open {model} ({_cause(error)}); "
+            "it and the files beside it must stay as they were written: compile the plan again"
+        ) from error
     return session
 
 
@@ -81,3 +87,21 @@ def runtime_version() -> str:
 def _onnxruntime() -> Any:
     require("onnxruntime")
     return import_module("onnxruntime")
+
+
+def _cause(error: Exception) -> str:
+    """The end of a message that begins with the places in C++ it went through."""
+    return str(error).rpartition(" : ")[2].strip()
+
+
+def _load_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises for a file it cannot open; they have no common base of their own."""
+    state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    return (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NoSuchFile,
+        state.NotImplemented,
+    )

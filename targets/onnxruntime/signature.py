@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -173,14 +173,12 @@ def _follow(record: InputRecord, value: Any, rest: Sequence[int | str]) -> Any:
 
 
 def _checked(record: InputRecord, value: Any) -> Array:
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray):
+    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+    if not _is_array(array):
         raise InputError(
             f"input {record.name!r} should be a torch tensor or numpy array of {record.dtype} "
             f"{_shape(record)}, not {type(value).__name__}"
         )
-    array: Array = value
     fits = len(array.shape) == len(record.shape) and all(
         isinstance(wanted, str) or wanted == size
         for wanted, size in zip(record.shape, array.shape, strict=True)
@@ -191,6 +189,10 @@ def _checked(record: InputRecord, value: Any) -> Array:
             f"not {array.dtype} {list(array.shape)}"
         )
     return np.ascontiguousarray(array)
+
+
+def _is_array(value: object) -> TypeGuard[Array]:
+    return isinstance(value, np.ndarray)
 
 
 def takes(manifest: Manifest) -> str:

@@ -130,7 +130,9 @@ def test_fake_kernels_promise_what_the_real_ones_give() -> None:
         (ops.QUANTIZE_STATIC, (torch.rand(3, 5), 0.1, 3, "int8")),
         (ops.DEQUANTIZE_STATIC, (torch.zeros(3, 5, dtype=torch.uint8), 0.1, 3)),
     ):
-        torch.library.opcheck(*args, test_utils=("test_schema", "test_faketensor"))
+        operator, values = args
+        assert isinstance(operator, torch._ops.OpOverload)
+        torch.library.opcheck(operator, values, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_unknown_dtype_is_refused_by_name() -> None:

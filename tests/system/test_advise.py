@@ -13,7 +13,7 @@ from torch import nn
 
 from advisor import Plan, advise
 from advisor.demo import digits
-from advisor.errors import InfeasibleError, UnsupportedError
+from advisor.errors import InfeasibleError, InputError, UnsupportedError
 from advisor.planfile import plan_to_json
 
 IMAGES = digits.data()
@@ -244,3 +244,102 @@ def test_loss_replaces_the_divergence() -> None:
     made = plan_digits(loss=loss, trials=1)
     assert value(made, "divergence") > 5.0
     assert any("loss" in note for note in made.notes)
+
+
+def test_dropped_plan_releases_its_model() -> None:
+    import gc
+    import weakref
+
+    made = plan_digits(trials=1)
+    made.apply()
+    seen = weakref.ref(made)
+    del made
+    gc.collect()
+    assert seen() is None
+
+
+def test_loss_that_overflows_on_some_plans_leaves_no_number(tmp_path: Path) -> None:
+    calls = 0
+
+    def loss(_outputs: torch.Tensor, _reference: torch.Tensor) -> float:
+        nonlocal calls
+        calls += 1
+        return 0.5 if calls <= 2 else float("nan")
+
+    made = plan_digits(loss=loss, calibration=IMAGES.calibration_batches(64)[:2])
+    assert any(trial.metrics.divergence is None for trial in made.trials)
+    assert made.measured.divergence is not None
+    assert "loss" in made.measured.divergence.how
+    assert Plan.load(made.save(tmp_path / "plan.json")).measured == made.measured
+
+
+def test_kept_trials_are_used_only_for_the_same_question(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    alone = plan_to_json(plan_digits(trials=8, objective="auto"))
+    plan_digits(trials=8, cache=True)
+    for _ in range(2):
+        assert plan_to_json(plan_digits(trials=8, objective="auto", cache=True)) == alone
+    assert len(list(tmp_path.rglob("*.journal"))) == 2
+    # Two losses of one name are different questions: neither is kept.
+    low, high = (
+        plan_digits(trials=1, cache=True, loss=lambda _a, _b, at=at: at) for at in (0.25, 0.75)
+    )
+    assert (value(low, "divergence"), value(high, "divergence")) == (0.25, 0.75)
+    assert len(list(tmp_path.rglob("*.journal"))) == 2
+
+
+@pytest.mark.parametrize("objective", ["latency", "memory"])
+def test_accuracy_drop_limits_every_objective(objective: str) -> None:
+    reference = digits.load()(IMAGES.calibration[:64]).detach()
+
+    def metric(module: nn.Module) -> float:
+        return 1.0 - float((module(IMAGES.calibration[:64]) - reference).abs().max())
+
+    free = plan_digits(budget=None, objective=objective, metric=metric)
+    held = plan_digits(budget={"accuracy_drop": 0.2}, objective=objective, metric=metric)
+    assert value(free, "metric") < 0.8 <= value(held, "metric")
+    assert "finalists within" in held.outcome
+
+
+def test_metric_may_be_an_array_of_any_float() -> None:
+    made = plan_digits(trials=1, metric=lambda _: torch.tensor([1.0, 0.5], dtype=torch.bfloat16))
+    assert value(made, "metric") == 0.75
+
+
+def test_exported_program_brings_its_own_inputs() -> None:
+    images = IMAGES.calibration
+    program = torch.export.export(digits.load().eval(), (images[:2],))
+    batches = [images[i : i + 2] for i in range(0, 8, 2)]
+    made = advise(program, target="intel-vnni", batch=2, calibration=batches, trials=1, cache=False)
+    assert len(made.layers) == 10
+    with pytest.raises(InputError, match=r"\(64, 1, 8, 8\)"):
+        advise(program, target="intel-vnni", batch=2, calibration=[images[:64]], cache=False)
+
+
+def test_tied_weights_move_together(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(64, 64)
+            self.head = nn.Linear(64, 64, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.table(ids))
+            return found
+
+    batches = [torch.randint(0, 64, (4, 5)) for _ in range(2)]
+    made = advise(Tied(), target="intel-vnni", calibration=batches, trials=1, cache=False)
+    moved = made.pin("head", "w8").layers
+    assert {(layer.scheme, layer.algorithm) for layer in moved} == {("w8", moved[0].algorithm)}
+    assert moved[1].size_bytes == 0
+
+
+def test_compiled_folder_is_as_open_as_any_other(plan: Plan, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    for _ in range(2):
+        plan.compile(tmp_path / "build")
+    assert (tmp_path / "build").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "plain"]

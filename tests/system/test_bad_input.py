@@ -347,3 +347,96 @@ def test_every_error_is_one_of_ours() -> None:
     assert issubclass(UsageError, AdvisorError)
     assert issubclass(UsageError, ValueError)
     assert issubclass(InfeasibleError, AdvisorError)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"calibration": 5}, "iterable of batches"),
+        ({"calibration": lambda: []}, "called, not the function"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": "x"}, "whole number"),
+        ({"trials": 2.5}, "trials=2.5"),
+        ({"batch": True}, "batch=True"),
+        ({"pin": ["head"]}, "mapping"),
+        ({"schemes": "w8a8"}, r"\['w8a8'\]"),
+        ({"target": None}, "intel-vnni"),
+        ({"output": 5}, "logits"),
+        ({"metric": lambda _: None}, "nothing"),
+    ],
+)
+def test_argument_of_the_wrong_kind(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plan_digits(**options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_model_that_is_not_float32(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelError, match=r"stem\.conv\.weight is .*model\.float\(\)"):
+        plan_digits(model=digits.load().to(dtype))
+
+
+def test_inference_mode_is_refused() -> None:
+    with torch.inference_mode(), pytest.raises(UsageError, match="inference_mode"):
+        plan_digits()
+
+
+def test_model_changed_after_the_plan(tmp_path: Path) -> None:
+    model = digits.load()
+    made = plan_digits(model=model, pin={"head": "fp32"})
+    made.apply()
+    with torch.no_grad():
+        model.head.weight.mul_(2.0)
+    for use in (made.apply, lambda: made.compile(tmp_path / "build")):
+        with pytest.raises(PlanError, match="changed after the plan"):
+            use()
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_that_differs_in_a_keyword_only(tmp_path: Path) -> None:
+    class Gelu(nn.Module):
+        def __init__(self, approximate: str) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.linear = nn.Linear(32, 4)
+            self.approximate = approximate
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.gelu(self.linear(x), approximate=self.approximate)
+
+    batches = [torch.randn(4, 32) for _ in range(2)]
+    made = plan_digits(model=Gelu("none"), calibration=batches)
+    saved = made.save(tmp_path / "plan.json")
+    assert Plan.load(saved, model=Gelu("none")).fingerprint == made.fingerprint
+    with pytest.raises(PlanError, match="another model"):
+        Plan.load(saved, model=Gelu("tanh"))
+
+
+def test_on_unsupported_error_speaks_of_the_runtime_too() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv1d(4, 8, 3)
+            self.head = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.head(self.conv(x))
+            return found
+
+    options: dict[str, Any] = {"target": "arm-neon", "calibration": [torch.randn(4, 4, 8)]}
+    kept = {layer.name: layer for layer in plan_digits(model=Mixed(), **options).layers}["conv"]
+    assert kept.scheme == "fp32"
+    assert "only on" in kept.reason
+    with pytest.raises(UnsupportedError, match="1 of 2 layers"):
+        plan_digits(model=Mixed(), on_unsupported="error", **options)
+
+
+def test_pin_on_a_profile_that_has_no_name_here(tmp_path: Path) -> None:
+    from advisor import profiles
+
+    shipped = (Path(profiles.__file__).parent / "intel-vnni.toml").read_text()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(shipped.replace('name = "intel-vnni"', 'name = "mine"'))
+    made = plan_digits(target=str(mine))
+    with pytest.raises(PlanError, match="'mine'"):
+        made.pin("head", "w8")

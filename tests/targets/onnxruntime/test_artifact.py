@@ -259,6 +259,96 @@ def test_tied_weights(make_quantized: Any, tmp_path: Path, scheme: str) -> None:
     assert len(tables) == (1 if scheme == "w8a8" else 2)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("between", [torch.relu, torch.clone, lambda x: x.reshape(2, -1, 32)])
+def test_a_quantizer_behind_a_weight_only_layer_does_not_stop_its_kernel(
+    make_quantized: Any, tmp_path: Path, bias: bool, between: Callable[..., torch.Tensor]
+) -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Linear(32, 32, bias=bias) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.b(between(self.a(x))))
+
+    schemes = {"a": "w4-g32", "b": "w8a8"}
+    found = make_quantized(Pair(), (torch.randn(2, 4, 32),), schemes, fixed=True)
+    artifact = TARGET.emit(found, tmp_path)
+    assert artifact.verify().mismatches == ()
+    kernels = {name: layer.kernel for name, layer in artifact.read_back().items()}
+    assert kernels == {"a": "MatMulNBits", "b": "MatMulIntegerToFloat"}
+
+
+class LargeTied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(3072, 64)
+        self.again = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 3072, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = torch.tanh(self.table(ids))
+        logits: torch.Tensor = self.head(torch.tanh(self.again(torch.tanh(self.again(x)))))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("scheme", "table_bytes"),
+    [("w8", 3072 * 64), ("w4-g32", 3072 * 64 // 2), ("w8a8", 0), ("w2-g32", 0)],
+)
+def test_large_tied_weights_are_stored_once(
+    make_quantized: Any, tmp_path: Path, scheme: str, table_bytes: int
+) -> None:
+    found = make_quantized(LargeTied(), (torch.randint(0, 3072, (2, 5)),), scheme)
+    artifact = TARGET.emit(found, tmp_path)
+    verification = artifact.verify()
+    assert verification.mismatches == ()
+    model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    outside = [t for t in model.graph.initializer if t.external_data]
+    if not table_bytes:  # one constant for both layers, or two of different layouts
+        assert outside == []
+        assert not (tmp_path / "model.onnx.data").exists()
+        return
+    places = [{e.key: e.value for e in t.external_data} for t in outside]
+    lengths = [int(place["length"]) for place in places]
+    assert lengths.count(table_bytes) == 2
+    distinct = {(place["offset"], place["length"]) for place in places}
+    assert len(distinct) == len(places) // 2
+    stored = sum(file.stat().st_size for file in tmp_path.glob("model.onnx*"))
+    scales = 3072 * 4 * (1 if scheme == "w8" else 2)
+    assert stored < table_bytes + 2 * scales + 40_000
+
+
+def test_weights_beside_the_model_move_with_it(
+    make_quantized: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a model that protobuf cannot hold, here with a lower bound."""
+    monkeypatch.setattr("advisor.targets.onnxruntime.onnxfile.LARGE_BYTES", 100_000)
+    found = make_quantized(LargeTied(), (torch.randint(0, 3072, (2, 5)),), "fp16")
+    written = tmp_path / "written"
+    written.mkdir()
+    TARGET.emit(found, written)
+    assert (written / "model.onnx").stat().st_size < 64 * 64 * 2 + 20_000
+    assert (written / "model.onnx.data").stat().st_size == 3072 * 64 * 2
+    artifact = TARGET.load(written.rename(tmp_path / "moved"))
+    assert artifact.verify().mismatches == ()
+    (artifact.path / "model.onnx.data").write_bytes(b"")
+    with pytest.raises(PlanError, match=r"cannot open .*moved/model\.onnx \(.*out of bounds"):
+        TARGET.load(artifact.path).verify()
+
+
+@pytest.mark.parametrize("content", [None, b"junk"])
+def test_a_missing_or_damaged_model_is_refused(copy: Path, content: bytes | None) -> None:
+    (copy / "model.onnx").unlink()
+    if content is not None:
+        (copy / "model.onnx").write_bytes(content)
+    for use in (lambda artifact: artifact.run(*example()), OnnxRuntimeArtifact.verify):
+        with pytest.raises(PlanError, match=r"cannot open .*model\.onnx .*compile the plan again"):
+            use(TARGET.load(copy))
+
+
 def test_missing_package_says_how_to_install() -> None:
     with pytest.raises(MissingDependencyError, match='pip install "quantadvisor\\[onnxruntime\\]"'):
         require("onnxruntime", "no_such_package")
