@@ -20,8 +20,8 @@ from advisor.decide import (
     modelled,
     package_versions,
 )
-from advisor.doctor import cache_folder
-from advisor.errors import BudgetError, UsageError
+from advisor.doctor import check_cache
+from advisor.errors import BudgetError, OutputError, UsageError
 from advisor.evidence import Evidence, Progress, gather
 from advisor.formats import scheme_named
 from advisor.metric import Metric
@@ -94,6 +94,7 @@ def advise(
             CalibrationError, ModelError and UnsupportedError are usage errors).
         CaptureError: torch.export cannot trace the model.
         InfeasibleError: the budget cannot be met; the smallest possible one is named.
+        OutputError: ``cache`` is on and its folder cannot be written.
     """
     limits = Budget.parse(budget)
     check_whole("trials", trials, 1)
@@ -102,6 +103,7 @@ def advise(
     deployment = check_deployment(
         target=target, runtime=runtime, batch=batch, sequence=sequence, threads=threads
     )
+    studies = _study_folder() if cache else None
     say = progress or _silent
     say("capture", 0, 1)
     prepared = prepare(
@@ -126,7 +128,7 @@ def advise(
             metric=metric,
             trials=trials,
             seed=seed,
-            cache=cache_folder() / "studies" if cache else None,
+            cache=studies,
             say=say,
         )
         provenance = Provenance(
@@ -147,6 +149,17 @@ def advise(
             sequence=sequence,
             pins=pin or {},
         )
+
+
+def _study_folder() -> Path:
+    """Where studies are kept; checked first, so that nothing is computed in vain."""
+    found = check_cache()
+    if found.problem:
+        raise OutputError(
+            f"finished trials cannot be kept: {found.problem}; pass cache=False, or set "
+            "ADVISOR_CACHE to a folder you can write to"
+        )
+    return found.path / "studies"
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

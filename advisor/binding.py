@@ -76,6 +76,20 @@ def register_files(plan: Plan, tensors_path: Path, model: Any = None) -> None:
         binding_of(plan)
 
 
+def tensors_of(plan: Plan) -> dict[str, torch.Tensor]:
+    """The plan's tensors, for which its model is not needed.
+
+    Raises:
+        PlanError: the plan has none at hand, or they are missing or altered.
+    """
+    known = _BINDINGS.get(plan)
+    if isinstance(known, _Files):
+        from advisor.planfile import read_tensors
+
+        return read_tensors(plan, known.path)
+    return dict(binding_of(plan).tensors)
+
+
 def binding_of(plan: Plan) -> Binding:
     """The model and tensors of a plan, loaded when needed.
 

@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import sys
+import traceback
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,27 @@ from typing import Any, Final, cast
 from torch import nn
 from torch.export import ExportedProgram
 
-from advisor.errors import MissingDependencyError, ModelError, UsageError
+from advisor.errors import AdvisorError, MissingDependencyError, ModelError, UsageError
 from advisor.signature import Model
 
 FORMS: Final = (
     "give package.module:factory, a .pt2 file of torch.export.save, or a Hugging Face folder "
     "with config.json and *.safetensors"
 )
+FACTORY_ERRORS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a user's factory may raise by mistake."""
+
 PICKLES: Final = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -148,7 +163,16 @@ def _call(factory: Any, spec: str) -> object:
             f"{spec} requires arguments ({', '.join(needed)}), but a factory is called without "
             "any; wrap it in a function that fills them in"
         )
-    return factory()
+    try:
+        return factory()
+    except AdvisorError:
+        raise
+    except FACTORY_ERRORS as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise UsageError(
+            f"{spec} raised {type(error).__name__}: {error} ({Path(frame.filename).name}:"
+            f"{frame.lineno}); call it in Python to see where, and mend it"
+        ) from error
 
 
 def _no_attribute(found: Any, module_name: str, part: str) -> str:

@@ -277,9 +277,9 @@ def _file_sha256(path: str | Path) -> str:
 
 
 def _bound_tensors(plan: Plan) -> dict[str, torch.Tensor]:
-    from advisor.binding import binding_of, content_digest
+    from advisor.binding import content_digest, tensors_of
 
-    tensors = dict(binding_of(plan).tensors)
+    tensors = tensors_of(plan)
     found = content_digest(tensors)
     if found != plan.tensors_sha256:
         raise PlanError(

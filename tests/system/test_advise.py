@@ -276,15 +276,20 @@ def test_loss_that_overflows_on_some_plans_leaves_no_number(tmp_path: Path) -> N
 def test_kept_trials_are_used_only_for_the_same_question(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    alone = plan_to_json(plan_digits(trials=8, objective="auto"))
-    plan_digits(trials=8, cache=True)
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path))
+    small: dict[str, Any] = {
+        "budget": None,
+        "schemes": ["w8a8", "w8"],
+        "calibration": IMAGES.calibration_batches(64)[:2],
+    }
+    alone = plan_to_json(plan_digits(**small, objective="auto"))
+    plan_digits(**small, cache=True)
     for _ in range(2):
-        assert plan_to_json(plan_digits(trials=8, objective="auto", cache=True)) == alone
+        assert plan_to_json(plan_digits(**small, objective="auto", cache=True)) == alone
     assert len(list(tmp_path.rglob("*.journal"))) == 2
     # Two losses of one name are different questions: neither is kept.
     low, high = (
-        plan_digits(trials=1, cache=True, loss=lambda _a, _b, at=at: at) for at in (0.25, 0.75)
+        plan_digits(**small, cache=True, loss=lambda _a, _b, at=at: at) for at in (0.25, 0.75)
     )
     assert (value(low, "divergence"), value(high, "divergence")) == (0.25, 0.75)
     assert len(list(tmp_path.rglob("*.journal"))) == 2

@@ -440,3 +440,28 @@ def test_pin_on_a_profile_that_has_no_name_here(tmp_path: Path) -> None:
     made = plan_digits(target=str(mine))
     with pytest.raises(PlanError, match="'mine'"):
         made.pin("head", "w8")
+
+
+def test_loaded_plan_can_be_saved_elsewhere_without_its_model(saved: Path, tmp_path: Path) -> None:
+    copy = Plan.load(saved).save(tmp_path / "copy")
+    assert copy.read_bytes() == saved.read_bytes()
+    assert copy.with_suffix(".safetensors").read_bytes() == (
+        saved.with_suffix(".safetensors").read_bytes()
+    )
+
+
+def test_cache_folder_that_cannot_be_written_is_found_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("in the way")
+    monkeypatch.setenv("ADVISOR_CACHE", str(blocker))
+    with pytest.raises(OutputError, match="cache=False"):
+        plan_digits(cache=True, calibration=Forever())
+
+
+def test_factory_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_factory.py").write_text("def build():\n    return {}['weights']\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=r"KeyError.*broken_factory\.py:2"):
+        advise("broken_factory:build", target="intel-vnni")
