@@ -30,7 +30,7 @@ from advisor.passes.graph import (
     name_of,
 )
 from advisor.passes.quantize import quantize
-from advisor.plan import Plan
+from advisor.plan import LayerDecision, Plan
 from advisor.setting import regions_of
 from advisor.targets.registry import capability_named
 
@@ -236,6 +236,19 @@ def example_from_tree(
     return tuple(args), dict(kwargs)
 
 
+def assignment_of(layers: Sequence[LayerDecision]) -> dict[str, LayerAssignment]:
+    """Scheme and algorithm by layer name."""
+    return {d.name: LayerAssignment(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
+
+
+def params_of(plan: Plan) -> dict[str, ActivationParams]:
+    """Static parameters by tensor name, of those the plan leaves in float too."""
+    return {
+        t.name: ActivationParams(scale=t.scale, zero_point=t.zero_point, dtype=t.dtype)
+        for t in plan.tensors
+    }
+
+
 def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> QuantizedGraph:
     capability = capability_named(plan.runtime)
     weights: dict[str, WeightTable] = {}
@@ -248,12 +261,9 @@ def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> 
             biases[path] = tensor
     return quantize(
         graph,
-        {d.name: LayerAssignment(scheme=d.scheme, algorithm=d.algorithm) for d in plan.layers},
+        assignment_of(plan.layers),
         weights=weights,
-        params={
-            t.name: ActivationParams(scale=t.scale, zero_point=t.zero_point, dtype=t.dtype)
-            for t in plan.tensors
-        },
+        params=params_of(plan),
         regions=regions_of(graph, capability),
         rules=capability.static,
         biases=biases,

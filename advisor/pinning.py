@@ -7,7 +7,15 @@ from dataclasses import replace
 import torch
 
 from advisor.assemble import build_problem
-from advisor.binding import Binding, bind, binding_of, content_digest, plan_tensors
+from advisor.binding import (
+    Binding,
+    assignment_of,
+    bind,
+    binding_of,
+    content_digest,
+    params_of,
+    plan_tensors,
+)
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
@@ -16,6 +24,7 @@ from advisor.passes.candidates import find_candidates
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, WeightTable
 from advisor.passes.group import group_layers
+from advisor.passes.quantize import fit_biases
 from advisor.passes.rounding import round_weight
 from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity
@@ -42,12 +51,17 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     evaluation = _evaluate(plan, binding.graph, layers)
     _check_budget(plan, evaluation)
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
-    regions = regions_of(binding.graph, capability_named(plan.runtime))
-    quantized = regions.quantized(static)
+    capability = capability_named(plan.runtime)
+    quantized = regions_of(binding.graph, capability).quantized(static)
     tensors = tuple(replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors)
-    stored, tree = plan_tensors(
-        binding.graph, _weights(plan, binding, layers), _biases(binding, layers, plan)
+    weights = fit_biases(
+        binding.graph,
+        assignment_of(layers),
+        _weights(plan, binding, layers),
+        params_of(plan),
+        capability.static,
     )
+    stored, tree = plan_tensors(binding.graph, weights, _biases(binding, layers, plan))
     changed = replace(
         plan,
         layers=layers,

@@ -348,3 +348,34 @@ def test_compiled_folder_is_as_open_as_any_other(plan: Plan, tmp_path: Path) -> 
         plan.compile(tmp_path / "build")
     assert (tmp_path / "build").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert sorted(path.name for path in tmp_path.iterdir()) == ["build", "plain"]
+
+
+def test_pin_to_static_keeps_a_dead_channels_bias(tmp_path: Path) -> None:
+    class Dead(nn.Module):
+        """One channel of next to no weight and a large bias, as folded batch norm leaves them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3, padding=1)
+            self.mix = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.mix(torch.relu(self.conv(x)))
+            return found
+
+    torch.manual_seed(0)
+    model = Dead().eval()
+    assert model.conv.bias is not None
+    with torch.no_grad():
+        model.conv.weight[2] = 1e-12
+        model.conv.bias[2] = 3.0
+    images = [torch.randn(8, 1, 6, 6) for _ in range(4)]
+    made = advise(
+        model, target="intel-vnni", calibration=images, pin={"*": "fp32"}, trials=1, cache=False
+    )
+    free = advise(model, target="intel-vnni", calibration=images, trials=1, cache=False)
+    pinned = free.pin("*", "w8a8")
+    assert pinned.compile(tmp_path / "build").verify().ok
+    with torch.no_grad():
+        moved = (pinned.apply()(images[0]) - made.apply()(images[0])).abs().max()
+    assert float(moved) < 0.1
