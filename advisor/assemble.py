@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.fx import Node
 
-from advisor.formats import DTYPE_BITS
+from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
 from advisor.indicators import Indicators
 from advisor.passes.fx import constant_value
 from advisor.passes.graph import Layer, name_of
@@ -61,8 +61,9 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
 
 def weight_column(layer: Layer, candidate: Candidate) -> Column:
     """Key of a layer's weight error; schemes that round the weight alike share it."""
-    weight_only = {"w8a8": "w8", "w8a8-dynamic": "w8"}.get(candidate.scheme, candidate.scheme)
-    return ("weight", layer.name, f"{weight_only}/{candidate.algorithm}")
+    fmt = scheme_named(candidate.scheme).weight
+    alike = (s.name for s in SCHEMES.values() if s.weight == fmt and s.activation is None)
+    return ("weight", layer.name, f"{next(alike, candidate.scheme)}/{candidate.algorithm}")
 
 
 def _sum_layers(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:

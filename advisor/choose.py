@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -119,14 +119,7 @@ def metrics_of(
     """Modelled costs and measured losses of a choice."""
     costs = modelled(evaluate(evidence.problem, choice), evidence.prepared.setting.profile.name)
     seen = measured_of(evidence, divergence, metric)
-    return Metrics(
-        size_bytes=costs.size_bytes,
-        memory_bytes=costs.memory_bytes,
-        latency_s=costs.latency_s,
-        energy_j=costs.energy_j,
-        divergence=seen.divergence,
-        metric=seen.metric,
-    )
+    return replace(costs, divergence=seen.divergence, metric=seen.metric)
 
 
 def measured_of(evidence: Evidence, divergence: float | None, metric: float | None) -> Metrics:

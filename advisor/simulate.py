@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,16 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import UsageError
-from advisor.formats import scheme_named
 from advisor.passes.calibrate import CalibrationData, Observations, static_params
 from advisor.passes.divergence import OutputKind, divergence
 from advisor.passes.fx import Tracer
 from advisor.passes.graph import (
     ActivationParams,
-    Graph,
     LayerAssignment,
     QuantizedGraph,
-    WeightTable,
 )
 from advisor.passes.group import TensorClass
-from advisor.passes.quantize import correct_biases, fit_biases, quantize
+from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.search.problem import Choice
 from advisor.search.study import Knobs
@@ -67,7 +64,8 @@ class Simulator:
         assignment = self.assignment(choice)
         rules = self.setting.capability.static
         params = self.params(str(knobs.get("observer", "minmax")))
-        weights = fit_biases(graph, assignment, self._weights(graph, assignment), params, rules)
+        tables = round_weights(graph, assignment, self.rounded)
+        weights = fit_biases(graph, assignment, tables, params, rules)
         means = self.observations.input_means
         biases = (
             correct_biases(graph, assignment, weights, means)
@@ -115,18 +113,6 @@ class Simulator:
                 f"loss returned {type(value).__name__}, which is no single number; "
                 "return one float, the mean over the batch"
             ) from error
-
-    def _weights(
-        self, graph: Graph, assignment: Mapping[str, LayerAssignment]
-    ) -> dict[str, WeightTable]:
-        tables: dict[str, WeightTable] = {}
-        for layer in graph.layers:
-            chosen = assignment[layer.name]
-            fmt = scheme_named(chosen.scheme).weight
-            if fmt.dtype == "float32" or layer.weight in tables:
-                continue
-            tables[layer.weight] = self.rounded.get(layer.weight, fmt, chosen.algorithm)
-        return tables
 
 
 class _Replay(Tracer):

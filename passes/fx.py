@@ -198,11 +198,6 @@ class Tracer(Interpreter):
         """Compute one node, then let ``observe`` see it."""
         return self.observe(n, super().run_node(n))
 
-    def call(self, args: Iterable[Any], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        """Flat outputs for a call with the model's own arguments."""
-        flat = flatten_inputs(self.module, args, kwargs)  # type: ignore[arg-type]  # a GraphModule
-        return tuple(self.run(*flat, enable_io_processing=False))
-
 
 def node_named(graph: Graph, name: str) -> Node:
     """The node with that stable name."""

@@ -23,7 +23,7 @@ from advisor.passes.graph import (
 )
 from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
 from advisor.passes.regions import Regions, Site
-from advisor.passes.rounding import round_weight
+from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.capability import StaticRules
 
 _ = _ops  # registers the advisor:: operators
@@ -33,16 +33,21 @@ BIAS_STEPS: Final = 2**30
 
 
 def round_weights(
-    graph: Graph, assignment: Mapping[str, LayerAssignment]
+    graph: Graph,
+    assignment: Mapping[str, LayerAssignment],
+    rounded: RoundedWeights | None = None,
 ) -> dict[str, WeightTable]:
-    """The table of every layer whose scheme changes its weight, by weight name."""
+    """The table of every layer whose scheme changes its weight, by weight name.
+
+    rounded: where tables are kept between calls; None: every weight is rounded anew.
+    """
+    rounded = RoundedWeights(graph, limit_bytes=0) if rounded is None else rounded
     tables: dict[str, WeightTable] = {}
     for layer in graph.layers:
         scheme = scheme_named(assignment[layer.name].scheme)
         if scheme.weight.dtype != "float32" and layer.weight not in tables:
-            weight = attribute(graph.module, layer.weight)
             algorithm = assignment[layer.name].algorithm
-            tables[layer.weight] = round_weight(weight, scheme.weight, algorithm)
+            tables[layer.weight] = rounded.get(layer.weight, scheme.weight, algorithm)
     return tables
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
-from advisor.formats import DTYPE_BITS, PerBlock, Scheme, storage_bits
+from advisor.formats import DTYPE_BITS, Scheme, storage_bits
 from advisor.passes.graph import Layer
 from advisor.profiles.roofline import (
     boundary_seconds,
@@ -142,12 +142,6 @@ def plain_seconds(
         compute_dtype=effective_compute(profile, capability.float_dtype).dtype,
         threads=threads,
     )
-
-
-def block_size(scheme: Scheme) -> int | None:
-    """The block of a per-block scheme, else None."""
-    granularity = scheme.weight.granularity
-    return granularity.size if isinstance(granularity, PerBlock) else None
 
 
 def _bytes(dtype: str) -> int:
