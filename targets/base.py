@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from advisor.passes.graph import QuantizedGraph
+    from advisor.targets.benchmark import Benchmark, Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,27 @@ class Artifact(Protocol):
 
     def debug(self, *inputs: Any, **named: Any) -> str:
         """The first layer whose output leaves the simulation, and by how much."""
+        ...
+
+    def benchmark(
+        self,
+        *,
+        batch: int | None = None,
+        sequence: int | None = None,
+        threads: int | None = None,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> Benchmark:
+        """Latency, throughput and memory of the float model and of the plan, on this machine.
+
+        batch, sequence, threads: None takes what the plan was made for. seconds: to spend on
+        timing; None is the target's default.
+
+        Raises:
+            InputError: the model is fixed at another batch or sequence.
+            PlanError: the files to compare with are missing.
+            MissingDependencyError: the runtime is not installed here.
+        """
         ...
 
 

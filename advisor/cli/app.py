@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from advisor.cli.bench import bench_command
 from advisor.cli.output import MODEL_HELP, JsonFlag, open_console, print_listing, print_report
 from advisor.cli.plan import plan_command
 from advisor.errors import AdvisorError, MissingDependencyError
@@ -113,6 +114,9 @@ def compile_command(
         typer.echo(describe(artifact, verification))
     if not verification.ok:
         raise typer.Exit(1)
+
+
+app.command("bench")(bench_command)
 
 
 @app.command("report")

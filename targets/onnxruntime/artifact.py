@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from advisor.targets.base import LayerFormat, Mismatch, Verification
+from advisor.targets.benchmark import Benchmark, Progress
 from advisor.targets.onnxruntime.agreement import (
     FLOAT_TOLERANCE,
     Agreement,
@@ -19,6 +20,7 @@ from advisor.targets.onnxruntime.agreement import (
     compare_end_to_end,
     run_tapped,
 )
+from advisor.targets.onnxruntime.benchmark import ROUNDS, SECONDS, run_benchmark
 from advisor.targets.onnxruntime.compare import compare_layers, compare_tensors
 from advisor.targets.onnxruntime.kernels import executed_kernels
 from advisor.targets.onnxruntime.manifest import (
@@ -171,6 +173,37 @@ class OnnxRuntimeArtifact:
         return (
             f"all {len(agreements)} layers agree with the simulation; "
             f"the largest difference is {worst.error:.2g} {unit}, in {worst.layer}"
+        )
+
+    def benchmark(
+        self,
+        *,
+        batch: int | None = None,
+        sequence: int | None = None,
+        threads: int | None = None,
+        rounds: int = ROUNDS,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> Benchmark:
+        """Latency, throughput and memory of the float model and of the plan, side by side.
+
+        See ``run_benchmark`` for what is taken where nothing is given.
+
+        Raises:
+            InputError: the model is fixed at another batch or sequence.
+            PlanError: the files to compare with are missing.
+            UsageError: too few rounds, or no time.
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        return run_benchmark(
+            self.path,
+            self.manifest,
+            batch=batch,
+            sequence=sequence,
+            threads=self.threads if threads is None else threads,
+            rounds=rounds,
+            seconds=SECONDS if seconds is None else seconds,
+            progress=progress,
         )
 
     def _load(self) -> ir.Model:

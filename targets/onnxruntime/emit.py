@@ -14,6 +14,7 @@ from advisor.passes.graph import Layer, QuantizedGraph, WeightTable, name_of
 from advisor.passes.layers import LAYER_OPS
 from advisor.passes.ops import DEQUANTIZE_STATIC
 from advisor.targets.onnxruntime.export import export_onnx
+from advisor.targets.onnxruntime.floatmodel import write_float_model
 from advisor.targets.onnxruntime.manifest import (
     CHECK_FOLDER,
     MODEL_FILE,
@@ -56,6 +57,7 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
     write_model(model, out / MODEL_FILE)
     write_manifest(manifest, out)
     save_simulation(graph, tuple(record.name for record in inputs), out / CHECK_FOLDER)
+    write_float_model(graph, out / CHECK_FOLDER)
 
 
 def _record(graph: QuantizedGraph, layer: Layer, integer_readers: frozenset[str]) -> LayerRecord:

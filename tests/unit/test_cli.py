@@ -71,7 +71,7 @@ def test_help_names_every_command() -> None:
     result = run("--help")
     assert result.exit_code == 0
     for name in (
-        *("plan", "compile", "report", "compare"),
+        *("plan", "compile", "bench", "report", "compare"),
         *("profiles", "targets", "doctor", "demo"),
     ):
         assert f"  {name} " in result.stdout
