@@ -105,8 +105,12 @@ def gather(
 
 
 def _has_input_mean(layer: Layer) -> bool:
-    """Layers whose bias could be corrected: those that read an activation and have a bias."""
-    return layer.frozen is None and layer.op != "embedding" and layer.bias is not None
+    """Layers whose bias could be corrected: those that read an activation and have a bias.
+
+    Under a transposed convolution the mean error differs from pixel to pixel, so none fits all.
+    """
+    unfit = layer.op == "embedding" or layer.op.startswith("conv_transpose")
+    return layer.frozen is None and not unfit and layer.bias is not None
 
 
 def _score(prepared: Prepared, simulator: Simulator, seed: int) -> Sensitivity:

@@ -184,9 +184,10 @@ def _weights(
 ) -> dict[str, WeightTable]:
     """The plan's tables where nothing moved, new ones where it did."""
     before = {d.name: d for d in plan.layers}
+    by_name = {layer.name: layer for layer in binding.graph.layers}
     tables: dict[str, WeightTable] = {}
     for decision in layers:
-        fmt = scheme_named(decision.scheme).weight
+        fmt = by_name[decision.name].weight_format(scheme_named(decision.scheme))
         if fmt.dtype == "float32" or decision.weight in tables:
             continue
         old = before[decision.name]

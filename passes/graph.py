@@ -6,9 +6,11 @@ without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
+
+from advisor.formats import PerChannel, Scheme, TensorFormat
 
 if TYPE_CHECKING:
     import torch
@@ -34,12 +36,15 @@ def name_of(node: Node) -> str:
 class Layer:
     """One call of an operator with a weight: what can be quantized.
 
-    name: module path, ``#k`` for the k-th call. op: "linear", "conv1d", "conv2d", "embedding".
-    weight: fully qualified name of the weight; equal for tied layers. weight_shape: torch layout
-    (out, in, ...). input, output: names of the activation tensors read and written; for a layer
-    followed by an activation function that runtimes fuse, ``output`` is still the layer's own.
-    macs: multiply-accumulates of one forward at the deployment shape. frozen: why this layer
-    can take only float schemes, or None.
+    name: module path, ``#k`` for the k-th call. op: "linear", "conv1d", "conv2d",
+    "conv_transpose1d", "conv_transpose2d", "embedding". weight: fully qualified name of the
+    weight; equal for tied layers. weight_shape: torch layout (out, in, ...), of a transposed
+    convolution (in, out / groups, ...). input, output: names of the activation tensors read and
+    written; for a layer followed by an activation function that runtimes fuse, ``output`` is
+    still the layer's own. macs: multiply-accumulates of one forward at the deployment shape.
+    frozen: why this layer can take only float schemes, or None. scale_axis: axis of the weight
+    whose every index has a scale of its own under a per-channel scheme: the outputs, of a
+    grouped transposed convolution the inputs.
     """
 
     name: str
@@ -52,6 +57,14 @@ class Layer:
     output: str
     macs: int = 0
     frozen: str | None = None
+    scale_axis: int = 0
+
+    def weight_format(self, scheme: Scheme) -> TensorFormat:
+        """The format of this layer's weight under ``scheme``."""
+        fmt = scheme.weight
+        if isinstance(fmt.granularity, PerChannel) and fmt.granularity.axis != self.scale_axis:
+            return replace(fmt, granularity=PerChannel(self.scale_axis))
+        return fmt
 
     @property
     def weight_count(self) -> int:

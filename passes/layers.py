@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any, Final
 
@@ -20,6 +21,8 @@ LAYER_OPS: Final[dict[Any, str]] = {
     aten.conv1d.padding: "conv1d",
     aten.conv2d.default: "conv2d",
     aten.conv2d.padding: "conv2d",
+    aten.conv_transpose1d.default: "conv_transpose1d",
+    aten.conv_transpose2d.input: "conv_transpose2d",
     aten.embedding.default: "embedding",
 }
 """Operators the quantize pass can rewrite. Any other operator with a weight stays float."""
@@ -59,7 +62,15 @@ def find_layers(module: GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> t
             layers.append(_layer(module, node, weight, shapes))
         else:
             layers.extend(_frozen_layers(module, node, shapes))
-    return tuple(layers)
+    return _share_axes(layers)
+
+
+def _share_axes(layers: list[Layer]) -> tuple[Layer, ...]:
+    """One scale axis for tied layers: the first, which every operator can dequantize along."""
+    axes: dict[str, int] = {}
+    for layer in layers:
+        axes[layer.weight] = min(axes.get(layer.weight, layer.scale_axis), layer.scale_axis)
+    return tuple(replace(layer, scale_axis=axes[layer.weight]) for layer in layers)
 
 
 def _weight_of(module: GraphModule, node: Node) -> torch.Tensor | None:
@@ -72,18 +83,23 @@ def _layer(
 ) -> Layer:
     op = LAYER_OPS[node.target]
     bias: Any = None if op == "embedding" else argument(node, 2)
-    positions = prod(shapes[node.name]) // max(weight.shape[0], 1)
+    groups = int(argument(node, 6) or 1) if op.startswith("conv") else 1
+    is_transposed = op.startswith("conv_transpose")
+    # Every element of this tensor meets one row of the weight.
+    counted = shapes[input_argument(node).name if is_transposed else node.name]
     return Layer(
         name=name_of(node),
         op=op,
         weight=str(weight_argument(node).target),
         weight_shape=tuple(weight.shape),
         bias=None if constant_value(module, bias) is None else str(bias.target),
-        groups=int(argument(node, 6) or 1) if op.startswith("conv") else 1,
+        groups=groups,
         input=name_of(input_argument(node)),
         output=name_of(node),
-        macs=0 if op == "embedding" else positions * weight.numel(),
+        macs=0 if op == "embedding" else prod(counted) // max(weight.shape[0], 1) * weight.numel(),
         frozen=None,
+        # With groups the outputs' axis has one channel of every group at each index.
+        scale_axis=1 if is_transposed and groups == 1 else 0,
     )
 
 

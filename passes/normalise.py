@@ -51,8 +51,13 @@ CHANNEL_DIM: Final[dict[Any, int]] = {
     aten.conv1d.padding: -2,
     aten.conv2d.default: -3,
     aten.conv2d.padding: -3,
+    aten.conv_transpose1d.default: -2,
+    aten.conv_transpose2d.input: -3,
 }
 """Where the output channels are in the output of a layer that takes factors and shifts."""
+
+TRANSPOSED: Final = frozenset[Any]({aten.conv_transpose1d.default, aten.conv_transpose2d.input})
+"""Layers whose weight is (inputs, outputs / groups, ...)."""
 
 SLICE_END: Final = 2**63 - 1
 
@@ -311,6 +316,8 @@ def _affine_step(
     other = argument(user, 1 if argument(user, 0) is node else 0)
     factor = constant_value(module, other)
     dim, outputs = CHANNEL_DIM[layer.target], weight.shape[0]
+    if layer.target in TRANSPOSED:
+        outputs = weight.shape[1] * _groups(layer)
     if factor is None or factor.dtype != weight.dtype or factor.numel() != outputs:
         return None
     # Of more dimensions than the layer's output it would add some.
@@ -334,7 +341,7 @@ def _store_folded(
     weight, bias = old, constant_value(module, old_bias)
     for step in chain:
         if step.is_mul:
-            weight = weight * step.factor.reshape([-1] + [1] * (weight.ndim - 1))
+            weight = _scale_outputs(layer, weight, step.factor)
             bias = None if bias is None else bias * step.factor
         else:
             bias = step.factor if bias is None else bias + step.factor
@@ -347,6 +354,20 @@ def _store_folded(
     path = str(old_weight.target).rpartition(".")[0]
     bias_name = f"{path}.bias".lstrip(".") if old_bias is None else str(old_bias.target)
     return weight_name, set_constant(module, _name_for(module, bias_name, twins), bias)
+
+
+def _scale_outputs(layer: Node, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """The weight with every output multiplied by its own number."""
+    kernel = [1] * (weight.ndim - 2)
+    if layer.target not in TRANSPOSED:
+        return weight * factor.reshape([-1, 1, *kernel])
+    groups = _groups(layer)
+    by_group = weight.reshape(groups, -1, *weight.shape[1:])
+    return (by_group * factor.reshape([groups, 1, -1, *kernel])).flatten(0, 1)
+
+
+def _groups(layer: Node) -> int:
+    return int(argument(layer, 6) or 1)
 
 
 def _name_for(module: GraphModule, target: str, readers: set[Node]) -> str:

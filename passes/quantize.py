@@ -47,7 +47,7 @@ def round_weights(
         scheme = scheme_named(assignment[layer.name].scheme)
         if scheme.weight.dtype != "float32" and layer.weight not in tables:
             algorithm = assignment[layer.name].algorithm
-            tables[layer.weight] = rounded.get(layer.weight, scheme.weight, algorithm)
+            tables[layer.weight] = rounded.get(layer.weight, layer.weight_format(scheme), algorithm)
     return tables
 
 
@@ -103,7 +103,8 @@ def correct_biases(
         if layer.bias is None or scheme.weight.is_float or layer.name not in input_means:
             continue
         weight: torch.Tensor = attribute(graph.module, layer.weight)
-        change = dequantize(tables[layer.weight], scheme.weight, layer.weight_shape) - weight
+        fmt = layer.weight_format(scheme)
+        change = dequantize(tables[layer.weight], fmt, layer.weight_shape) - weight
         mean = input_means[layer.name]
         per_input = change.flatten(2).sum(-1) if change.ndim > 2 else change
         if layer.groups > 1:
@@ -207,7 +208,7 @@ def _weight_node(
             rebuilt = module.graph.call_function(operator, (values,), {"dtype": torch.float32})
         else:
             scale = insert_constant(module, first, f"{layer.weight}_scale", table.scale)
-            axis, block, dtype = dequantize_arguments(scheme.weight)
+            axis, block, dtype = dequantize_arguments(layer.weight_format(scheme))
             rebuilt = module.graph.call_function(
                 torch.ops.advisor.dequantize_affine.default,
                 (values, scale, None, axis, block, dtype),

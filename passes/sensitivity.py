@@ -210,7 +210,7 @@ def _score(
             weight: torch.Tensor = attribute(graph.module, entries[0][0].weight)
             x = taps.inputs[name]
             for layer, scheme, algorithm in entries:
-                fmt = scheme_named(scheme).weight
+                fmt = layer.weight_format(scheme_named(scheme))
                 table = rounded.get(layer.weight, fmt, algorithm)
                 if layer.op == "embedding":
                     delta = _embedding_change(table, fmt, weight, x)

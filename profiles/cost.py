@@ -97,7 +97,7 @@ def layer_cost(
 def weight_bytes(layer: Layer, scheme: Scheme, capability: Capability) -> int:
     """Bytes of the layer's weight on disk, scales included."""
     scales = capability.scale_dtype_of(scheme)
-    return storage_bits(layer.weight_shape, scheme.weight, scale_dtype=scales) // 8
+    return storage_bits(layer.weight_shape, layer.weight_format(scheme), scale_dtype=scales) // 8
 
 
 def is_storage_only(layer: Layer, scheme: Scheme, capability: Capability) -> bool:
@@ -149,4 +149,4 @@ def _bytes(dtype: str) -> int:
 
 
 def _has_family(layer: Layer) -> bool:
-    return layer.op in FAMILIES or layer.op in ("conv1d", "conv2d")
+    return layer.op in FAMILIES or layer.op.startswith("conv")

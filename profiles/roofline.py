@@ -111,7 +111,7 @@ def family_of(layer: Layer) -> str:
     """
     if layer.is_depthwise:
         return "depthwise"
-    if layer.op in ("conv1d", "conv2d"):
+    if layer.op.startswith("conv"):
         return "conv"
     return _known_family(layer.op)
 

@@ -20,6 +20,7 @@ WEIGHTED_OPS: Final = (
     "linear",
     "conv1d",
     "conv2d",
+    "conv_transpose1d",
     "conv_transpose2d",
     "embedding",
     "lstm",

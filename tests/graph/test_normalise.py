@@ -105,6 +105,8 @@ def norms(model: nn.Module) -> nn.Module:
         (nn.Conv2d(3, 6, 3, padding="same"), nn.BatchNorm2d(6, affine=False), image(2)),
         (nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), image(2, channels=8)),
         (nn.Conv2d(8, 6, 3, groups=2, stride=2), nn.BatchNorm2d(6), image(2, channels=8)),
+        (nn.ConvTranspose1d(4, 6, 3, stride=2), nn.BatchNorm1d(6), signal(2)),
+        (nn.ConvTranspose2d(3, 6, 2, stride=2, bias=False), nn.BatchNorm2d(6), image(2)),
         (nn.Linear(4, 6), nn.BatchNorm1d(6), vectors(3)),
         (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), vectors(3)),
     ],
@@ -123,12 +125,22 @@ def test_batch_norm_folds_as_torch_fuses_it(conv: Any, norm: Any, x: Tensor) -> 
         norm.eps,
         norm.weight,
         norm.bias,
+        **({"transpose": True} if getattr(conv, "transposed", False) else {}),
     )
     assert len(targets(graph)) == 1
     assert found.weight == "0.weight"
     assert found.bias == "0.bias"
     assert close(attribute(graph.module, "0.weight"), weight.detach())
     assert close(attribute(graph.module, "0.bias"), bias.detach())
+    with torch.no_grad():
+        assert close(graph.module(x), model(x), 3e-6)
+
+
+def test_batch_norm_folds_into_a_grouped_transposed_convolution() -> None:
+    conv = nn.ConvTranspose2d(8, 6, 3, groups=2, stride=2)
+    model, x = norms(nn.Sequential(conv, nn.BatchNorm2d(6))), image(2, channels=8)
+    graph = capture(model, (x,), {})
+    assert len(targets(graph)) == 1
     with torch.no_grad():
         assert close(graph.module(x), model(x), 3e-6)
 

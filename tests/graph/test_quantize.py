@@ -107,6 +107,47 @@ def test_weight_only_convolution(scheme: str, bits: int, block: int) -> None:
 
 
 @pytest.mark.parametrize(("scheme", "bits", "block"), WEIGHT_ONLY)
+def test_weight_only_transposed_convolution(scheme: str, bits: int, block: int) -> None:
+    layer, x = nn.ConvTranspose2d(6, 8, 2, stride=2, padding=1), torch.randn(3, 6, 5, 5)
+    graph = single(layer, x)
+    found = build(graph, assign(graph, scheme)).module(x)
+    weight = layer.weight.detach()
+    # One scale per output, which is the second axis; blocks along what one input meets.
+    by_output = fake_weight(weight.transpose(0, 1).contiguous(), bits).transpose(0, 1)
+    wanted = fake_weight(weight, bits, block) if block else by_output
+    reference = F.conv_transpose2d(x, wanted, layer.bias, stride=2, padding=1)
+    assert torch.allclose(found, reference, atol=1e-5)
+    assert graph.layers[0].macs == 3 * 5 * 5 * 6 * 8 * 2 * 2
+
+
+def test_grouped_transposed_convolution_has_a_scale_per_input() -> None:
+    layer, x = nn.ConvTranspose1d(6, 6, 3, groups=3), torch.randn(2, 6, 9)
+    graph = single(layer, x)
+    assignment = assign(graph, "w8")
+    scale = round_weights(graph, assignment)["0.weight"].scale
+    assert scale is not None
+    assert scale.shape == (6,)
+    reference = F.conv_transpose1d(x, fake_weight(layer.weight.detach(), 8), layer.bias, groups=3)
+    assert torch.allclose(build(graph, assignment).module(x), reference, atol=1e-5)
+
+
+def test_a_weight_tied_between_a_convolution_and_its_transpose_is_stored_once() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Conv2d(3, 8, 2, stride=2, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.conv_transpose2d(self.down(x).relu(), self.down.weight, stride=2)
+
+    model, x = Tied().eval(), torch.randn(2, 3, 6, 6)
+    graph = capture(model, (x,), {})
+    weight = fake_weight(model.down.weight.detach(), 8)
+    wanted = F.conv_transpose2d(F.conv2d(x, weight, stride=2).relu(), weight, stride=2)
+    assert torch.allclose(build(graph, assign(graph, "w8")).module(x), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize(("scheme", "bits", "block"), WEIGHT_ONLY)
 def test_weight_only_embedding(scheme: str, bits: int, block: int) -> None:
     layer, ids = nn.Embedding(20, 32), torch.randint(0, 20, (4, 7))
     graph = single(layer, ids)
