@@ -10,7 +10,9 @@ the last epoch's weights are kept.
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -22,6 +24,8 @@ from advisor.demo import digits
 CALIBRATION = 256
 TEST = 397
 BATCH = 64
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def split(seed: int = 0) -> dict[str, tuple[Tensor, Tensor]]:
@@ -49,15 +53,23 @@ def shift(images: Tensor, generator: torch.Generator) -> Tensor:
     return padded[batch, 0, y, x].unsqueeze(1)
 
 
-def train(images: Tensor, labels: Tensor, *, epochs: int, seed: int = 0) -> digits.DigitsNet:
-    """Fit the network with AdamW, a one-cycle schedule and shifted images."""
+def train(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int,
+    make: Callable[[], Model],
+    max_lr: float = 6e-3,
+    seed: int = 0,
+) -> Model:
+    """Fit a new network with AdamW, a one-cycle schedule and shifted images."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = digits.DigitsNet().train()
+    model = make().train()
     steps = -(-len(images) // BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=6e-3, total_steps=epochs * steps
+        optimizer, max_lr=max_lr, total_steps=epochs * steps
     )
     criterion = nn.CrossEntropyLoss(label_smoothing=0.05)
     for _ in range(epochs):
@@ -83,7 +95,9 @@ def main() -> None:
     parts = split()
     started = time.perf_counter()
     images, labels = parts["train"]
-    model = train(digits.pixels(images), labels.long(), epochs=arguments.epochs)
+    model = train(
+        digits.pixels(images), labels.long(), epochs=arguments.epochs, make=digits.DigitsNet
+    )
     print(f"trained in {time.perf_counter() - started:.0f} s")
     for name, (images, labels) in parts.items():
         with torch.no_grad():
