@@ -13,7 +13,6 @@ from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
 from advisor.indicators import Indicators
 from advisor.passes.fx import constant_value
 from advisor.passes.graph import Layer, name_of
-from advisor.passes.layers import LAYER_OPS
 from advisor.passes.liveness import VIEWS, program_points
 from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
@@ -118,7 +117,7 @@ def _other_seconds(setting: Setting) -> float:
     layer_names = {layer.output for layer in setting.graph.layers}
     total = dispatch_seconds(setting.profile)
     for node in setting.graph.module.graph.nodes:
-        is_layer = node.target in LAYER_OPS or name_of(node) in layer_names
+        is_layer = name_of(node) in layer_names
         if node.op != "call_function" or is_layer or node.name not in setting.shapes:
             continue
         if short_op(node) in VIEWS:
@@ -143,7 +142,7 @@ def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:
         return 0
     if op == "scaled_dot_product_attention":
         return 2 * prod(operands[0]) * operands[1][-2]
-    if op in ("matmul", "bmm", "mm"):
+    if op in ("matmul", "bmm", "mm", "linear"):
         return prod(shapes[node.name].shape) * operands[0][-1]
     return 0
 
@@ -219,7 +218,7 @@ def _weight_divergences(
             columns = [
                 weight_column(layer, option)
                 for layer in setting.layers_of(group)
-                if option.scheme != "fp32"
+                if scheme_named(option.scheme).weight.dtype != "float32"
             ]
             known = sensitivity is not None and columns
             values.append(sensitivity.divergence(*columns) if sensitivity and known else 0.0)

@@ -31,7 +31,7 @@ from advisor.passes.graph import (
 )
 from advisor.passes.quantize import quantize
 from advisor.plan import LayerDecision, Plan
-from advisor.setting import regions_of
+from advisor.setting import graph_for, regions_of
 from advisor.targets.registry import capability_named
 
 CONSTANTS = (type(None), bool, int, float, str)
@@ -109,7 +109,7 @@ def binding_of(plan: Plan) -> Binding:
     model = known.model if known.model is not None else _load_recorded(plan)
     tensors = read_tensors(plan, known.path)
     args, kwargs = example_from_tree(plan.input_tree, tensors)
-    graph = capture(model, args, kwargs)
+    graph = graph_for(capture(model, args, kwargs), capability_named(plan.runtime))
     found = fingerprint(graph)
     if found != plan.fingerprint:
         raise PlanError(

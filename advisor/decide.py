@@ -147,14 +147,15 @@ def list_options(
 def layer_divergence(
     setting: Setting, layer: Layer, option: Candidate, sensitivity: Sensitivity
 ) -> float:
-    """Predicted divergence of this layer alone: its weight, and its own quantized input."""
+    """Predicted divergence of this layer alone: its weight, and its own quantized inputs."""
     scheme = scheme_named(option.scheme)
-    if scheme.weight.dtype == "float32":
-        return 0.0
-    total = sensitivity.divergence(weight_column(layer, option))
-    edge = ("edge", layer.input, layer.name)
-    if scheme.is_static and edge in sensitivity.scores:
-        total += sensitivity.divergence(edge)
+    total = 0.0
+    if scheme.weight.dtype != "float32":
+        total += sensitivity.divergence(weight_column(layer, option))
+    for tensor in dict.fromkeys((layer.input, layer.other)):
+        edge = ("edge", tensor or "", layer.name)
+        if scheme.is_static and edge in sensitivity.scores:
+            total += sensitivity.divergence(edge)
     return total
 
 

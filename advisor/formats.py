@@ -86,7 +86,8 @@ class TensorFormat:
 class Scheme:
     """What a layer computes with; the name is the contract.
 
-    weight: storage of the weight. activation: format of the layer's input, or None when it stays
+    weight: storage of the weight (float32 where there is none, in a product of two activations).
+    activation: format of the layer's input, or of both operands of a product; None when it stays
     in the runtime's float dtype. compute: dtype of the arithmetic; "float" means the float dtype
     of the runtime, which the plan names.
     """
@@ -132,6 +133,8 @@ def _schemes() -> dict[str, Scheme]:
             activation=int8_dynamic,
             compute="int8",
         ),
+        # A product of two activations: both operands are static int8, and there is no weight.
+        Scheme(name="a8a8", weight=_fmt("float32"), activation=int8_static, compute="int8"),
         Scheme(name="w8", weight=_fmt("int8", channel)),
         Scheme(name="w4", weight=_fmt("int4", channel)),
         Scheme(name="w4a8-dynamic", weight=_fmt("int4", channel), activation=int8_dynamic),

@@ -67,7 +67,8 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDecision:
-    """The decision for one layer (one call of an operator with a weight).
+    """The decision for one layer (one call of an operator with a weight, or of a product of two
+    activations, whose ``weight`` is "").
 
     group: layers with the same group take the same scheme. params: number of weights.
     size_bytes: weight and scales on disk (0 for the second layer of a tied weight).

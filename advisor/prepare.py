@@ -26,7 +26,7 @@ from advisor.passes.group import Group, group_layers
 from advisor.pins import apply_pins, resolve_pins
 from advisor.profiles.loader import load_profile, profile_names
 from advisor.search.feasibility import check_feasible
-from advisor.setting import Deployment, Setting, make_setting
+from advisor.setting import Deployment, Setting, graph_for, make_setting
 from advisor.targets.capability import Capability
 from advisor.targets.registry import capability_named
 
@@ -102,6 +102,7 @@ def prepare(
     example, batches = _find_example(loaded.model, inputs, batches, deployment.sequence)
     check_finite(example, 0)
     graph = capture(loaded.model, example.args, example.kwargs)
+    graph = graph_for(graph, deployment.capability)
     _check_schemes(schemes, deployment.capability)
     groups = group_layers(graph, deployment.capability)
     space = find_candidates(

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from advisor.formats import DTYPE_BITS, scheme_named
-from advisor.passes.candidates import Space
+from advisor.passes.attention import open_products
+from advisor.passes.candidates import SIMULATED_ACTIVATIONS, Space
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.group import Group
 from advisor.passes.layers import find_layers
@@ -72,7 +73,7 @@ class Setting:
                 if node.name in self.shapes
             )
         return Traffic(
-            input_elements=self.counts.get(layer.input, 0),
+            input_elements=self.counts.get(layer.input, 0) + self.counts.get(layer.other or "", 0),
             output_elements=self.counts.get(layer.output, 0),
         )
 
@@ -100,7 +101,7 @@ def make_setting(
     shapes = infer_shapes(graph.module, flat)
     sizes = {name: info.shape for name, info in shapes.items()}
     return Setting(
-        graph=replace(graph, layers=find_layers(graph.module, sizes)),
+        graph=replace(graph, layers=find_layers(graph.module, sizes, products=graph.products)),
         groups=groups,
         space=space,
         regions=regions_of(graph, deployment.capability),
@@ -111,8 +112,19 @@ def make_setting(
     )
 
 
+def graph_for(graph: Graph, capability: Capability) -> Graph:
+    """The captured graph as the runtime's plans see it: products are layers where it quantizes
+    some, and attention is then spelled out."""
+    return open_products(graph) if capability.quantizes_products else graph
+
+
 def regions_of(graph: Graph, capability: Capability) -> Regions:
     """The tensors that the runtime may quantize in this graph."""
-    static = scheme_named("w8a8")
-    capable = {layer.name for layer in graph.layers if capability.support(layer, static).ok}
+    schemes = [scheme_named(name) for name in SIMULATED_ACTIVATIONS]
+    static = [scheme for scheme in schemes if scheme.is_static]
+    capable = {
+        layer.name
+        for layer in graph.layers
+        if any(capability.support(layer, scheme).ok for scheme in static)
+    }
     return find_regions(graph, capability.static, capable)

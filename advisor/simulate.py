@@ -47,7 +47,8 @@ class Simulator:
         rules = self.setting.capability.static
         if rules is None:
             return {}
-        return static_params(self.observations, self.classes, observer, rules)
+        dtypes = {site.tensor: site.dtype for site in self.setting.regions.sites}
+        return static_params(self.observations, self.classes, observer, rules, dtypes)
 
     def assignment(self, choice: Choice) -> dict[str, LayerAssignment]:
         """Scheme and algorithm by layer name."""

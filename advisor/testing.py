@@ -103,13 +103,14 @@ class TargetContract:
     def schemes(self) -> list[str]:
         """Schemes of the runtime that can be planned today."""
         from advisor.formats import scheme_named
+        from advisor.passes.candidates import SIMULATED_ACTIVATIONS
         from advisor.passes.rounding import IMPLEMENTED_DTYPES
 
         return [
             name
             for name in capability_named(self.runtime).schemes
             if scheme_named(name).weight.dtype in IMPLEMENTED_DTYPES
-            and (scheme_named(name).activation is None or name == "w8a8")
+            and (scheme_named(name).activation is None or name in SIMULATED_ACTIVATIONS)
         ]
 
     def test_capability_is_the_registered_one(self) -> None:

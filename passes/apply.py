@@ -12,7 +12,7 @@ from advisor.passes import ops as _ops
 from advisor.passes.graph import WeightTable
 from advisor.passes.layers import LAYER_OPS
 
-__all__ = ["dequantize", "quantize_dequantize", "run_layer"]
+__all__ = ["dequantize", "quantize_dequantize", "run_layer", "run_product"]
 _ = _ops  # registers the advisor:: operators
 
 
@@ -27,6 +27,13 @@ def run_layer(node: Node, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
             arguments[2] = None
     operator: Any = node.target
     result: torch.Tensor = operator(*arguments, **node.kwargs)
+    return result
+
+
+def run_product(node: Node, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """A product's operator on two other operands."""
+    operator: Any = node.target
+    result: torch.Tensor = operator(first, second)
     return result
 
 

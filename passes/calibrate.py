@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,8 +153,12 @@ def static_params(
     classes: Sequence[TensorClass],
     observer: str,
     rules: StaticRules,
+    dtypes: Mapping[str, str],
 ) -> dict[str, ActivationParams]:
-    """Scale and zero point of every observed tensor; members of a class share theirs."""
+    """Scale and zero point of every observed tensor; members of a class share theirs.
+
+    dtypes: of the tensors' integers by name, where they are not the rules'.
+    """
     ranges = {
         name: choose_range(stats, observer, rules) for name, stats in observations.tensors.items()
     }
@@ -163,7 +167,10 @@ def static_params(
         if members:
             widest = min(low for low, _ in members), max(high for _, high in members)
             ranges.update({name: widest for name in shared.tensors if name in ranges})
-    return {name: activation_params(low, high, rules) for name, (low, high) in ranges.items()}
+    return {
+        name: activation_params(low, high, replace(rules, dtype=dtypes.get(name, rules.dtype)))
+        for name, (low, high) in ranges.items()
+    }
 
 
 class _MeanObserver:

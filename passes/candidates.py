@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -16,6 +17,9 @@ from advisor.search.problem import Candidate
 from advisor.targets.capability import Capability, Support
 
 FLOAT16_MAX = 65504.0
+
+SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8")
+"""Schemes with quantized activations that the passes know how to compute."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +79,7 @@ def can_take(
         return support
     if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
         return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
-    if scheme.activation is not None and (scheme.activation.dynamic or scheme.name != "w8a8"):
+    if scheme.activation is not None and scheme.name not in SIMULATED_ACTIVATIONS:
         return Support(ok=False, reason=f"{scheme.name} activations cannot be simulated yet")
     if scheme.weight.dtype == "float16":
         weight: torch.Tensor = attribute(graph.module, layer.weight)

@@ -34,17 +34,19 @@ def name_of(node: Node) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One call of an operator with a weight: what can be quantized.
+    """What can be quantized: one call of an operator with a weight, or one product of two
+    activations.
 
     name: module path, ``#k`` for the k-th call. op: "linear", "conv1d", "conv2d",
-    "conv_transpose1d", "conv_transpose2d", "embedding". weight: fully qualified name of the
-    weight; equal for tied layers. weight_shape: torch layout (out, in, ...), of a transposed
-    convolution (in, out / groups, ...). input, output: names of the activation tensors read and
-    written; for a layer followed by an activation function that runtimes fuse, ``output`` is
-    still the layer's own. macs: multiply-accumulates of one forward at the deployment shape.
-    frozen: why this layer can take only float schemes, or None. scale_axis: axis of the weight
-    whose every index has a scale of its own under a per-channel scheme: the outputs, of a
-    grouped transposed convolution the inputs.
+    "conv_transpose1d", "conv_transpose2d", "embedding", or "matmul" for a product. weight: fully
+    qualified name of the weight; equal for tied layers, "" for a product. weight_shape: torch
+    layout (out, in, ...), of a transposed convolution (in, out / groups, ...), of a product ().
+    input, output: names of the activation tensors read and written; for a layer followed by an
+    activation function that runtimes fuse, ``output`` is still the layer's own. other: name of a
+    product's second operand, None for a layer with a weight. macs: multiply-accumulates of one
+    forward at the deployment shape. frozen: why this layer can take only float schemes, or None.
+    scale_axis: axis of the weight whose every index has a scale of its own under a per-channel
+    scheme: the outputs, of a grouped transposed convolution the inputs.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Layer:
     bias: str | None
     groups: int = 1
     input: str
+    other: str | None = None
     output: str
     macs: int = 0
     frozen: str | None = None
@@ -69,7 +72,12 @@ class Layer:
     @property
     def weight_count(self) -> int:
         """Number of weights."""
-        return prod(self.weight_shape)
+        return prod(self.weight_shape) if self.weight else 0
+
+    @property
+    def is_product(self) -> bool:
+        """True for a product of two activations, which has no weight."""
+        return self.other is not None
 
     @property
     def is_depthwise(self) -> bool:
@@ -85,7 +93,8 @@ class Graph:
     inputs at a batch the graph accepts. dynamic: for every input name the dimensions that may
     change, e.g. {"x": {0: "batch"}}. batch: the only batch size accepted, or None when dynamic.
     layers: in execution order. output_names: one per tensor of the flattened output.
-    notes: what capture decided and a user should know.
+    notes: what capture decided and a user should know. products: whether products of two
+    activations are among the layers, which is so where a runtime can quantize them.
     """
 
     module: GraphModule
@@ -97,6 +106,7 @@ class Graph:
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    products: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

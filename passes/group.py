@@ -40,7 +40,8 @@ def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
     by_weight: dict[str, str] = {}
     by_input: dict[tuple[str, str], str] = {}
     for layer in graph.layers:
-        links.add_edge(layer.name, by_weight.setdefault(layer.weight, layer.name))
+        if layer.weight:
+            links.add_edge(layer.name, by_weight.setdefault(layer.weight, layer.name))
         if layer.op in capability.fuse_siblings and layer.frozen is None:
             links.add_edge(layer.name, by_input.setdefault((layer.op, layer.input), layer.name))
     order = {layer.name: index for index, layer in enumerate(graph.layers)}

@@ -1,4 +1,5 @@
-"""Find what can be quantized: every call of an operator with a constant weight."""
+"""Find what can be quantized: every call of an operator with a constant weight, and products of
+two activations where a runtime quantizes them."""
 
 from __future__ import annotations
 
@@ -27,6 +28,13 @@ LAYER_OPS: Final[dict[Any, str]] = {
 }
 """Operators the quantize pass can rewrite. Any other operator with a weight stays float."""
 
+PRODUCT_OPS: Final[dict[Any, str]] = {
+    aten.matmul.default: "matmul",
+    aten.bmm.default: "matmul",
+    aten.mm.default: "matmul",
+}
+"""Operators that multiply two activations, as in attention."""
+
 SMALLEST_WEIGHT: Final = 2
 """Constants of fewer dimensions (norm gains, biases) are no layer of their own."""
 
@@ -41,17 +49,32 @@ def weight_argument(node: Node) -> Node:
 
 
 def input_argument(node: Node) -> Node:
-    """The activation (or the token ids) that a layer reads."""
-    source: Node = argument(node, 1 if LAYER_OPS[node.target] == "embedding" else 0)
+    """The activation (or the token ids) that a layer reads; the first operand of a product."""
+    source: Node = argument(node, 1 if LAYER_OPS.get(node.target) == "embedding" else 0)
     return source
 
 
-def find_layers(module: GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layer, ...]:
+def operands(node: Node) -> tuple[Node, ...]:
+    """The activations that a layer reads: one, or both operands of a product."""
+    if node.target in PRODUCT_OPS:
+        return argument(node, 0), argument(node, 1)
+    return (input_argument(node),)
+
+
+def can_be_layer(node: Node) -> bool:
+    """Whether the node calls an operator that layers are made of."""
+    return node.target in LAYER_OPS or node.target in PRODUCT_OPS
+
+
+def find_layers(
+    module: GraphModule, shapes: Mapping[str, tuple[int, ...]], *, products: bool = False
+) -> tuple[Layer, ...]:
     """Every layer in execution order.
 
     shapes: by node name, at the deployment's batch, for the multiply-accumulate counts.
-    A weight read by an operator outside ``LAYER_OPS`` gives a layer with ``frozen`` set, so that
-    nothing with weights is ever missing from a plan.
+    products: whether products of two float32 activations count. A weight read by an operator
+    outside ``LAYER_OPS`` gives a layer with ``frozen`` set, so that nothing with weights is ever
+    missing from a plan.
     """
     layers: list[Layer] = []
     for node in module.graph.nodes:
@@ -60,6 +83,8 @@ def find_layers(module: GraphModule, shapes: Mapping[str, tuple[int, ...]]) -> t
         weight = _weight_of(module, node) if node.target in LAYER_OPS else None
         if weight is not None:
             layers.append(_layer(module, node, weight, shapes))
+        elif products and _is_product(node):
+            layers.append(_product(node, shapes))
         else:
             layers.extend(_frozen_layers(module, node, shapes))
     return _share_axes(layers)
@@ -100,6 +125,31 @@ def _layer(
         frozen=None,
         # With groups the outputs' axis has one channel of every group at each index.
         scale_axis=1 if is_transposed and groups == 1 else 0,
+    )
+
+
+def _is_product(node: Node) -> bool:
+    if node.target not in PRODUCT_OPS:
+        return False
+    values = [operand.meta.get("val") for operand in operands(node)]
+    return all(operand.op != "get_attr" for operand in operands(node)) and all(
+        isinstance(value, torch.Tensor) and value.dtype == torch.float32 and value.ndim >= 2
+        for value in values
+    )
+
+
+def _product(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+    first, second = operands(node)
+    return Layer(
+        name=name_of(node),
+        op=PRODUCT_OPS[node.target],
+        weight="",
+        weight_shape=(),
+        bias=None,
+        input=name_of(first),
+        other=name_of(second),
+        output=name_of(node),
+        macs=prod(shapes[node.name]) * shapes[first.name][-1],
     )
 
 

@@ -21,7 +21,7 @@ from advisor.passes.graph import (
     WeightTable,
     name_of,
 )
-from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
+from advisor.passes.layers import can_be_layer, operands, weight_argument
 from advisor.passes.regions import Regions, Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.capability import StaticRules
@@ -139,7 +139,7 @@ def quantize(
     calls = {
         name_of(node): node
         for node in module.graph.nodes
-        if node.target in LAYER_OPS and node.op == "call_function"
+        if can_be_layer(node) and node.op == "call_function"
     }
     layers = {layer.name: layer for layer in graph.layers}
     static = {name for name, choice in assignment.items() if scheme_named(choice.scheme).is_static}
@@ -284,5 +284,5 @@ def _insert_static(
         source.replace_all_uses_with(restored, delete_user_cb=is_other)
     else:
         for reader in readers:
-            assert input_argument(reader) is source or source in reader.all_input_nodes
+            assert source in operands(reader)
             reader.replace_input_with(source, restored)

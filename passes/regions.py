@@ -16,7 +16,7 @@ import torch
 from torch.fx import Node
 
 from advisor.passes.graph import Graph, Layer, name_of
-from advisor.passes.layers import LAYER_OPS, input_argument
+from advisor.passes.layers import PRODUCT_OPS, can_be_layer, operands
 from advisor.targets.capability import StaticRules
 
 
@@ -63,12 +63,13 @@ class Site:
     """A tensor that may be quantized.
 
     node: graph node that computes it (after a fused activation function). readers: layers that
-    read it quantized when they are static, whatever produced it.
+    read it quantized when they are static, whatever produced it. dtype: of its integers.
     """
 
     tensor: str
     node: str
     readers: tuple[str, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +136,15 @@ def find_regions(graph: Graph, rules: StaticRules | None, capable: Set[str]) -> 
     for node in graph.module.graph.nodes:
         readers, produced = walk.readers(node), walk.produced(node)
         if readers or produced != NEVER:
-            sites.append(Site(tensor=name_of(node), node=node.name, readers=readers))
+            dtype = rules.second_operand if walk.is_second(node) else ""
+            sites.append(
+                Site(
+                    tensor=name_of(node),
+                    node=node.name,
+                    readers=readers,
+                    dtype=dtype or rules.dtype,
+                )
+            )
             consumed[name_of(node)] = walk.consumed(node)
     tensors = {site.tensor for site in sites}
     return Regions(
@@ -168,18 +177,25 @@ class _Walk:
 
     def layer_of(self, node: Node) -> Layer | None:
         """The statically quantizable layer that ``node`` is the call of."""
-        return self.layers.get(name_of(node)) if node.target in LAYER_OPS else None
+        return self.layers.get(name_of(node)) if can_be_layer(node) else None
 
     def readers(self, node: Node) -> tuple[str, ...]:
-        """Names of capable layers whose activation input is ``node``."""
+        """Names of capable layers that read ``node`` as an activation."""
         if not is_float_tensor(node):
             return ()
         found = [
             layer.name
             for user in node.users
-            if (layer := self.layer_of(user)) is not None and input_argument(user) is node
+            if (layer := self.layer_of(user)) is not None and node in operands(user)
         ]
         return tuple(dict.fromkeys(found))
+
+    def is_second(self, node: Node) -> bool:
+        """Whether all that reads ``node`` quantized is products, as their second operand."""
+        layers = [user for user in node.users if self.layer_of(user) is not None]
+        return self.produced(node) == NEVER and all(
+            user.target in PRODUCT_OPS and operands(user)[0] is not node for user in layers
+        )
 
     def source(self, node: Node) -> Node:
         """The operator whose fused output ``node`` is: itself, or the one before a fused relu."""

@@ -17,13 +17,13 @@ import torch
 from torch.fx import Node
 
 from advisor.formats import TensorFormat, scheme_named
-from advisor.passes.apply import dequantize, quantize_dequantize, run_layer
+from advisor.passes.apply import dequantize, quantize_dequantize, run_layer, run_product
 from advisor.passes.batching import Place, batch_symbols, find_place, split_samples
 from advisor.passes.calibrate import cut
 from advisor.passes.divergence import OutputKind, draw_probes
 from advisor.passes.fx import Tracer, attribute
 from advisor.passes.graph import ActivationParams, Graph, Layer, WeightTable, name_of
-from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
+from advisor.passes.layers import PRODUCT_OPS, can_be_layer, operands, weight_argument
 from advisor.passes.regions import Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
@@ -145,6 +145,7 @@ class _Taps(Tracer):
         self.layers |= {reader for site in question.sites for reader in site.readers}
         self.sites = {site.tensor for site in question.sites}
         self.inputs: dict[str, torch.Tensor] = {}
+        self.others: dict[str, torch.Tensor] = {}
         self.values: dict[str, torch.Tensor] = {}
         self.nodes: dict[str, Node] = {}
 
@@ -155,10 +156,13 @@ class _Taps(Tracer):
         self.shapes[node] = tuple(value.shape)
         place = find_place(node, self.shapes, self.node_places, self.symbols, self.samples)
         self.node_places[node] = self.places[name] = place
-        is_layer = node.target in LAYER_OPS and name in self.layers
+        is_layer = can_be_layer(node) and name in self.layers
         if is_layer:
             self.nodes[name] = node
-            self.inputs[name] = self.env[input_argument(node)].detach()
+            read = [self.env[operand].detach() for operand in operands(node)]
+            self.inputs[name] = read[0]
+            if node.target in PRODUCT_OPS:
+                self.others[name] = read[1]
         if (is_layer or name in self.sites) and value.is_floating_point():
             if not value.requires_grad:
                 value = value.detach().requires_grad_()
@@ -231,12 +235,29 @@ def _score(
                 column = ("tensor", site.tensor, "")
                 scored.append((column, _dot(gradients, taps, site.tensor, change)))
             for reader in site.readers:
-                node = taps.nodes[reader]
-                weight = attribute(graph.module, str(weight_argument(node).target))
-                delta = run_layer(node, change, weight)
+                delta = _edge_change(graph, taps, site.tensor, reader, change)
                 column = ("edge", site.tensor, reader)
                 scored.append((column, _dot(gradients, taps, reader, delta)))
     return scored
+
+
+def _edge_change(
+    graph: Graph, taps: _Taps, tensor: str, reader: str, change: torch.Tensor
+) -> torch.Tensor:
+    """Change of a layer's output when it reads ``tensor`` changed by ``change``."""
+    node = taps.nodes[reader]
+    if node.target not in PRODUCT_OPS:
+        weight = attribute(graph.module, str(weight_argument(node).target))
+        return run_layer(node, change, weight)
+    first, second = taps.inputs[reader], taps.others[reader]
+    is_first, is_second = (name_of(operand) == tensor for operand in operands(node))
+    parts: list[torch.Tensor] = []
+    if is_first:
+        parts.append(run_product(node, change, second))
+        first = first + change  # a product of a tensor with itself sees both changes
+    if is_second:
+        parts.append(run_product(node, first, change))
+    return torch.stack(parts).sum(dim=0)
 
 
 def _embedding_change(

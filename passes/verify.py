@@ -19,7 +19,8 @@ def verify(graph: Graph) -> None:
     2. No operator mutates its arguments.
     3. Every ``get_attr`` resolves to a tensor.
     4. Every node but the output has a stable name, and no two have the same.
-    5. Every layer names a node and a floating-point weight of the shape it states.
+    5. Every layer names a node, and a floating-point weight of the shape it states or, for a
+       product, two operands.
 
     Raises:
         CaptureError: lists every rule that is broken, and where.
@@ -70,11 +71,17 @@ def _verify_names(module: GraphModule) -> list[str]:
 
 def _verify_layers(graph: Graph) -> list[str]:
     problems: list[str] = []
-    names = {name_of(node) for node in graph.module.graph.nodes if node.op == "call_function"}
+    nodes = [node for node in graph.module.graph.nodes if node.op != "get_attr"]
+    known = {name_of(node) for node in nodes}
+    names = {name_of(node) for node in nodes if node.op == "call_function"}
     for layer in graph.layers:
-        weight = attribute(graph.module, layer.weight)
         if layer.output not in names:
             problems.append(f"{layer.name}: no node computes it")
+        if layer.is_product:
+            missing = {layer.input, layer.other} - known
+            problems += [f"{layer.name}: no node computes its operand {each}" for each in missing]
+            continue
+        weight = attribute(graph.module, layer.weight)
         if tuple(weight.shape) != layer.weight_shape or not weight.is_floating_point():
             problems.append(f"{layer.name}: weight {layer.weight} is {tuple(weight.shape)}")
     return problems

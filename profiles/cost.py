@@ -7,7 +7,6 @@ capability data; the ``origin`` of a number made from it is "modelled".
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
 from advisor.formats import DTYPE_BITS, Scheme, storage_bits
 from advisor.passes.graph import Layer
@@ -53,9 +52,9 @@ def layer_cost(
     """Every cost of ``layer`` under ``scheme``, its weight counted in full."""
     stored = weight_bytes(layer, scheme, capability)
     expanded = is_storage_only(layer, scheme, capability)
-    full = prod(layer.weight_shape) * _bytes(capability.float_dtype)
+    full = layer.weight_count * _bytes(capability.float_dtype)
     is_lookup = layer.op == "embedding"
-    per_weight = stored / max(prod(layer.weight_shape), 1)
+    per_weight = stored / max(layer.weight_count, 1)
     read = traffic.output_elements * per_weight if is_lookup else float(stored)
     scratch = 0
     dtype = compute_dtype(scheme, capability)
@@ -66,7 +65,7 @@ def layer_cost(
             scratch = full
             seconds = boundary_seconds(
                 profile,
-                elements=prod(layer.weight_shape),
+                elements=layer.weight_count,
                 from_element_bytes=per_weight,
                 to_element_bytes=_bytes(capability.float_dtype),
                 threads=threads,
@@ -95,7 +94,9 @@ def layer_cost(
 
 
 def weight_bytes(layer: Layer, scheme: Scheme, capability: Capability) -> int:
-    """Bytes of the layer's weight on disk, scales included."""
+    """Bytes of the layer's weight on disk, scales included; 0 for a product."""
+    if layer.is_product:
+        return 0
     scales = capability.scale_dtype_of(scheme)
     return storage_bits(layer.weight_shape, layer.weight_format(scheme), scale_dtype=scales) // 8
 
@@ -149,4 +150,4 @@ def _bytes(dtype: str) -> int:
 
 
 def _has_family(layer: Layer) -> bool:
-    return layer.op in FAMILIES or layer.op.startswith("conv")
+    return layer.is_product or layer.op in FAMILIES or layer.op.startswith("conv")

@@ -113,7 +113,7 @@ def family_of(layer: Layer) -> str:
         return "depthwise"
     if layer.op.startswith("conv"):
         return "conv"
-    return _known_family(layer.op)
+    return "linear" if layer.is_product else _known_family(layer.op)
 
 
 def layer_time(

@@ -53,6 +53,9 @@ TENSOR_OPS: Final = (
 )
 """Operators without weights that static rules speak of: ATen names without the overload."""
 
+PRODUCT_SCHEME: Final = "a8a8"
+"""The scheme of products of two activations, in attention and elsewhere."""
+
 _FOLDER: Final = Path(__file__).parent
 
 
@@ -90,7 +93,9 @@ class SchemeSupport:
 class StaticRules:
     """How a runtime computes with statically quantized activations.
 
-    dtype, symmetric: format of an activation tensor, always per tensor. quantized_output:
+    dtype, symmetric: format of an activation tensor, always per tensor. second_operand: dtype of
+    a tensor that is only read as the second operand of products, where another than ``dtype`` is
+    faster ("" where none is). quantized_output:
     operators that run in integers only when their output is quantized too. fused: activation
     functions folded into the operator before them, so that the quantized output is the
     function's. followers: operators without weights that run in integers when all their inputs
@@ -101,6 +106,7 @@ class StaticRules:
 
     dtype: str
     symmetric: bool
+    second_operand: str = ""
     quantized_output: tuple[str, ...] = ()
     fused: tuple[str, ...] = ()
     followers: tuple[str, ...] = ()
@@ -150,6 +156,11 @@ class Capability:
     static: StaticRules | None = None
     dynamic: DynamicRules | None = None
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def quantizes_products(self) -> bool:
+        """Whether some scheme quantizes products of two activations."""
+        return PRODUCT_SCHEME in self.schemes
 
     def support(
         self,

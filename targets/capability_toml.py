@@ -123,6 +123,7 @@ def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRu
     rules = StaticRules(
         dtype=table.choice("dtype", DTYPE_BITS),
         symmetric=table.get("symmetric", bool),
+        second_operand=table.choice("second_operand", (*DTYPE_BITS, ""), default=""),
         quantized_output=table.names("quantized_output", ops, "statically quantized operator"),
         fused=table.names("fused", TENSOR_OPS, "operator", default=()),
         followers=followers,

@@ -240,7 +240,7 @@ def test_members_of_a_class_share_the_widest_range(graph: Graph, tmp_path: Path)
     data = spool_calibration(graph, batches(images(16)[0], 4), tmp_path)
     observations = observe(graph, data.scoring, frozenset({"stem", "mix", "head"}), [])
     shared = TensorClass(tensors=("stem", "mix", "not observed"))
-    params = static_params(observations, [shared], "minmax", RULES)
+    params = static_params(observations, [shared], "minmax", RULES, {})
     assert set(params) == {"stem", "mix", "head"}
     assert params["stem"] == params["mix"]
     stem, mix = observations.tensors["stem"], observations.tensors["mix"]
