@@ -20,9 +20,9 @@ from advisor.passes.group import class_tensors, group_layers
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.profiles.loader import load_profile
-from advisor.setting import Setting, regions_of
+from advisor.setting import Setting, graph_for, regions_of
 from advisor.simulate import Simulator
-from advisor.targets.capability import load_capability
+from advisor.targets.capability import Capability, load_capability
 
 torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for one another
 
@@ -165,10 +165,11 @@ def make_setting(
     profile: str = "intel-vnni",
     batch: int = 1,
     schemes: Sequence[str] | None = None,
+    capability: Capability | None = None,
 ) -> Setting:
-    """What planning fixes before calibration."""
-    graph = capture(model, (example,), {})
-    capability, hardware = load_capability(runtime), load_profile(profile)
+    """What planning fixes before calibration. capability: instead of the runtime's own."""
+    capability, hardware = capability or load_capability(runtime), load_profile(profile)
+    graph = graph_for(capture(model, (example,), {}), capability)
     groups = group_layers(graph, capability)
     return Setting(
         graph=graph,
