@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._ops import HigherOrderOperator
 from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import CaptureError, InputError, ModelError
@@ -27,6 +27,7 @@ from advisor.passes.graph import Graph
 from advisor.passes.layers import find_layers
 from advisor.passes.normalise import normalise
 from advisor.passes.shapes import infer_shapes
+from advisor.passes.traceable import describe_dropped, returning_tensors, without_mask_detection
 from advisor.passes.verify import verify
 
 
@@ -57,8 +58,10 @@ def capture(
     with untouched(model), torch.no_grad():
         model.eval()
         outputs = _run_once(model, args, kwargs)
+        notes = (*notes, *describe_dropped(outputs))
         batch = check_batch(find_batch(args, kwargs), model, args, kwargs, outputs)
-        program, batch = _export(model, args, kwargs, batch)
+        with returning_tensors(model), without_mask_detection():
+            program, batch = _export(model, args, kwargs, batch)
     return _finish(program, args, kwargs, batch, notes)
 
 
@@ -358,14 +361,15 @@ def _without_batch(dynamic: dict[str, dict[int, str]]) -> dict[str, dict[int, st
 def _output_names(program: ExportedProgram, module: GraphModule) -> tuple[str, ...]:
     """Dict keys and tuple positions where the output has them, else "output", "output_1", ..."""
     spec: Any = program.call_spec.out_spec
-    count = len(output_nodes(module))
-    placeholder_tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-    names: list[str] = []
-    for path, _ in pytree.tree_flatten_with_path(placeholder_tree)[0]:
-        words = [word for word in map(_word, path) if word]
-        names.append("_".join(words) if words and not words[0].isdigit() else "")
-    if len(names) != count:  # outputs that are no tensors
-        names = [""] * count
+    (returned,) = (node.args[0] for node in module.graph.nodes if node.op == "output")
+    values = pytree.tree_leaves(returned)
+    names = [""] * len(output_nodes(module))
+    if len(values) == spec.num_leaves:
+        tree = pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        paths = [path for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+        named = [path for path, v in zip(paths, values, strict=True) if isinstance(v, Node)]
+        words = [[word for word in map(_word, path) if word] for path in named]
+        names = ["_".join(w) if w and not w[0].isdigit() else "" for w in words]
     return tuple(
         name or ("output" if index == 0 else f"output_{index}") for index, name in enumerate(names)
     )

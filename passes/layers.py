@@ -38,8 +38,9 @@ PRODUCT_OPS: Final[dict[Any, str]] = {
 SMALLEST_WEIGHT: Final = 2
 """Constants of fewer dimensions (norm gains, biases) are no layer of their own."""
 
-ELEMENTWISE: Final = ("add", "mul", "sub", "div")
-"""Operators whose constants may have dimensions of size 1 that only serve to broadcast."""
+BROADCAST: Final = ("add", "mul", "sub", "div", "expand", "repeat", "cat", "stack")
+"""Operators whose constants may have dimensions of size 1 that only serve to broadcast: a class
+token of shape (1, 1, width) is a vector."""
 
 
 def weight_argument(node: Node) -> Node:
@@ -165,7 +166,7 @@ def _frozen_layers(
         if isinstance(value := constant_value(module, source), torch.nn.Parameter)
         and value.is_floating_point()
         and value.ndim >= SMALLEST_WEIGHT
-        and (op not in ELEMENTWISE or sum(size > 1 for size in value.shape) >= SMALLEST_WEIGHT)
+        and (op not in BROADCAST or sum(size > 1 for size in value.shape) >= SMALLEST_WEIGHT)
     }
     return [
         Layer(

@@ -106,12 +106,14 @@ def fold_constants(module: GraphModule) -> GraphModule:
     """
     module = clone(module)
     values: dict[Node, Any] = {}
-    spelled: dict[Node, str] = {}
+    # Equal subgraphs get the same number. Spelling them out would double at every shared node.
+    numbers: dict[str, int] = {}
+    number: dict[Node, int] = {}
     trained: dict[Node, str] = {}
     for node in module.graph.nodes:
         if node.op == "get_attr":
             values[node] = attribute(module, str(node.target))
-            spelled[node] = str(node.target)
+            number[node] = numbers.setdefault(str(node.target), len(numbers))
             is_trained = isinstance(values[node], torch.nn.Parameter)
             trained[node] = str(node.target) if is_trained else ""
         elif _is_foldable(node, values):
@@ -119,23 +121,23 @@ def fold_constants(module: GraphModule) -> GraphModule:
                 args = map_arg(node.args, values.__getitem__)
                 kwargs = map_arg(node.kwargs, values.__getitem__)
                 values[node] = node.target(*args, **kwargs)
-            names = map_arg((node.args, dict(node.kwargs)), lambda n: f"<{spelled[n]}>")
-            spelled[node] = f"{node.target}{names!r}"
+            read = map_arg((node.args, dict(node.kwargs)), lambda n: f"<{number[n]}>")
+            number[node] = numbers.setdefault(f"{node.target}{read!r}", len(numbers))
             weights = [trained[source] for source in node.all_input_nodes]
             trained[node] = next(filter(None, weights), "")
-    made: dict[str, str] = {}
+    made: dict[int, str] = {}
     for node in list(module.graph.nodes):
         value = values.get(node)
         is_read = any(user not in values for user in node.users)
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or not is_read:
             continue
-        if spelled[node] not in made:
+        if number[node] not in made:
             weight = trained[node]
             name = free_name(module, f"{weight}_folded" if weight else f"folded.{node.name}")
             dense = value.detach().contiguous()
             as_weight = torch.nn.Parameter(dense, requires_grad=False) if weight else dense
-            made[spelled[node]] = set_constant(module, name, as_weight)
-        constant = read_constant(module, node, made[spelled[node]])
+            made[number[node]] = set_constant(module, name, as_weight)
+        constant = read_constant(module, node, made[number[node]])
         copy_meta(node, constant)
         stamp(constant, made_by="fold_constants")
         for user in list(node.users):

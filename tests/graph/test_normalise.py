@@ -405,3 +405,20 @@ def test_products_with_integer_constants_are_left_alone() -> None:
     graph = capture(Integers(), (ids,), {})
     assert torch.equal(graph.module(ids), Integers()(ids))
     assert graph.layers == ()
+
+
+class Doubling(nn.Module):
+    """Sixty constants, each computed twice from the one before."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = torch.arange(4.0)
+        for _ in range(60):
+            steps = steps / 2 + steps / 2
+        return F.linear(x, torch.ones(2, 4)) + steps.sum()
+
+
+def test_constants_that_share_their_parts_fold_in_linear_time() -> None:
+    graph = capture(Doubling(), (vectors(2),), {})
+    names = [name for name, _ in graph.module.named_buffers()]
+    assert len(names) == 2  # the matrix and one number, not sixty
+    torch.testing.assert_close(graph.module(vectors(2)), Doubling()(vectors(2)))
