@@ -51,7 +51,8 @@ def returning_tensors(model: torch.nn.Module) -> Generator[None]:
     """While open, calls of ``model`` return None for every part that a graph cannot return."""
 
     def keep(_module: torch.nn.Module, _args: Any, outputs: Any) -> Any:
-        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, KEPT) else None, outputs)
+        leaves, tree = pytree.tree_flatten(outputs)
+        return pytree.tree_unflatten([x if isinstance(x, KEPT) else None for x in leaves], tree)
 
     hook = model.register_forward_hook(keep)
     try:
