@@ -71,6 +71,7 @@ def refine(
     seed: int,
     storage_path: Path | None = None,
     knobs: Mapping[str, Sequence[Knob]] | None = None,
+    variants: Sequence[tuple[Choice, Knobs]] = (),
     trust_radius: int = 1,
     max_groups: int = 16,
     score: Score | None = None,
@@ -80,8 +81,8 @@ def refine(
 
     A suggestion outside the budget is moved to the nearest plan of the region inside it; starts
     outside the budget are recorded and not measured. No plan is measured twice. Fewer than
-    ``trials`` come back when the region has no more plans. ``trials`` counts the starts, all of
-    which are tried even if they are more.
+    ``trials`` come back when the region has no more plans. ``trials`` counts the starts and their
+    variants, all of which are tried even if they are more.
 
     Args:
         problem: choices and predicted quantities.
@@ -95,6 +96,8 @@ def refine(
             problem, starts, budget, knobs, region and seed are reused; the caller keys the path
             by whatever else the measurement depends on (model, calibration).
         knobs: global settings to try, name to values.
+        variants: plans to try right after the starts, under knobs that differ from the first ones
+            as given.
         trust_radius: steps on each group's own Pareto front.
         max_groups: how many groups may leave the first start.
         score: what the study minimises, of (divergence, evaluation); None: the divergence.
@@ -106,12 +109,16 @@ def refine(
         OutputError: the journal cannot be written, or is not a journal.
     """
     settings = {name: tuple(values) for name, values in (knobs or {}).items()}
-    _check(problem, starts, trials, settings)
+    _check(problem, [*starts, *(choice for choice, _ in variants)], trials, settings)
+    defaults: dict[str, Knob] = {name: values[0] for name, values in settings.items()}
     region = region_around(problem, starts[0], trust_radius, max_groups)
     run = _Run(
         problem=problem,
         region=region,
-        starts=tuple(dict.fromkeys(starts)),
+        starts=(
+            *((choice, defaults) for choice in dict.fromkeys(starts)),
+            *((choice, {**defaults, **changed}) for choice, changed in variants),
+        ),
         bounds=budget.bounds(),
         knobs=settings,
         seed=seed,
@@ -126,7 +133,7 @@ def refine(
 class _Run:
     problem: Problem
     region: Region
-    starts: tuple[Choice, ...]
+    starts: tuple[tuple[Choice, Knobs], ...]
     bounds: Mapping[str, float]
     knobs: Mapping[str, tuple[Knob, ...]]
     seed: int
@@ -163,8 +170,7 @@ def _continue(
     for trial in reused[: max(trials, len(run.starts))]:
         keep(trial)
     while len(found) < len(run.starts):
-        choice = run.starts[len(found)]
-        knobs = {knob: values[0] for knob, values in run.knobs.items()}
+        choice, knobs = run.starts[len(found)]
         study = inside if run.region.contains(choice) else outside
         if study is inside:
             inside.enqueue_trial(_params(run, choice, knobs))

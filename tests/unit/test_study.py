@@ -120,6 +120,24 @@ def test_starts_come_first_and_the_budget_is_respected(
     )
 
 
+def test_variants_follow_the_starts(problem: Problem, budget: Budget, exact: Start) -> None:
+    variants = [(exact.choice, {"observer": "mse"}), (uniform(problem, 7), {"observer": "mse"})]
+    trials = refine(
+        problem,
+        [exact.choice],
+        Bench(problem),
+        budget=budget,
+        trials=6,
+        seed=0,
+        knobs=KNOBS,
+        variants=variants,
+    )
+    assert [t.origin for t in trials] == ["start"] * 3 + ["search"] * 3
+    assert [t.choice for t in trials[1:3]] == [choice for choice, _ in variants]
+    assert all(t.knobs == {"observer": "mse", "bias_correction": False} for t in trials[1:3])
+    assert len({(t.choice, tuple(t.knobs.items())) for t in trials}) == 6
+
+
 @pytest.mark.parametrize("dies_at", [(1,), (4,), (2, 5, 7)])
 def test_a_killed_study_ends_like_an_uninterrupted_one(
     problem: Problem, budget: Budget, exact: Start, tmp_path: Path, dies_at: tuple[int, ...]
