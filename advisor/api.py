@@ -207,8 +207,12 @@ def _write(
     """The Plan, tied to the model and its tensors."""
     setting, winner = evidence.prepared.setting, chosen.winner
     quantized = evidence.simulator.quantized(winner.choice, winner.knobs)
-    tensors, tree = plan_tensors(setting.graph, quantized.weights, quantized.biases)
-    observer = str(winner.knobs.get("observer", "minmax"))
+    tensors, tree = plan_tensors(
+        setting.graph,
+        quantized.weights,
+        quantized.biases,
+        evidence.simulator.basis(winner.knobs).factors,
+    )
     static = {
         name for name, layer in quantized.assignment.items() if scheme_named(layer.scheme).is_static
     }
@@ -228,7 +232,7 @@ def _write(
         ),
         tensors=decide_tensors(
             setting,
-            evidence.simulator.params(observer),
+            evidence.simulator.params(winner.knobs),
             setting.regions.quantized(static),
             evidence.sensitivity,
         ),
@@ -242,7 +246,8 @@ def _write(
         notes=evidence.notes,
         provenance=provenance,
         bias_correction=bool(winner.knobs.get("bias_correction", False)),
-        observer=observer,
+        observer=str(winner.knobs.get("observer", "minmax")),
+        equalise=bool(winner.knobs.get("equalise", False)),
         input_tree=tree,
         pins=dict(pins),
         model=evidence.prepared.source,

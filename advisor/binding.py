@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from advisor.errors import PlanError
 from advisor.passes.capture import capture
+from advisor.passes.equalise import equalise
 from advisor.passes.fx import attribute
 from advisor.passes.graph import (
     ActivationParams,
@@ -140,8 +141,32 @@ def quantized_of(plan: Plan) -> QuantizedGraph:
             "old weights and use Plan.load(path, model=...)"
         )
     if bound.quantized is None:
-        bound.quantized = _quantize(plan, bound.graph, bound.tensors)
+        bound.quantized = _quantize(plan, planned_graph(plan, bound), bound.tensors)
     return bound.quantized
+
+
+def planned_graph(plan: Plan, bound: Binding) -> Graph:
+    """The float graph that the plan's integers stand for: the model's, equalised if so planned.
+
+    Raises:
+        PlanError: the plan and its tensors disagree, or its factors do not fit the model.
+    """
+    factors = factors_of(bound.tensors)
+    if bool(factors) != plan.equalise:
+        raise PlanError(
+            f"plan.json says equalise={plan.equalise}, and plan.safetensors holds factors of "
+            f"{len(factors)} layers; copy both files from the same folder"
+        )
+    return equalise(bound.graph, factors) if factors else bound.graph
+
+
+def factors_of(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The factors that the graph is equalised by, from what plan.safetensors holds."""
+    return {
+        name.removesuffix("/factors"): tensor
+        for name, tensor in tensors.items()
+        if name.endswith("/factors")
+    }
 
 
 def fingerprint(graph: Graph) -> str:
@@ -189,9 +214,15 @@ def tensor_bytes(value: torch.Tensor) -> bytes:
 
 
 def plan_tensors(
-    graph: Graph, weights: Mapping[str, WeightTable], biases: Mapping[str, torch.Tensor]
+    graph: Graph,
+    weights: Mapping[str, WeightTable],
+    biases: Mapping[str, torch.Tensor],
+    factors: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, torch.Tensor], str]:
-    """What plan.safetensors holds, and the JSON structure of the example inputs in it."""
+    """What plan.safetensors holds, and the JSON structure of the example inputs in it.
+
+    factors: by which the graph was equalised, by layer name; none when it was not.
+    """
     tensors: dict[str, torch.Tensor] = {}
     for name, table in weights.items():
         tensors[f"{name}/values"] = table.values.contiguous()
@@ -199,6 +230,8 @@ def plan_tensors(
             tensors[f"{name}/scale"] = table.scale.contiguous()
     for name, bias in biases.items():
         tensors[f"{name}/bias"] = bias.contiguous()
+    for name, factor in factors.items():
+        tensors[f"{name}/factors"] = factor.contiguous()
     leaves, spec = pytree.tree_flatten((graph.args, graph.kwargs))
     constants: dict[str, Any] = {}
     for index, leaf in enumerate(leaves):

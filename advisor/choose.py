@@ -15,7 +15,9 @@ from advisor.binding import fingerprint
 from advisor.budget import Budget
 from advisor.decide import alternative, measured, modelled, package_versions
 from advisor.evidence import Evidence, Progress
+from advisor.formats import scheme_named
 from advisor.metric import Metric, evaluate_metric
+from advisor.passes.equalise import find_chains
 from advisor.plan import Alternative, Metrics
 from advisor.search.milp import solve, within
 from advisor.search.objective import (
@@ -32,6 +34,7 @@ from advisor.search.study import Knobs, Trial, refine
 KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
     "observer": ("mse", "minmax", "percentile"),
     "bias_correction": (False, True),
+    "equalise": (False, True),
 }
 """Global settings that the study may change; the first of each is the default."""
 
@@ -84,8 +87,9 @@ def choose(
     uniform = _uniform_choices(evidence)
     fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), bounds)]
     starts = list(dict.fromkeys([begun.choice, *_ladder(evidence, objective, bounds), *fitting]))
-    knobs = dict(KNOBS) if evidence.prepared.setting.regions.sites else _without_observer()
-    count = max(trials, len(starts))
+    knobs = _offer_knobs(evidence)
+    variants = _equalised_starts(evidence, [begun.choice, *fitting]) if "equalise" in knobs else ()
+    count = max(trials, len(starts) + len(variants))
     found = refine(
         problem,
         starts,
@@ -95,6 +99,7 @@ def choose(
         seed=seed,
         storage_path=None if cache is None else _journal(cache, evidence, objective),
         knobs=knobs,
+        variants=variants,
         score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
         on_trial=lambda trial: say("search", trial.number + 1, count),
     )
@@ -134,8 +139,31 @@ def measured_of(evidence: Evidence, divergence: float | None, metric: float | No
     )
 
 
-def _without_observer() -> dict[str, tuple[str, ...] | tuple[bool, ...]]:
-    return {name: values for name, values in KNOBS.items() if name != "observer"}
+def _offer_knobs(evidence: Evidence) -> dict[str, tuple[str, ...] | tuple[bool, ...]]:
+    """The knobs that can change something for this model and runtime."""
+    setting = evidence.prepared.setting
+    options = (option for each in setting.space.candidates.values() for option in each)
+    idle: set[str] = set() if setting.regions.sites else {"observer"}
+    is_static = any(scheme_named(option.scheme).is_static for option in options)
+    if not is_static or not find_chains(setting.graph):
+        idle.add("equalise")
+    return {name: values for name, values in KNOBS.items() if name not in idle}
+
+
+def _equalised_starts(
+    evidence: Evidence, starts: Sequence[Choice]
+) -> tuple[tuple[Choice, Knobs], ...]:
+    """The starts in which a layer is static, equalised.
+
+    Equalisation can turn a hopeless static plan into a good one, which suggestions around the
+    exact start, made from what the model loses as it is, would hardly come upon.
+    """
+    found: list[tuple[Choice, Knobs]] = []
+    for choice in dict.fromkeys(starts):
+        assignment = evidence.simulator.assignment(choice)
+        if any(scheme_named(layer.scheme).is_static for layer in assignment.values()):
+            found.append((choice, {"equalise": True}))
+    return tuple(found)
 
 
 def _ladder(evidence: Evidence, objective: str, bounds: Mapping[str, float]) -> list[Choice]:

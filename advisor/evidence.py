@@ -37,7 +37,7 @@ LOSS_NOTE: Final = (
     "a loss was given: predictions are of the outputs' divergence, but every number measured as "
     "divergence is that loss, and the limits on divergence are held against it"
 )
-PROBE_OBSERVER: Final = "mse"
+PROBE_KNOBS: Final = {"observer": "mse"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +131,7 @@ def _score(prepared: Prepared, simulator: Simulator, seed: int) -> Sensitivity:
         Question(
             weights=tuple(wanted.values()),
             sites=setting.regions.sites,
-            params=simulator.params(PROBE_OBSERVER),
+            params=simulator.params(PROBE_KNOBS),
         ),
         rounded=simulator.rounded,
         kinds=simulator.kinds,

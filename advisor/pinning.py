@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -13,8 +14,10 @@ from advisor.binding import (
     bind,
     binding_of,
     content_digest,
+    factors_of,
     params_of,
     plan_tensors,
+    planned_graph,
 )
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
@@ -54,14 +57,17 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     capability = capability_named(plan.runtime)
     quantized = regions_of(binding.graph, capability).quantized(static)
     tensors = tuple(replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors)
+    graph = planned_graph(plan, binding)
     weights = fit_biases(
-        binding.graph,
+        graph,
         assignment_of(layers),
-        _weights(plan, binding, layers),
+        _weights(plan, graph, binding.tensors, layers),
         params_of(plan),
         capability.static,
     )
-    stored, tree = plan_tensors(binding.graph, weights, _biases(binding, layers, plan))
+    stored, tree = plan_tensors(
+        binding.graph, weights, _biases(binding, layers, plan), factors_of(binding.tensors)
+    )
     changed = replace(
         plan,
         layers=layers,
@@ -180,11 +186,14 @@ def _predicted(plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, 
 
 
 def _weights(
-    plan: Plan, binding: Binding, layers: tuple[LayerDecision, ...]
+    plan: Plan,
+    graph: Graph,
+    stored: Mapping[str, torch.Tensor],
+    layers: tuple[LayerDecision, ...],
 ) -> dict[str, WeightTable]:
     """The plan's tables where nothing moved, new ones where it did."""
     before = {d.name: d for d in plan.layers}
-    by_name = {layer.name: layer for layer in binding.graph.layers}
+    by_name = {layer.name: layer for layer in graph.layers}
     tables: dict[str, WeightTable] = {}
     for decision in layers:
         fmt = by_name[decision.name].weight_format(scheme_named(decision.scheme))
@@ -192,12 +201,12 @@ def _weights(
             continue
         old = before[decision.name]
         kept = (old.scheme, old.algorithm) == (decision.scheme, decision.algorithm)
-        values = binding.tensors.get(f"{decision.weight}/values")
+        values = stored.get(f"{decision.weight}/values")
         if kept and values is not None:
-            scale = binding.tensors.get(f"{decision.weight}/scale")
+            scale = stored.get(f"{decision.weight}/scale")
             tables[decision.weight] = WeightTable(values=values, scale=scale)
         else:
-            weight = attribute(binding.graph.module, decision.weight)
+            weight = attribute(graph.module, decision.weight)
             tables[decision.weight] = round_weight(weight, fmt, decision.algorithm)
     return tables
 

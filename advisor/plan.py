@@ -152,8 +152,8 @@ class Plan:
     bound. measured_regret: best measured divergence among trials against the chosen one's.
     fingerprint: SHA-256 of the model's graph and weights. model: "package.module:factory" or a
     path when known, so that apply and compile can load it again. input_tree: JSON of the example
-    inputs' structure, whose tensors are in plan.safetensors. bias_correction, observer: the
-    global settings that won the search.
+    inputs' structure, whose tensors are in plan.safetensors. bias_correction, observer,
+    equalise: the global settings that won the search.
     """
 
     target: str
@@ -178,6 +178,7 @@ class Plan:
     provenance: Provenance
     bias_correction: bool = False
     observer: str = "minmax"
+    equalise: bool = False
     input_tree: str = ""
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
     model: str | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +11,19 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import UsageError
-from advisor.passes.calibrate import CalibrationData, Observations, static_params
+from advisor.passes.calibrate import (
+    CalibrationData,
+    Observations,
+    observe,
+    observe_input_maxima,
+    static_params,
+)
 from advisor.passes.divergence import OutputKind, divergence
+from advisor.passes.equalise import equalise, find_chains, find_factors
 from advisor.passes.fx import Tracer
 from advisor.passes.graph import (
     ActivationParams,
+    Graph,
     LayerAssignment,
     QuantizedGraph,
 )
@@ -29,9 +37,25 @@ from advisor.setting import Setting
 Loss = Callable[[Any, Any], Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What quantized graphs are built from: a float graph, what was seen in it, its integers.
+
+    factors: those the graph was equalised by (``passes.equalise``); none for the model itself.
+    """
+
+    graph: Graph
+    observations: Observations
+    rounded: RoundedWeights
+    factors: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+
+
 @dataclass(slots=True, kw_only=True)
 class Simulator:
-    """Builds and measures quantized graphs of one setting on one set of calibration data."""
+    """Builds and measures quantized graphs of one setting on one set of calibration data.
+
+    equalised: the basis of trials that equalise, once the first of them asked for it.
+    """
 
     setting: Setting
     data: CalibrationData
@@ -41,14 +65,42 @@ class Simulator:
     powers: Sequence[float]
     rounded: RoundedWeights
     loss: Loss | None = None
+    equalised: Basis | None = None
 
-    def params(self, observer: str) -> dict[str, ActivationParams]:
-        """Static parameters of every site under an observer."""
+    def basis(self, knobs: Knobs) -> Basis:
+        """The model itself, or the model equalised."""
+        if not knobs.get("equalise", False):
+            return Basis(
+                graph=self.setting.graph, observations=self.observations, rounded=self.rounded
+            )
+        if self.equalised is None:
+            self.equalised = self._equalise()
+        return self.equalised
+
+    def _equalise(self) -> Basis:
+        graph, scoring = self.setting.graph, self.data.scoring
+        chains = find_chains(graph)
+        maxima = observe_input_maxima(graph, scoring, [chain.second for chain in chains])
+        factors = find_factors(graph, chains, maxima)
+        equal = equalise(graph, factors)
+        known = self.observations
+        layers = [layer for layer in equal.layers if layer.name in known.input_means]
+        return Basis(
+            graph=equal,
+            observations=observe(equal, scoring, frozenset(known.tensors), layers),
+            rounded=RoundedWeights(equal, base=self.rounded),
+            factors=factors,
+        )
+
+    def params(self, knobs: Knobs) -> dict[str, ActivationParams]:
+        """Static parameters of every site under the knobs' observer."""
         rules = self.setting.capability.static
         if rules is None:
             return {}
+        observer = str(knobs.get("observer", "minmax"))
         dtypes = {site.tensor: site.dtype for site in self.setting.regions.sites}
-        return static_params(self.observations, self.classes, observer, rules, dtypes)
+        observations = self.basis(knobs).observations
+        return static_params(observations, self.classes, observer, rules, dtypes)
 
     def assignment(self, choice: Choice) -> dict[str, LayerAssignment]:
         """Scheme and algorithm by layer name."""
@@ -61,15 +113,15 @@ class Simulator:
 
     def quantized(self, choice: Choice, knobs: Knobs) -> QuantizedGraph:
         """The graph that a choice stands for."""
-        graph = self.setting.graph
+        basis = self.basis(knobs)
+        graph = basis.graph
         assignment = self.assignment(choice)
         rules = self.setting.capability.static
-        params = self.params(str(knobs.get("observer", "minmax")))
-        tables = round_weights(graph, assignment, self.rounded)
+        params = self.params(knobs)
+        tables = round_weights(graph, assignment, basis.rounded)
         weights = fit_biases(graph, assignment, tables, params, rules)
-        means = self.observations.input_means
         biases = (
-            correct_biases(graph, assignment, weights, means)
+            correct_biases(graph, assignment, weights, basis.observations.input_means)
             if knobs.get("bias_correction", False)
             else {}
         )

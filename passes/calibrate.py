@@ -148,6 +148,25 @@ def observe(
     )
 
 
+def observe_input_maxima(
+    graph: Graph, data: Spool, layers: Sequence[Layer]
+) -> dict[str, torch.Tensor]:
+    """Largest magnitude of every input channel, by layer name, over the spooled batches."""
+    readers: dict[str, list[Layer]] = {}
+    for layer in layers:
+        readers.setdefault(layer.input, []).append(layer)
+    found: dict[str, torch.Tensor] = {}
+
+    def see(name: str, value: torch.Tensor) -> None:
+        for layer in readers.get(name, ()):
+            largest = _by_channel(layer, value).abs().amax(dim=0)
+            known = found.get(layer.name, largest)
+            found[layer.name] = torch.maximum(known, largest)
+
+    _watch(graph, data, see)
+    return found
+
+
 def static_params(
     observations: Observations,
     classes: Sequence[TensorClass],
@@ -177,13 +196,12 @@ class _MeanObserver:
     """Mean of every input channel of a layer, for bias correction."""
 
     def __init__(self, layer: Layer) -> None:
-        # Counted from the end, so that inputs without a batch dimension work too.
-        self.channel = {"conv1d": -2, "conv2d": -3}.get(layer.op, -1)
+        self.layer = layer
         self.total: torch.Tensor | None = None
         self.count = 0
 
     def update(self, value: torch.Tensor) -> None:
-        rows = value.movedim(self.channel, -1).reshape(-1, value.shape[self.channel]).double()
+        rows = _by_channel(self.layer, value).double()
         total = rows.sum(dim=0)
         self.total = total if self.total is None else self.total + total
         self.count += rows.shape[0]
@@ -191,6 +209,13 @@ class _MeanObserver:
     def result(self) -> torch.Tensor:
         assert self.total is not None  # data is never empty
         return (self.total / self.count).float()
+
+
+def _by_channel(layer: Layer, value: torch.Tensor) -> torch.Tensor:
+    """What a layer reads, as (positions, channels)."""
+    # Counted from the end, so that inputs without a batch dimension work too.
+    channel = {"conv1d": -2, "conv2d": -3}.get(layer.op, -1)
+    return value.movedim(channel, -1).reshape(-1, value.shape[channel])
 
 
 class _Watcher(Tracer):

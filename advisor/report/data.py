@@ -123,6 +123,7 @@ class ReportData:
     pins: Mapping[str, str]
     bias_correction: bool
     observer: str
+    equalise: bool
     model: str | None
     fingerprint: str
     tensors_sha256: str
@@ -171,6 +172,7 @@ def report_data(plan: Plan) -> ReportData:
         pins=plan.pins,
         bias_correction=plan.bias_correction,
         observer=plan.observer,
+        equalise=plan.equalise,
         model=plan.model,
         fingerprint=plan.fingerprint,
         tensors_sha256=plan.tensors_sha256,

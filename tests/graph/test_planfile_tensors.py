@@ -23,7 +23,7 @@ def make_model(seed: int = 0) -> torch.nn.Module:
 @pytest.fixture(name="plan")
 def make_bound_plan() -> Plan:
     graph = capture(make_model(), (torch.zeros(1, 4),), {})
-    tensors, tree = plan_tensors(graph, {}, {})
+    tensors, tree = plan_tensors(graph, {}, {}, {})
     tensors |= {
         "0/values": torch.arange(-6, 6, dtype=torch.int8).reshape(3, 4),
         "0/scale": torch.tensor([0.1, 0.2, 0.3]),

@@ -278,7 +278,7 @@ def test_operands_are_scored_like_a_measured_change(tmp_path: Path) -> None:
     bench = make_workbench(setting, sentences(256, seed=8)[0], tmp_path)
     coarse = {
         name: replace(params, scale=params.scale * 16, zero_point=params.zero_point // 16)
-        for name, params in bench.simulator.params("minmax").items()
+        for name, params in bench.simulator.params({"observer": "minmax"}).items()
     }
     sites = setting.regions.sites
     scored = probe(

@@ -109,7 +109,7 @@ def score(
     question = Question(
         weights=weights,
         sites=bench.setting.regions.sites,
-        params=bench.simulator.params("minmax"),
+        params=bench.simulator.params({"observer": "minmax"}),
     )
     settings: dict[str, Any] = {"probes": 16, "max_samples": 256, **options}
     return probe(
@@ -191,7 +191,7 @@ def test_edges_and_tensors_are_predicted(bench: Workbench) -> None:
         name: ActivationParams(
             scale=params.scale * 8, zero_point=params.zero_point // 8, dtype=params.dtype
         )
-        for name, params in bench.simulator.params("minmax").items()
+        for name, params in bench.simulator.params({"observer": "minmax"}).items()
     }
     sites = bench.setting.regions.sites
     question = Question(weights=(), sites=sites, params=coarse)
