@@ -18,11 +18,12 @@ from advisor.formats import scheme_named
 from advisor.passes import ops
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import name_of
+from advisor.passes.layers import LAYER_OPS, input_argument
 from advisor.targets.base import Mismatch
 from advisor.targets.onnxruntime.cut import find_cut, run_cut
+from advisor.targets.onnxruntime.forms import FORMS
 from advisor.targets.onnxruntime.kernels import acceptable_kernels
 from advisor.targets.onnxruntime.manifest import LayerRecord
-from advisor.targets.onnxruntime.nodes import LAYER_TARGETS
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -99,16 +100,15 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     records = {layer.name: layer for layer in layers}
     taps: list[Tap] = []
     for node in module.graph.nodes:
-        record = records.get(name_of(node)) if node.target in LAYER_TARGETS else None
-        if record is None:
+        record = records.get(name_of(node)) if node.target in LAYER_OPS else None
+        if record is None or record.op not in FORMS:
             continue
-        source = node.args[1 if record.op == "embedding" else 0]
-        if not isinstance(source, Node):
-            continue
+        source = input_argument(node)
         is_static = scheme_named(record.scheme).is_static and record.op != "embedding"
-        if is_static and source.target is ops.DEQUANTIZE_STATIC:
+        if source.target is ops.DEQUANTIZE_STATIC and is_static:
             source = source.all_input_nodes[0]
-        taps.append(Tap(record, source, _end(node) if is_static else node))
+        ends_later = is_static and FORMS[record.op].ends_in_integers
+        taps.append(Tap(record, source, _end(node) if ends_later else node))
     return taps
 
 

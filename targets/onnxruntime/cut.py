@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advisor.formats import scheme_named
+from advisor.targets.onnxruntime.forms import FORMS
 from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model, save_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
@@ -50,7 +50,7 @@ def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | No
     main = next((node for node in own if node.name == layer.name), None)
     if main is None:
         return None
-    start = _ids(main) if layer.op == "embedding" else _activation(main, layer)
+    start = FORMS[layer.op].start(main)
     end: ir.Value | None = own[-1].outputs[0]
     if quantized_as:
         quantizers = labelled(model, quantized_as, "quantize")
@@ -60,31 +60,6 @@ def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | No
     cut = Cut(start, end)
     _, sources = _between(cut)
     return cut if all(source.is_initializer() for source in sources) else None
-
-
-def _activation(node: ir.Node, layer: LayerRecord) -> ir.Value | None:
-    value = node.inputs[0]
-    producer = value.producer() if value is not None else None
-    if producer is None:
-        return value
-    properties = producer.metadata_props
-    is_fence = properties.get(ROLE_PROPERTY) == "input"
-    if is_fence and properties.get(NAME_PROPERTY) == layer.name:
-        return producer.inputs[0]
-    if scheme_named(layer.scheme).is_static and producer.op_type == "DequantizeLinear":
-        return producer.inputs[0]
-    return value
-
-
-def _ids(node: ir.Node) -> ir.Value | None:
-    """What an embedding's Gather, however it is spelled, reads as indices."""
-    while node.op_type not in ("Gather", "GatherBlockQuantized"):
-        source = node.inputs[0]
-        producer = source.producer() if source is not None else None
-        if producer is None:
-            return None
-        node = producer
-    return node.inputs[1]
 
 
 def run_cut(

@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch.fx import Node
 
 from advisor.errors import UnsupportedError
 from advisor.passes.digest import table_sha256
 from advisor.passes.fx import attribute
-from advisor.passes.graph import Layer, QuantizedGraph, WeightTable, name_of
-from advisor.passes.layers import LAYER_OPS
-from advisor.passes.ops import DEQUANTIZE_STATIC
+from advisor.passes.graph import Layer, QuantizedGraph, WeightTable
 from advisor.targets.onnxruntime.export import export_onnx
 from advisor.targets.onnxruntime.floatmodel import write_float_model
 from advisor.targets.onnxruntime.manifest import (
@@ -41,9 +38,8 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
         outputs = source.module(*source.args, **source.kwargs)
     records, structure = describe_outputs(outputs, source.output_names)
     inputs = describe_inputs(source)
-    readers = integer_readers(graph)
     manifest = Manifest(
-        layers=tuple(_record(graph, layer, readers) for layer in source.layers),
+        layers=tuple(_record(graph, layer) for layer in source.layers),
         tensors=tuple(
             TensorRecord(
                 name=name, scale=params.scale, zero_point=params.zero_point, dtype=params.dtype
@@ -60,7 +56,7 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
     write_float_model(graph, out / CHECK_FOLDER)
 
 
-def _record(graph: QuantizedGraph, layer: Layer, integer_readers: frozenset[str]) -> LayerRecord:
+def _record(graph: QuantizedGraph, layer: Layer) -> LayerRecord:
     return LayerRecord(
         name=layer.name,
         op=layer.op,
@@ -68,18 +64,6 @@ def _record(graph: QuantizedGraph, layer: Layer, integer_readers: frozenset[str]
         weight=layer.weight,
         weight_shape=tuple(layer.weight_shape),
         weight_sha256=table_sha256(_table(graph, layer)),
-        reads_integers=layer.name in integer_readers,
-    )
-
-
-def integer_readers(graph: QuantizedGraph) -> frozenset[str]:
-    """Names of the layers whose activation input comes out of a static dequantizer."""
-    return frozenset(
-        name_of(node)
-        for node in graph.module.graph.nodes
-        if node.target in LAYER_OPS
-        and isinstance(node.args[0], Node)
-        and node.args[0].target is DEQUANTIZE_STATIC
     )
 
 

@@ -2,98 +2,136 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-from torch.export import Dim, ExportedProgram
-from torch.fx import GraphModule
-from torch.utils import _pytree as pytree
+from torch.fx import Node
 
-from advisor.passes.fx import placeholders
-from advisor.passes.graph import Graph, QuantizedGraph
-from advisor.targets.onnxruntime.legalise import legalise
-from advisor.targets.onnxruntime.nodes import argument_names
-from advisor.targets.onnxruntime.operators import translations
-from advisor.targets.onnxruntime.tidy import tidy
+from advisor.errors import UnsupportedError
+from advisor.formats import scheme_named
+from advisor.passes.fx import attribute
+from advisor.passes.graph import Layer, QuantizedGraph, name_of
+from advisor.passes.layers import LAYER_OPS
+from advisor.targets.onnxruntime.forms import FORMS
+from advisor.targets.onnxruntime.forms.builder import MICROSOFT, Builder
+from advisor.targets.onnxruntime.forms.form import Call
+from advisor.targets.onnxruntime.forms.weights import array_of
+from advisor.targets.onnxruntime.markers import DOMAIN, LAYER
+from advisor.targets.onnxruntime.rewrite import replace_value
+from advisor.targets.onnxruntime.sites import find_uses, sites_of, write_site
+from advisor.targets.onnxruntime.skeleton import OPSET, skeleton_of
+from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 
 if TYPE_CHECKING:
-    import onnx_ir
-    from torch.onnx import ONNXProgram
+    import onnx_ir as ir
 
-OPSET: Final = 21
-"""ONNX operators of this version; 25 when two-bit integers are stored (IR 13 has them first)."""
-
-_CHATTY: Final = "torch.onnx._internal.exporter._registration"
+IR_VERSION: Final = 10
+TWO_BIT_VERSIONS: Final = (25, 13)
+"""Opset and IR version that first have two-bit integers."""
 
 
-def export_onnx(graph: QuantizedGraph) -> onnx_ir.Model:
+def export_onnx(graph: QuantizedGraph) -> ir.Model:
     """The ONNX model of ``graph``: inputs, outputs, layers and dimensions under stable names.
+
+    The first call for a float graph exports it through torch; later plans for the same graph only
+    fill in its layers and quantizers.
 
     Raises:
         UnsupportedError: a layer has a form no kernel of ONNX Runtime takes.
         VerificationError: a dimension that should be dynamic became fixed.
     """
-    source = graph.float_graph
-    program = reexport(legalise(graph), source)
-    torch_onnx: Any = torch.onnx  # the types of export's parameters are incomplete
-    with _quiet():
-        converted: ONNXProgram | None = torch_onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=OPSET,
-            custom_translation_table=translations(),
-            optimize=False,
-            verbose=False,
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+    uses = find_uses(graph.module)
+    model = skeleton_of(graph.float_graph, sites_of(uses)).clone()
+    used = Counter(str(node.name) for node in model.graph)
+    calls = _calls(graph)
+    for marker in [node for node in model.graph if node.domain == DOMAIN]:
+        name = marker.metadata_props[NAME_PROPERTY]
+        if marker.op_type == LAYER:
+            used[name] = 0
+            build = Builder(model=model, before=marker, name=name, used=used)
+            _write_layer(build, marker, calls[name], graph)
+        else:
+            write_site(model, marker, uses.get(name), used)
+        model.graph.remove(marker, safe=True)
+    RemoveUnusedNodesPass()(model)
+    _set_versions(model)
+    return model
+
+
+def _calls(graph: QuantizedGraph) -> dict[str, tuple[Layer, Node, Node]]:
+    """Layer, its node in the float graph and its node in the quantized one, by layer name."""
+    layers = {layer.name: layer for layer in graph.float_graph.layers}
+
+    def nodes(module: Any) -> dict[str, Node]:
+        return {name_of(node): node for node in module.graph.nodes if node.target in LAYER_OPS}
+
+    before, after = nodes(graph.float_graph.module), nodes(graph.module)
+    return {
+        name: (layer, before[name], after[name])
+        for name, layer in layers.items()
+        if name in before and name in after
+    }
+
+
+def _write_layer(
+    build: Builder, marker: ir.Node, call: tuple[Layer, Node, Node], graph: QuantizedGraph
+) -> None:
+    layer, before, after = call
+    scheme = scheme_named(graph.assignment[layer.name].scheme)
+    table = graph.weights.get(layer.weight)
+    if table is None and scheme.name != "fp32":
+        raise UnsupportedError(
+            f"{layer.name} is {scheme.name}, but its integers are not in the graph"
         )
-    if converted is None or converted.exported_program is None:
-        raise RuntimeError("torch.onnx.export returned no program")
-    return tidy(converted.model, converted.exported_program, source)
+    inputs = tuple(value for value in marker.inputs if value is not None)
+    sharing = [other for other in graph.float_graph.layers if other.weight == layer.weight]
+    results = FORMS[layer.op].write(
+        build,
+        Call(
+            layer=layer,
+            scheme=scheme,
+            node=before,
+            inputs=inputs,
+            table=table,
+            bias=_bias(build, layer, inputs, after, graph),
+            is_shared=len(sharing) > 1,
+        ),
+    )
+    for old, new in zip(marker.outputs, results, strict=False):
+        new.shape, new.type = old.shape, old.type
+        replace_value(build.model, old, new)
 
 
-def reexport(module: GraphModule, source: Graph) -> ExportedProgram:
-    """Export an edited module again, with the inputs and dynamic dimensions of ``source``."""
-    with _quiet(), torch.no_grad():
-        return torch.export.export(
-            module,
-            tuple(source.args),
-            dict(source.kwargs),
-            dynamic_shapes=_dynamic_shapes(source),
-        )
+def _bias(
+    build: Builder,
+    layer: Layer,
+    inputs: tuple[ir.Value, ...],
+    after: Node,
+    graph: QuantizedGraph,
+) -> ir.Value | None:
+    """The layer's bias: the planned one where the plan changes it, else the model's own."""
+    if layer.op == "embedding" or len(inputs) < 3:  # input, weight, bias
+        return None
+    planned = after.args[2] if len(after.args) > 2 else None  # the same
+    if not isinstance(planned, Node) or planned.op != "get_attr" or layer.bias is None:
+        return inputs[2]
+    value = attribute(graph.module, str(planned.target))
+    if value is attribute(graph.float_graph.module, layer.bias):
+        return inputs[2]
+    return build.constant(f"{layer.name}.bias_planned", array_of(value))
 
 
-def _dynamic_shapes(source: Graph) -> tuple[Any, ...] | dict[str, Any]:
-    """torch.export's spec, in the structure of the arguments, from dimensions by input name."""
-    dims: Mapping[str, Mapping[int, str]] = source.dynamic
-    nodes = placeholders(source.module)
-    specs = iter([dict.fromkeys(dims.get(node.name, {}), Dim.AUTO) for node in nodes])
+def _set_versions(model: ir.Model) -> None:
+    """Opsets that the nodes need, and no others."""
+    import onnx_ir as ir
 
-    def spec(value: Any) -> Any:
-        found = next(specs)
-        return found if isinstance(value, torch.Tensor) else None
-
-    args, kwargs = pytree.tree_map(spec, (tuple(source.args), dict(source.kwargs)))
-    if not kwargs:
-        return tuple(args)
-    names = argument_names(source.module)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """Silence what torch says about itself: a missing torchvision, a renamed pytree class."""
-    logger = logging.getLogger(_CHATTY)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning, message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    kinds = {value.dtype for value in model.graph.initializers.values()}
+    opset, version = TWO_BIT_VERSIONS if ir.DataType.INT2 in kinds else (OPSET, IR_VERSION)
+    domains = {node.domain for node in model.graph}
+    model.graph.opset_imports.clear()
+    model.graph.opset_imports[""] = opset
+    if MICROSOFT in domains:
+        model.graph.opset_imports[MICROSOFT] = 1
+    model.ir_version = version

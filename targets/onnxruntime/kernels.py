@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from advisor.targets.onnxruntime.forms import FORMS
 from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
@@ -19,25 +20,11 @@ _PREFIX: Final = "(fused )?"
 _RENAMED: Final = r"(_token_\d+|_nchwc|/\w*Fusion/?)*"
 """What ONNX Runtime's graph transformers put around the name of a node they replace."""
 
-STATIC_CONV: Final = frozenset({"QLinearConv"})
-STATIC_LINEAR: Final = frozenset({"MatMulIntegerToFloat", "QLinearMatMul", "QGemm"})
-BLOCK_LINEAR: Final = frozenset({"MatMulNBits"})
-BYTE_EMBEDDING: Final = frozenset({"DequantizeLinear"})
-BLOCK_EMBEDDING: Final = frozenset({"GatherBlockQuantized"})
-
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """Operators that compute the layer as planned; empty when any does."""
-    scheme = "w8" if layer.op == "embedding" and layer.scheme == "w8a8" else layer.scheme
-    if not scheme.startswith("w"):
-        return frozenset()
-    if scheme == "w8a8":
-        return STATIC_CONV if layer.op.startswith("conv") else STATIC_LINEAR
-    if layer.op == "embedding":
-        return BYTE_EMBEDDING if scheme.startswith("w8") else BLOCK_EMBEDDING
-    if layer.op != "linear":
-        return frozenset()
-    return BLOCK_LINEAR | STATIC_LINEAR if layer.reads_integers else BLOCK_LINEAR
+    form = FORMS.get(layer.op)
+    return frozenset() if form is None else form.kernels(layer)
 
 
 def executed_kernels(

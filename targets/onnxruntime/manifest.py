@@ -15,23 +15,15 @@ MANIFEST_FILE: Final = "artifact.json"
 SESSION_FILE: Final = "session.json"
 CHECK_FOLDER: Final = "check"
 
-SESSION_ENTRIES: Final = {"session.qdq_matmulnbits_accuracy_level": "0"}
-"""Settings under which ONNX Runtime computes what was planned.
-
-Without them it turns a weight-only layer into MatMulNBits at accuracy level 4, which also
-quantizes the activations to eight bits: another scheme, about 1 % away.
-"""
+SESSION_ENTRIES: Final[dict[str, str]] = {}
+"""Session settings that the artifact is checked and should be opened with."""
 
 Record = TypeVar("Record", "LayerRecord", "TensorRecord", "InputRecord", "OutputRecord")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout.
-
-    reads_integers: whether its input is statically quantized, by its own scheme or because the
-    layer before writes integers.
-    """
+    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout."""
 
     name: str
     op: str
@@ -39,7 +31,6 @@ class LayerRecord:
     weight: str
     weight_shape: tuple[int, ...]
     weight_sha256: str
-    reads_integers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,8 +133,8 @@ def read_session_entries(folder: Path) -> dict[str, str]:
         read: object = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
-    entries = _table(read) or {"": None}
-    strings = {name: value for name, value in entries.items() if isinstance(value, str)}
+    entries = _table(read)
+    strings = {name: value for name, value in (entries or {}).items() if isinstance(value, str)}
     if strings != entries:
         raise PlanError(f"{path} should map setting names to strings; compile the plan again")
     return strings

@@ -13,7 +13,7 @@ from advisor.errors import InputError, UnsupportedError
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import Graph
 from advisor.targets.onnxruntime.manifest import InputRecord, Manifest, OutputRecord
-from advisor.targets.onnxruntime.nodes import argument_names
+from advisor.targets.onnxruntime.reexport import argument_names
 
 Array = np.ndarray[Any, Any]
 

@@ -7,14 +7,10 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from torch.fx import Node
 
 from advisor.errors import VerificationError
-from advisor.passes import ops
-from advisor.passes.graph import Graph, name_of
-from advisor.targets.onnxruntime.nodes import role_of
-from advisor.targets.onnxruntime.operators import GATHER_BLOCK_QUANTIZED
+from advisor.passes.graph import ROLE_KEY, Graph, name_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,31 +20,21 @@ NAME_PROPERTY: Final = "advisor.name"
 ROLE_PROPERTY: Final = "advisor.role"
 """Metadata of ONNX nodes: the layer or tensor they belong to, and their part in it."""
 
-_STORED_PROPERTY: Final = "advisor.stored"
 _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _PRODUCER: Final = "quantadvisor"
-_IR_VERSION: Final = 10
-_INT2_VERSIONS: Final = (25, 13)
-"""Opset and IR that first have two-bit integers."""
-
-_MAIN: Final = frozenset({"Conv", "MatMul", "Gemm", "GatherBlockQuantized"})
-"""Operators that stand for their layer when one layer needs several nodes."""
 
 
 def tidy(model: ir.Model, program: ExportedProgram, source: Graph) -> ir.Model:
     """Given the exporter's model of ``program``; changes it in place and returns it.
 
-    Result: constants folded (never a weight), nodes, weights, scales, inputs, outputs and
-    dynamic dimensions under stable names, narrow integers packed, metadata reduced to names.
+    Result: constants folded (never a weight), nodes, inputs, outputs and dynamic dimensions under
+    stable names, metadata reduced to names.
 
     Raises:
         VerificationError: a dimension that ``source`` declares dynamic became fixed.
     """
     _label(model, {node.name: node for node in program.graph.nodes})
-    _name_weights(model)
     _fold_constants(model)
-    _name_static(model)
-    _pack(model)
     _name_dimensions(model, source)
     _name_inputs_and_outputs(model, source)
     _name_nodes(model)
@@ -85,70 +71,13 @@ def _label(model: ir.Model, nodes: dict[str, Node]) -> None:
         if origin is None:
             continue
         node.metadata_props[NAME_PROPERTY] = name_of(origin)
-        node.metadata_props[ROLE_PROPERTY] = role_of(origin)
-        if origin.target is ops.DEQUANTIZE_AFFINE:
-            node.metadata_props[_STORED_PROPERTY] = str(origin.args[5])
-        elif origin.target is GATHER_BLOCK_QUANTIZED:
-            node.metadata_props[_STORED_PROPERTY] = str(origin.args[4])
+        node.metadata_props[ROLE_PROPERTY] = _role_of(origin)
 
 
-def _weight_inputs(node: ir.Node) -> dict[int, str]:
-    """Which inputs of a node are stored parts of a weight, and the suffix of their names."""
-    import onnx_ir as ir
-
-    match node.op_type:
-        case "DequantizeLinear":
-            return {0: "weight", 1: "weight_scale", 2: "weight_zero_point"}
-        case "GatherBlockQuantized":
-            return {0: "weight", 2: "weight_scale"}
-        case "Cast":
-            return {0: "weight"}
-        case "Gather":
-            table = node.inputs[0]
-            is_scale = table is not None and table.dtype == ir.DataType.FLOAT
-            return {0: "weight_scale" if is_scale else "weight"}
-        case _:
-            return {}
-
-
-def _name_weights(model: ir.Model) -> None:
-    """Name integers, scales and float16 weights after the first layer that reads them."""
-    for node in model.graph:
-        if node.metadata_props.get(ROLE_PROPERTY) not in ("weight", "op"):
-            continue
-        layer = node.metadata_props[NAME_PROPERTY]
-        for index, suffix in _weight_inputs(node).items():
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is not None and value.is_initializer() and "advisor" not in value.meta:
-                value.meta["advisor"] = True
-                _rename(model, value, f"{layer}.{suffix}")
-
-
-def _name_static(model: ir.Model) -> None:
-    """One scale and one zero point per activation tensor, named after it."""
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
-
-    known: dict[str, ir.Value] = {}
-    for node in model.graph:
-        if node.metadata_props.get(ROLE_PROPERTY) not in ("quantize", "dequantize"):
-            continue
-        tensor = node.metadata_props[NAME_PROPERTY]
-        for index, suffix in ((1, "scale"), (2, "zero_point")):
-            value, wanted = node.inputs[index], f"{tensor}.activation_{suffix}"
-            if value is None or not value.is_initializer():
-                continue
-            if wanted not in known:
-                known[wanted] = value
-                _rename(model, value, wanted)
-            elif _same(value, known[wanted]):
-                node.replace_input_with(index, known[wanted])
-    RemoveUnusedNodesPass()(model)
-
-
-def _same(one: ir.Value, other: ir.Value) -> bool:
-    if one.const_value is None or other.const_value is None:
-        return False
-    return bool(np.array_equal(one.const_value.numpy(), other.const_value.numpy()))
+def _role_of(node: Node) -> str:
+    """The node's part in its layer or tensor; empty when it has none."""
+    custom: dict[str, Any] = node.meta.get("custom") or {}
+    return str(custom.get(ROLE_KEY, ""))
 
 
 def _rename(model: ir.Model, value: ir.Value, wanted: str) -> None:
@@ -167,47 +96,6 @@ def _rename(model: ir.Model, value: ir.Value, wanted: str) -> None:
         value.const_value.name = name
     if owned:
         model.graph.initializers[name] = value
-
-
-def _pack(model: ir.Model) -> None:
-    """Give int4 and int2 weights their packed ONNX types, and the model the versions for them."""
-    import onnx_ir as ir
-
-    done: set[int] = set()
-    versions = (model.graph.opset_imports[""], _IR_VERSION)
-    for node in model.graph:
-        stored = node.metadata_props.get(_STORED_PROPERTY)
-        if stored not in ("int4", "int2"):
-            continue
-        indices = (0,) if node.op_type == "GatherBlockQuantized" else (0, 2)
-        if node.op_type == "GatherBlockQuantized" and stored == "int2":
-            node.attributes["bits"] = ir.AttrInt64("bits", 2)
-        for index in indices:
-            value = node.inputs[index] if index < len(node.inputs) else None
-            if value is None or value.const_value is None or id(value) in done:
-                continue
-            done.add(id(value))
-            if node.op_type == "GatherBlockQuantized" and stored == "int2":
-                packed = ir.tensor(_two_bit_bytes(value), name=value.name)
-            else:
-                kind = ir.DataType.INT4 if stored == "int4" else ir.DataType.INT2
-                integers = value.const_value.numpy().astype(kind.numpy())
-                packed = ir.tensor(integers, dtype=kind, name=value.name)
-                if stored == "int2":
-                    versions = _INT2_VERSIONS
-            value.const_value, value.dtype = packed, packed.dtype
-            value.shape = ir.Shape(packed.numpy().shape)
-    model.graph.opset_imports[""] = max(versions[0], model.graph.opset_imports[""])
-    model.ir_version = versions[1]
-
-
-def _two_bit_bytes(value: ir.Value) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Four unsigned two-bit integers per byte, lowest bits first, zero point 2."""
-    tensor = value.const_value
-    integers = (np.zeros((0, 4)) if tensor is None else tensor.numpy()).astype(np.int32) + 2
-    quads = integers.reshape(*integers.shape[:-1], -1, 4) << np.array([0, 2, 4, 6])
-    packed: np.ndarray[Any, np.dtype[np.uint8]] = quads.sum(-1).astype(np.uint8)
-    return packed
 
 
 def _name_dimensions(model: ir.Model, source: Graph) -> None:
@@ -283,27 +171,12 @@ def _name_inputs_and_outputs(model: ir.Model, source: Graph) -> None:
 
 
 def _name_nodes(model: ir.Model) -> None:
-    """Nodes: the layer's name for its main operator, else name/role; numbered where it repeats."""
-    main: dict[str, ir.Node] = {}
+    """Nodes: the stable name of what they compute; numbered where one takes several nodes."""
+    used: Counter[str] = Counter()
     for node in model.graph:
-        name = node.metadata_props.get(NAME_PROPERTY, "")
-        is_layer = node.metadata_props.get(ROLE_PROPERTY) == "op"
-        if is_layer and (name not in main or node.op_type in _MAIN or not _is_main(main[name])):
-            main[name] = node
-    used: Counter[str] = Counter(list(main))
-    for node in model.graph:
-        name = node.metadata_props.get(NAME_PROPERTY) or node.op_type
-        if main.get(name) is node:
-            node.name = name
-            continue
-        role = node.metadata_props.get(ROLE_PROPERTY, "")
-        base = name if role in ("", "op") else f"{name}/{role}"
+        base = node.metadata_props.get(NAME_PROPERTY) or node.op_type
         used[base] += 1
         node.name = base if used[base] == 1 else f"{base}/{used[base]}"
-
-
-def _is_main(node: ir.Node) -> bool:
-    return node.op_type in _MAIN
 
 
 def _forget(model: ir.Model) -> None:

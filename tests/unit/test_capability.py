@@ -7,12 +7,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from advisor.errors import MissingDependencyError, MissingEmitterError, UsageError
-from advisor.formats import PerBlock, scheme_named
+from advisor.formats import scheme_named
 from advisor.passes.graph import Layer
 from advisor.targets import registry
 from advisor.targets.capability import (
@@ -559,68 +559,3 @@ def test_nothing_here_imports_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
-
-
-# The data against the runtime itself
-
-
-ONNX_BITS = {8: "INT8", 4: "INT4", 2: "INT2"}
-
-
-def linear_file(bits: int, block: int | None, inputs: int = 256, outputs: int = 32) -> bytes:
-    """ONNX file of x @ dequantize(weight); weight [inputs, outputs], every integer 1, scale 1/8."""
-    onnx = pytest.importorskip("onnx")
-    dtype = getattr(onnx.TensorProto, ONNX_BITS[bits])
-    scales = [outputs] if block is None else [inputs // block, outputs]
-    where: dict[str, int] = {"axis": 1} if block is None else {"axis": 0, "block_size": block}
-    count = outputs if block is None else inputs // block * outputs
-    helper = onnx.helper
-    graph = helper.make_graph(
-        [
-            helper.make_node("DequantizeLinear", ["q", "s"], ["w"], **where),
-            helper.make_node("MatMul", ["x", "w"], ["y"]),
-        ],
-        "linear",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, inputs])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, outputs])],
-        [
-            helper.make_tensor("q", dtype, [inputs, outputs], [1] * (inputs * outputs)),
-            helper.make_tensor("s", onnx.TensorProto.FLOAT, scales, [0.125] * count),
-        ],
-    )
-    opset, ir_version = (25, 13) if bits == 2 else (21, 10)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version
-    )
-    return bytes(model.SerializeToString())
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        name
-        for name, entry in load_capability("onnxruntime").schemes.items()
-        if "linear" in entry.ops and name.startswith("w") and name != "w8a8"
-    ],
-)
-def test_onnxruntime_really_fuses_weight_only_linears(name: str, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    numpy = pytest.importorskip("numpy")
-    weight = scheme_named(name).weight
-    block = weight.granularity.size if isinstance(weight.granularity, PerBlock) else None
-    options: Any = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    session = onnxruntime.InferenceSession(
-        linear_file(weight.bits, block), options, providers=["CPUExecutionProvider"]
-    )
-    x = numpy.linspace(-1, 3, 256, dtype=numpy.float32)[None]
-    (y,) = session.run(None, {"x": x})
-    numpy.testing.assert_allclose(y, numpy.full((1, 32), x.sum() / 8), rtol=1e-5)
-    nodes = onnx.load(str(tmp_path / "optimized.onnx")).graph.node
-    assert [node.op_type for node in nodes] == ["MatMulNBits"]
-    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in nodes[0].attribute}
-    assert (attributes["bits"], attributes["accuracy_level"]) == (weight.bits, 0)

@@ -191,20 +191,24 @@ def test_integers_are_packed_and_named(text: Any, image: Any) -> None:
     model = onnx.load(text[1].path / "model.onnx")
     onnx.checker.check_model(model, full_check=False)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    assert stored["w4.weight"].data_type == onnx.TensorProto.INT4
-    assert len(stored["w4.weight"].raw_data) == 64 * 64 // 2
-    assert stored["w2.weight"].data_type == onnx.TensorProto.INT2
-    assert len(stored["w2.weight"].raw_data) == 64 * 52 // 4
-    assert stored["e2.weight"].data_type == onnx.TensorProto.UINT8
-    assert len(stored["e2.weight"].raw_data) == 51 * 64 // 4
-    assert stored["brief.weight"].data_type == onnx.TensorProto.FLOAT16
-    assert list(stored["static.weight_scale"].dims) == [64]
+
+    def bytes_of(name: str, kind: int) -> int:
+        assert stored[name].data_type == kind
+        return len(stored[name].raw_data)
+
+    types = onnx.TensorProto
+    assert bytes_of("w4.weight_quantized_blocks", types.UINT8) == 64 * 64 // 2
+    assert bytes_of("w4c.weight_quantized", types.INT4) == 64 * 64 // 2
+    assert bytes_of("w2.weight_quantized_blocks", types.UINT8) == 64 * 50 // 4
+    assert bytes_of("e2.weight_quantized_rows", types.UINT8) == 51 * 64 // 4
+    assert bytes_of("brief.weight_float16", types.FLOAT16) == 64 * 64 * 2
+    assert list(stored["static.weight_scales"].dims) == [64]
     assert {
         i.name: [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim]
         for i in model.graph.input
     }["batch_ids"] == ["batch", "sequence"]
     assert {"static", "conv", "w4", "head"} <= {node.name for node in model.graph.node}
-    assert model.ir_version == 13
+    assert model.ir_version == 10
     assert onnx.load(image[1].path / "model.onnx").ir_version == 13
 
 

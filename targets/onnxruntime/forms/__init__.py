@@ -1,0 +1,19 @@
+"""One module per kind of layer: how it is written in ONNX, read back, and executed.
+
+A form is pure data about one operator; ``FORMS`` finds it by ``Layer.op``. Adding a kind of layer
+means one module here and one entry below.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from advisor.targets.onnxruntime.forms import conv, embedding, linear
+from advisor.targets.onnxruntime.forms.form import Form
+
+FORMS: Final[dict[str, Form]] = {
+    "linear": linear.FORM,
+    "conv1d": conv.FORM,
+    "conv2d": conv.FORM,
+    "embedding": embedding.FORM,
+}

@@ -1,0 +1,31 @@
+"""Move the readers of one value of a model to another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
+    """Let everything that reads ``old`` read ``new``; a model's output keeps its name."""
+    for user, index in list(old.uses()):
+        user.replace_input_with(index, new)
+    for index, output in enumerate(model.graph.outputs):
+        if output is not old:
+            continue
+        if new.is_graph_output() or new.is_graph_input() or new.is_initializer():
+            new = _copy(model, new)
+        name, old.name = old.name, f"{old.name}/marker"
+        new.name = name
+        model.graph.outputs[index] = new
+
+
+def _copy(model: ir.Model, value: ir.Value) -> ir.Value:
+    import onnx_ir as ir
+
+    node = ir.node("Identity", [value], name=f"{value.name}/copy")
+    node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+    model.graph.append(node)
+    return node.outputs[0]

@@ -1,0 +1,82 @@
+"""Statically quantized tensors: QuantizeLinear and DequantizeLinear where the plan has them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.fx import GraphModule
+
+from advisor.passes import ops
+from advisor.passes.graph import ActivationParams, name_of
+from advisor.passes.layers import LAYER_OPS
+from advisor.targets.onnxruntime.forms.builder import Builder
+from advisor.targets.onnxruntime.rewrite import replace_value
+from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """How a tensor is quantized. node: name of the graph node that computes it. readers: layers
+    that see integers, None when everybody does."""
+
+    node: str
+    params: ActivationParams
+    readers: frozenset[str] | None
+
+
+def find_uses(module: GraphModule) -> dict[str, Use]:
+    """The statically quantized tensors of a quantized graph, by tensor name."""
+    found: dict[str, Use] = {}
+    for node in module.graph.nodes:
+        if node.target is not ops.QUANTIZE_STATIC:
+            continue
+        (source,) = node.all_input_nodes
+        scale, zero_point, dtype = node.args[1:4]
+        everyone = all(user is node for user in source.users)
+        readers = {
+            name_of(user) for back in node.users for user in back.users if user.target in LAYER_OPS
+        }
+        found[name_of(node)] = Use(
+            node=source.name,
+            params=ActivationParams(scale=scale, zero_point=zero_point, dtype=dtype),
+            readers=None if everyone else frozenset(readers),
+        )
+    return found
+
+
+def write_site(model: ir.Model, marker: ir.Node, use: Use | None, counter: Counter[str]) -> None:
+    """Replace a site's marker by quantizers, or by nothing when the plan has none there."""
+    source, output = marker.inputs[0], marker.outputs[0]
+    assert source is not None  # a marker has its tensor
+    if use is None:
+        replace_value(model, output, source)
+        return
+    name = marker.metadata_props[NAME_PROPERTY]
+    build = Builder(model=model, before=marker, name=name, used=counter)
+    scale = build.constant(f"{name}.activation_scale", np.array(use.params.scale, np.float32))
+    zero = build.constant(
+        f"{name}.activation_zero_point", np.array(use.params.zero_point, use.params.dtype)
+    )
+    integers = build.node("QuantizeLinear", [source, scale, zero], role="quantize")
+    floats = build.node("DequantizeLinear", [integers, scale, zero], role="dequantize")
+    integers.shape = floats.shape = output.shape
+    integers.type, floats.type = zero.type, output.type
+    if use.readers is None:
+        replace_value(model, output, floats)
+        return
+    for reader, index in list(output.uses()):
+        if reader.metadata_props.get(NAME_PROPERTY) in use.readers:
+            reader.replace_input_with(index, floats)
+    replace_value(model, output, source)
+
+
+def sites_of(uses: Mapping[str, Use]) -> frozenset[str]:
+    """Names of the graph nodes whose values are quantized."""
+    return frozenset(use.node for use in uses.values())

@@ -1,0 +1,68 @@
+"""The float graph in ONNX with markers in place of its layers: made once, filled by every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.fx import GraphModule
+
+from advisor.formats import scheme_named
+from advisor.passes.graph import Graph
+from advisor.passes.regions import find_regions
+from advisor.targets.capability import load_capability
+from advisor.targets.onnxruntime.markers import mark, translations
+from advisor.targets.onnxruntime.reexport import quiet, reexport
+from advisor.targets.onnxruntime.tidy import tidy
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch.onnx import ONNXProgram
+
+OPSET: Final = 21
+"""ONNX operators of this version; see ``write.py`` for the only exception."""
+
+_MADE: WeakKeyDictionary[GraphModule, tuple[frozenset[str], ir.Model]] = WeakKeyDictionary()
+
+
+def skeleton_of(graph: Graph, sites: Collection[str]) -> ir.Model:
+    """The skeleton with markers at least at these nodes; whoever changes it must clone it first.
+
+    Raises:
+        VerificationError: a dimension that should be dynamic became fixed.
+    """
+    known, model = _MADE.get(graph.module, (frozenset[str](), None))
+    if model is None or not known.issuperset(sites):
+        known = known | _possible_sites(graph) | frozenset(sites)
+        model = _export(graph, known)
+        _MADE[graph.module] = (known, model)
+    return model
+
+
+def _possible_sites(graph: Graph) -> frozenset[str]:
+    """Nodes that some plan for this runtime quantizes."""
+    capability = load_capability("onnxruntime")
+    static = scheme_named("w8a8")
+    capable = {layer.name for layer in graph.layers if capability.support(layer, static).ok}
+    regions = find_regions(graph, capability.static, capable)
+    return frozenset(site.node for site in regions.sites)
+
+
+def _export(graph: Graph, sites: frozenset[str]) -> ir.Model:
+    program = reexport(mark(graph, sites), graph)
+    torch_onnx: Any = torch.onnx  # the types of export's parameters are incomplete
+    with quiet():
+        converted: ONNXProgram | None = torch_onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=translations(),
+            optimize=False,
+            verbose=False,
+        )
+    if converted is None or converted.exported_program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return tidy(converted.model, converted.exported_program, graph)
