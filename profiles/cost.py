@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from advisor.formats import DTYPE_BITS, Scheme, storage_bits
 from advisor.passes.graph import Layer
 from advisor.profiles.roofline import (
-    boundary_seconds,
     effective_compute,
     energy_joules,
     family_of,
@@ -56,23 +55,12 @@ def layer_cost(
     is_lookup = layer.op == "embedding"
     per_weight = stored / max(layer.weight_count, 1)
     read = traffic.output_elements * per_weight if is_lookup else float(stored)
-    scratch = 0
     dtype = compute_dtype(scheme, capability)
-    seconds = 0.0
     if expanded and not is_lookup:
         read = float(full)
-        if not scheme.weight.is_float:  # turned into floats at every call, not once at load
-            scratch = full
-            seconds = boundary_seconds(
-                profile,
-                elements=layer.weight_count,
-                from_element_bytes=per_weight,
-                to_element_bytes=_bytes(capability.float_dtype),
-                threads=threads,
-            )
     moved = activation_bytes(layer, scheme, traffic, capability)
     family = family_of(layer) if _has_family(layer) else "elementwise"
-    seconds += layer_seconds(
+    seconds = layer_seconds(
         profile,
         op_family=family,
         macs=layer.macs,
@@ -81,11 +69,10 @@ def layer_cost(
         compute_dtype=dtype,
         threads=threads,
     )
-    loads_expanded = expanded and scheme.weight.is_float and not is_lookup
     return LayerCost(
         size_bytes=stored,
-        resident_bytes=full if loads_expanded else stored,
-        scratch_bytes=scratch,
+        resident_bytes=full if expanded and not is_lookup else stored,
+        scratch_bytes=0,
         latency_s=seconds,
         energy_j=energy_joules(
             profile, macs=layer.macs, traffic_bytes=read + moved, compute_dtype=dtype

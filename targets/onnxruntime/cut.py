@@ -50,7 +50,7 @@ def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | No
     main = next((node for node in own if node.name == layer.name), None)
     if main is None:
         return None
-    start = FORMS[layer.op].start(main)
+    start = FORMS[layer.op].start(main, layer)
     end: ir.Value | None = own[-1].outputs[0]
     if quantized_as:
         quantizers = labelled(model, quantized_as, "quantize")

@@ -17,6 +17,7 @@ from advisor.passes import ops
 from advisor.passes.fx import clone, copy_meta, finish, stamp
 from advisor.passes.graph import Graph, name_of
 from advisor.passes.layers import LAYER_OPS
+from advisor.targets.onnxruntime.forms import FORMS
 
 DOMAIN: Final = "advisor.marker"
 """Domain of marker nodes; none is left in a finished model."""
@@ -65,7 +66,7 @@ def mark(graph: Graph, sites: Collection[str]) -> GraphModule:
     sites: names of graph nodes.
     """
     module = clone(graph.module)
-    layers = {layer.name for layer in graph.layers if layer.frozen is None}
+    layers = {layer.name for layer in graph.layers if layer.frozen is None and layer.op in FORMS}
     for node in list(module.graph.nodes):
         if node.target in STAND_INS and name_of(node) in layers:
             stamp(node, made_by=_MADE_BY, name=name_of(node), role="op")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from advisor.errors import UnsupportedError
-from advisor.passes.fx import argument, operator_name
+from advisor.passes.fx import argument
 from advisor.passes.graph import WeightTable
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input
@@ -66,16 +66,15 @@ def attributes(node: Node, weight_shape: tuple[int, ...]) -> dict[str, Any]:
     """ONNX attributes of an ATen convolution (input, weight, bias, stride, padding, dilation,
     groups); padding may be the word "same" or "valid"."""
     dimensions = len(weight_shape) - 2
-    strides, padding, dilations = (_spread(argument(node, i), dimensions) for i in (3, 4, 5))
+    strides, dilations = (_spread(argument(node, i), dimensions, 1) for i in (3, 5))
     kernel = weight_shape[2:]
     if argument(node, 4) == "same":
         totals = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
         begin = [total // 2 for total in totals]
         pads = [*begin, *(total - left for total, left in zip(totals, begin, strict=True))]
-    elif operator_name(node) and isinstance(argument(node, 4), str):
-        pads = [0] * dimensions * 2
-    else:
-        pads = [*padding, *padding]
+    else:  # "valid" is no padding
+        padding = argument(node, 4)
+        pads = _spread(None if padding == "valid" else padding, dimensions, 0) * 2
     return {
         "kernel_shape": list(kernel),
         "strides": strides,
@@ -85,12 +84,10 @@ def attributes(node: Node, weight_shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _spread(value: Any, dimensions: int) -> list[int]:
-    """One number per dimension; what was left out is 1 for strides and dilations."""
+def _spread(value: Any, dimensions: int, default: int) -> list[int]:
+    """One number per dimension, from one for all, a list, or nothing."""
     if value is None:
-        return [1] * dimensions
-    if isinstance(value, str):
-        return [0] * dimensions
+        return [default] * dimensions
     numbers = [int(number) for number in (value if isinstance(value, (list, tuple)) else [value])]
     return numbers * dimensions if len(numbers) == 1 else numbers
 

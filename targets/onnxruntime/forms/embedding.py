@@ -131,7 +131,7 @@ def kernels(layer: LayerRecord) -> frozenset[str]:
     return frozenset({"GatherBlockQuantized"}) if layer.scheme.startswith("w") else frozenset()
 
 
-def _ids(node: ir.Node) -> ir.Value | None:
+def _ids(node: ir.Node, _layer: LayerRecord) -> ir.Value | None:
     """What the layer's Gather, however it is spelled, reads as indices."""
     while node.op_type not in ("Gather", "GatherBlockQuantized"):
         source = node.inputs[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from advisor.errors import UnsupportedError
-from advisor.formats import Scheme
+from advisor.formats import Scheme, scheme_named
 from advisor.passes.graph import Layer, WeightTable
 from advisor.targets.onnxruntime.manifest import LayerRecord
 
@@ -74,22 +74,18 @@ class Form:
     write: Callable[[Builder, Call], tuple[ir.Value, ...]]
     read: Callable[[ir.Node, LayerRecord], Found | None]
     kernels: Callable[[LayerRecord], frozenset[str]]
-    start: Callable[[ir.Node], ir.Value | None]
+    start: Callable[[ir.Node, LayerRecord], ir.Value | None]
     ends_in_integers: bool = False
 
 
-def first_input(node: ir.Node) -> ir.Value | None:
-    """What most operators read: the first input, or the integers behind its dequantizer."""
+def first_input(node: ir.Node, layer: LayerRecord) -> ir.Value | None:
+    """What most operators read: the first input; of a static layer the integers before it."""
     value = node.inputs[0]
     producer = None if value is None else value.producer()
-    if producer is not None and producer.op_type == "DequantizeLinear":
+    is_static = scheme_named(layer.scheme).is_static
+    if is_static and producer is not None and producer.op_type == "DequantizeLinear":
         return producer.inputs[0]
     return value
-
-
-def any_kernel(_layer: LayerRecord) -> frozenset[str]:
-    """For layers that compute in floats, whatever operator does."""
-    return frozenset()
 
 
 def integer(node: ir.Node, name: str) -> int:

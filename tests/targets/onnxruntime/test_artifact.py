@@ -294,7 +294,7 @@ class LargeTied(nn.Module):
 
 @pytest.mark.parametrize(
     ("scheme", "table_bytes"),
-    [("w8", 0), ("w4-g32", 3072 * 64 // 2), ("w8a8", 0), ("w2-g32", 3072 * 64 // 4)],
+    [("w8", 0), ("w4-g32", 3072 * 64 // 2), ("w8a8", 0), ("w2-g32", 0)],
 )
 def test_large_tied_weights_are_stored_once(
     make_quantized: Any, tmp_path: Path, scheme: str, table_bytes: int
@@ -305,7 +305,7 @@ def test_large_tied_weights_are_stored_once(
     assert verification.mismatches == ()
     model = onnx.load(tmp_path / "model.onnx", load_external_data=False)
     outside = [t for t in model.graph.initializer if t.external_data]
-    if not table_bytes:  # one constant for both layers
+    if not table_bytes:  # one constant for both layers, or two too small to move
         assert outside == []
         assert not (tmp_path / "model.onnx.data").exists()
         return

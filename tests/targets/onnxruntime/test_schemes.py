@@ -44,9 +44,8 @@ TEXT_KERNELS = {
     "e16": "Cast",
     "static": "MatMulIntegerToFloat",
     "conv": "QLinearConv",
-    **dict.fromkeys(["w4", "w4c", "w2", "w8", "w8b", "scaled", "twice", "twice#2"], "MatMulNBits"),
-    "brief": "MatMul",
-    "head": "MatMul",
+    **dict.fromkeys(["w4", "w2", "scaled", "twice", "twice#2"], "MatMulNBits"),
+    **dict.fromkeys(["w4c", "w8", "w8b", "brief", "head"], "MatMul"),
 }
 IMAGE = {
     "stem": "w8a8",
