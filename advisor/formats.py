@@ -103,6 +103,11 @@ class Scheme:
         return self.activation is not None and not self.activation.dynamic
 
     @property
+    def is_dynamic(self) -> bool:
+        """True when activations are quantized with parameters found at run time."""
+        return self.activation is not None and self.activation.dynamic
+
+    @property
     def is_float(self) -> bool:
         """True when no integer (or table) is involved: fp32, fp16, bf16."""
         return self.weight.is_float and self.activation is None
@@ -137,7 +142,12 @@ def _schemes() -> dict[str, Scheme]:
         Scheme(name="a8a8", weight=_fmt("float32"), activation=int8_static, compute="int8"),
         Scheme(name="w8", weight=_fmt("int8", channel)),
         Scheme(name="w4", weight=_fmt("int4", channel)),
-        Scheme(name="w4a8-dynamic", weight=_fmt("int4", channel), activation=int8_dynamic),
+        Scheme(
+            name="w4a8-dynamic",
+            weight=_fmt("int4", channel),
+            activation=int8_dynamic,
+            compute="int8",
+        ),
         Scheme(name="ternary", weight=_fmt("ternary", channel)),
     ]
     for size in (16, 32, 64, 128):
@@ -148,6 +158,12 @@ def _schemes() -> dict[str, Scheme]:
             Scheme(name=f"w2-g{size}", weight=_fmt("int2", block)),
             Scheme(name=f"nf4-g{size}", weight=_fmt("nf4", block)),
             Scheme(name=f"fp4-g{size}", weight=_fmt("fp4", block)),
+            Scheme(
+                name=f"w8a8-dynamic-g{size}",
+                weight=_fmt("int8", block),
+                activation=int8_dynamic,
+                compute="int8",
+            ),
             Scheme(
                 name=f"w4a8-dynamic-g{size}",
                 weight=_fmt("int4", block),

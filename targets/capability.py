@@ -117,16 +117,31 @@ class StaticRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DynamicRules:
-    """How a runtime quantizes activations while it runs.
+    """How a runtime quantizes a layer's input while it runs, under one scheme.
 
-    granularity: "per-row" (a scale for every vector of inputs) or "per-tensor" (one scale for
-    the whole batch, so that a sample's result depends on its neighbours).
+    granularity: "per-tensor" (one scale for the whole batch, so that a sample's result depends on
+    its neighbours), "per-row" (one for every vector of inputs) or "per-block" (one for every
+    ``block`` inputs of a row; the blocks are the weight's own). Equal rules give equal numbers,
+    whatever their ``source``.
     """
 
     dtype: str
     symmetric: bool
     granularity: str
-    source: str = ""
+    block: int = 0
+    source: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """ "asymmetric uint8 per-tensor", "symmetric int8 per-block 32"."""
+        symmetry = "symmetric" if self.symmetric else "asymmetric"
+        size = f" {self.block}" if self.block else ""
+        return f"{symmetry} {self.dtype} {self.granularity}{size}"
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a sample's integers depend on the rest of its batch."""
+        return self.granularity == "per-tensor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +153,9 @@ class Capability:
     per-block scales; block_scale_rounding: dtype that the runtime rounds per-block scales to
     before it computes. schemes: what is supported, by scheme. refused: schemes that a user might
     expect, and why the runtime does not really have them. fuse_siblings: operators that the
-    runtime merges when they read the same tensor (their layers must take one scheme). static,
-    dynamic: None when such activations are not supported.
+    runtime merges when they read the same tensor (their layers must take one scheme). static:
+    None when static activations are not supported. dynamic: by scheme, every one that quantizes
+    activations at run time.
     """
 
     name: str
@@ -154,7 +170,7 @@ class Capability:
     refused: dict[str, str] = field(default_factory=dict[str, str])
     fuse_siblings: tuple[str, ...] = ()
     static: StaticRules | None = None
-    dynamic: DynamicRules | None = None
+    dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     notes: tuple[str, ...] = field(default=())
 
     @property

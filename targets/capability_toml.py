@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Final, NoReturn, TypeVar, cast
 
 from advisor.errors import UsageError
-from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, Scheme
+from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, PerBlock, Scheme
 from advisor.targets.capability import (
     TENSOR_OPS,
     WEIGHTED_OPS,
@@ -30,7 +30,7 @@ _KINDS: Final[dict[type[object], str]] = {
     list: "a list",
     dict: "a table",
 }
-_GRANULARITIES: Final = ("per-row", "per-tensor")
+_GRANULARITIES: Final = ("per-block", "per-row", "per-tensor")
 
 
 def parse_capability(text: str, *, name: str) -> Capability:
@@ -49,7 +49,6 @@ def parse_capability(text: str, *, name: str) -> Capability:
         top.fail("name", f"is {top.text('name')!r}, but the file describes {name!r}")
     schemes = _read_schemes(top)
     static = top.optional_table("static")
-    dynamic = top.optional_table("dynamic")
     scale_dtype = top.choice("scale_dtype", FLOAT_DTYPES)
     block_scale_dtype = top.choice("block_scale_dtype", FLOAT_DTYPES, default=scale_dtype)
     capability = Capability(
@@ -67,7 +66,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         refused=_read_refused(top, schemes),
         fuse_siblings=top.names("fuse_siblings", WEIGHTED_OPS, "operator", default=()),
         static=None if static is None else _read_static(static, schemes),
-        dynamic=None if dynamic is None else _read_dynamic(dynamic),
+        dynamic=_read_dynamic(top, schemes),
         notes=top.texts("notes", default=()),
     )
     top.finish()
@@ -135,37 +134,62 @@ def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRu
     return rules
 
 
-def _read_dynamic(table: "_Table") -> DynamicRules:
-    rules = DynamicRules(
-        dtype=table.choice("dtype", DTYPE_BITS),
-        symmetric=table.get("symmetric", bool),
-        granularity=table.choice("granularity", _GRANULARITIES),
-        source=table.text("source"),
-    )
-    table.finish()
+def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicRules]:
+    known = [name for name in schemes if SCHEMES[name].is_dynamic]
+    rules: dict[str, DynamicRules] = {}
+    for table in top.tables("dynamic", optional=True):
+        names = table.names("schemes", known, "dynamic scheme of this file")
+        granularity = table.choice("granularity", _GRANULARITIES)
+        dtype = table.choice("dtype", ("int8", "uint8"))
+        symmetric = table.get("symmetric", bool)
+        source = table.text("source")
+        table.finish()
+        if not names:
+            table.fail("schemes", "must not be empty")
+        if symmetric and dtype == "uint8":
+            table.fail("dtype", "symmetric integers are signed: 'int8'")
+        for position, name in enumerate(names):
+            if name in rules:
+                table.fail(f"schemes[{position}]", f"scheme {name!r} is described twice")
+            block = 0
+            if granularity == "per-block":
+                blocks = SCHEMES[name].weight.granularity
+                if not isinstance(blocks, PerBlock):
+                    table.fail(f"schemes[{position}]", f"the weights of {name} have no blocks")
+                block = blocks.size
+            rules[name] = DynamicRules(
+                dtype=dtype,
+                symmetric=symmetric,
+                granularity=granularity,
+                block=block,
+                source=source,
+            )
     return rules
 
 
 def _check_activations(top: "_Table", capability: Capability) -> None:
     """A scheme that quantizes activations needs the rules that say how, and the reverse."""
 
-    def uses(scheme: Scheme, *, dynamic: bool) -> bool:
+    def is_static(scheme: Scheme) -> bool:
         # float8 activations have a format of their own; the integer rules do not describe them.
         return (
-            scheme.activation is not None
-            and scheme.activation.dynamic is dynamic
+            scheme.is_static
+            and scheme.activation is not None
             and scheme.activation.dtype.endswith("int8")
         )
 
-    for field, present, dynamic in (
-        ("static", capability.static is not None, False),
-        ("dynamic", capability.dynamic is not None, True),
-    ):
-        users = [name for name in capability.schemes if uses(SCHEMES[name], dynamic=dynamic)]
-        if users and not present:
-            top.fail(field, f"missing table; {', '.join(users)} need it")
-        if present and not users:
-            top.fail(field, "no scheme uses this table")
+    static = [name for name in capability.schemes if is_static(SCHEMES[name])]
+    if static and capability.static is None:
+        top.fail("static", f"missing table; {', '.join(static)} need it")
+    if capability.static is not None and not static:
+        top.fail("static", "no scheme uses this table")
+    lacking = [
+        name
+        for name in capability.schemes
+        if SCHEMES[name].is_dynamic and name not in capability.dynamic
+    ]
+    if lacking:
+        top.fail("dynamic", f"missing table; {', '.join(lacking)} need one")
 
 
 class _Table:

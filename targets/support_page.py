@@ -115,7 +115,7 @@ def _scales(capability: Capability) -> str:
 
 def _activation_lines(capability: Capability) -> list[str]:
     lines: list[str] = []
-    static, dynamic = capability.static, capability.dynamic
+    static = capability.static
     if static is not None:
         lines.append(
             f"Static activations are {_symmetry(static.symmetric)} {static.dtype}, one scale per "
@@ -133,13 +133,23 @@ def _activation_lines(capability: Capability) -> list[str]:
                 lines.append(f"- {text}: {', '.join(ops)}.")
         if lines[-1]:
             lines.append("")
-    if dynamic is not None:
+    for source, names in _by_source(capability).items():
+        dynamic = capability.dynamic[names[0]]
+        schemes = ", ".join(f"`{name}`" for name in names)
         lines += [
-            f"Dynamic activations are {_symmetry(dynamic.symmetric)} {dynamic.dtype}, "
-            f"{dynamic.granularity} ({dynamic.source}).",
+            f"Dynamic activations of {schemes} are {_symmetry(dynamic.symmetric)} "
+            f"{dynamic.dtype}, {dynamic.granularity} ({source}).",
             "",
         ]
     return lines
+
+
+def _by_source(capability: Capability) -> dict[str, list[str]]:
+    """Dynamic schemes that one table of the file describes, by that table's source."""
+    found: dict[str, list[str]] = {}
+    for name, rules in capability.dynamic.items():
+        found.setdefault(rules.source, []).append(name)
+    return found
 
 
 def _symmetry(symmetric: bool) -> str:

@@ -98,6 +98,8 @@ def test_a_capability_is_read_once() -> None:
     ("op", "schemes"),
     [
         ("linear", "fp32 fp16 w8a8 w8 w8-g32 w8-g64 w8-g128 w4-g32 w4-g64 w4-g128 w2-g32 w2-g128"),
+        ("linear", "w8a8-dynamic w8a8-dynamic-g32 w8a8-dynamic-g128"),
+        ("linear", "w4a8-dynamic-g32 w4a8-dynamic-g64 w4a8-dynamic-g128"),
         ("conv2d", "fp32 fp16 w8a8 w8 w8-g32 w8-g64 w4-g32 w4-g64 w2-g32 w2-g64"),
         ("conv1d", "fp32 fp16 w8a8 w8 w8-g32 w4-g64 w2-g32"),
         ("embedding", "fp32 fp16 w8 w4-g32 w4-g64 w4-g128 w2-g32 w2-g64 w2-g128"),
@@ -114,7 +116,10 @@ def test_onnxruntime_takes_what_was_measured(op: str, schemes: str) -> None:
         ("linear", "bf16"),
         ("linear", "w4"),
         ("linear", "w4-g16"),
-        ("linear", "w4a8-dynamic-g32"),
+        ("linear", "w4a8-dynamic"),
+        ("linear", "w4a8-dynamic-g16"),
+        ("conv2d", "w8a8-dynamic"),
+        ("embedding", "w4a8-dynamic-g32"),
         ("embedding", "w8a8"),
         ("embedding", "w8-g32"),
     ],
@@ -143,6 +148,19 @@ def test_onnxruntime_static_rules() -> None:
     layout = {"view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze"}
     assert set(static.followers) == {"add", "max_pool2d", "cat", *layout}
     assert set(static.shared) == {"max_pool2d", *layout}
+
+
+def test_onnxruntime_quantizes_activations_by_tensor_or_by_block() -> None:
+    dynamic = load_capability("onnxruntime").dynamic
+    assert dynamic["w8a8-dynamic"] == DynamicRules(
+        dtype="uint8", symmetric=False, granularity="per-tensor", source="not compared"
+    )
+    assert dynamic["w8a8-dynamic"].couples_samples
+    for bits in (8, 4):
+        for block in (32, 64, 128):
+            rules = dynamic[f"w{bits}a8-dynamic-g{block}"]
+            assert rules.label == f"symmetric int8 per-block {block}"
+            assert not rules.couples_samples
 
 
 def test_storage_only_is_where_the_weight_is_expanded() -> None:
@@ -194,8 +212,8 @@ def test_tflite_rules() -> None:
     assert {"add", "mul", "mean", "cat", "pad"} <= set(tflite.static.followers)
     # Only the arithmetic followers have an output scale of their own.
     assert set(tflite.static.followers) - set(tflite.static.shared) == {"add", "sub", "mul", "mean"}
-    assert isinstance(tflite.dynamic, DynamicRules)
-    assert (tflite.dynamic.granularity, tflite.dynamic.symmetric) == ("per-row", False)
+    assert set(tflite.dynamic) == {"w8a8-dynamic", "w4a8-dynamic", "w4a8-dynamic-g32"}
+    assert {rules.label for rules in tflite.dynamic.values()} == {"asymmetric int8 per-row"}
     assert accepted("tflite", "linear", "w4a8-dynamic-g32")
     assert not accepted("tflite", "linear", "w4a8-dynamic-g64")
     assert "w4a8-dynamic-g32" in reason("tflite", "linear", "w4-g32")
@@ -407,11 +425,68 @@ def test_rules_and_schemes_must_agree() -> None:
     without_rules = GOOD[: GOOD.index("[static]")]
     with pytest.raises(UsageError, match="static: missing table; w8a8 need it"):
         parse_capability(without_rules, name="demo")
-    rules = '[dynamic]\ndtype = "int8"\nsymmetric = true\ngranularity = "per-row"\nsource = "m"\n'
-    with pytest.raises(UsageError, match="dynamic: no scheme uses this table"):
-        parse_capability(GOOD + rules, name="demo")
-    with pytest.raises(UsageError, match=r"dynamic\.granularity: 'row' is not one of per-row"):
-        parse_capability(GOOD + rules.replace("per-row", "row"), name="demo")
+    dynamic = '[[scheme]]\nnames = ["w8a8-dynamic"]\nops = ["linear"]\nsource = "m"\n'
+    with pytest.raises(UsageError, match="dynamic: missing table; w8a8-dynamic need one"):
+        parse_capability(GOOD + dynamic, name="demo")
+
+
+DYNAMIC_FILE = f"""{GOOD}
+[[scheme]]
+names = ["w8a8-dynamic", "w4a8-dynamic-g32"]
+ops = ["linear"]
+source = "measured"
+
+[[dynamic]]
+schemes = ["w8a8-dynamic"]
+dtype = "int8"
+symmetric = true
+granularity = "per-row"
+source = "measured"
+
+[[dynamic]]
+schemes = ["w4a8-dynamic-g32"]
+dtype = "int8"
+symmetric = true
+granularity = "per-block"
+source = "measured"
+"""
+
+
+def test_a_block_of_activations_is_the_weight_s() -> None:
+    found = parse_capability(DYNAMIC_FILE, name="demo").dynamic
+    assert found["w8a8-dynamic"].label == "symmetric int8 per-row"
+    assert found["w4a8-dynamic-g32"].block == 32
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"per-row"', '"row"', r"dynamic\[0\]\.granularity: 'row' is not one of per-block, per-ro"),
+        ('"per-row"', '"per-block"', r"schemes\[0\]: the weights of w8a8-dynamic have no blocks"),
+        (
+            's = ["w8a8-dynamic"]',
+            's = ["w8a8"]',
+            r"dynamic\[0\]\.schemes\[0\]: unknown dynamic sch",
+        ),
+        ('s = ["w8a8-dynamic"]', "s = []", r"dynamic\[0\]\.schemes: must not be empty"),
+        (
+            's = ["w8a8-dynamic"]',
+            's = ["w4a8-dynamic-g32"]',
+            r"dynamic\[1\]\.schemes\[0\]: scheme 'w4a8-dynamic-g32' is described twice",
+        ),
+        (
+            'e = "int8"\nsymmetric = true\ngranularity = "per-row"',
+            'e = "uint8"\nsymmetric = true\ngranularity = "per-row"',
+            r"dynamic\[0\]\.dtype: symmetric integers are signed",
+        ),
+        ('"per-row"', '"per-row"\nblock = 4', r"dynamic\[0\]\.block: unknown field"),
+        ("[[dynamic]]", "[dynamic]", "Cannot declare|not valid TOML"),
+    ],
+)
+def test_bad_dynamic_tables_name_the_field(old: str, new: str, message: str) -> None:
+    assert old in DYNAMIC_FILE
+    with pytest.raises(UsageError, match=message):
+        parse_capability(DYNAMIC_FILE.replace(old, new), name="demo")
 
 
 def test_a_scheme_is_not_both_offered_and_refused() -> None:
