@@ -72,6 +72,33 @@ def split_samples(value: torch.Tensor, place: Place, samples: int) -> torch.Tens
     return value.reshape(sizes).movedim(place.index + 1, 0).reshape(samples, -1)
 
 
+def join_samples(rows: torch.Tensor, place: Place, shape: torch.Size) -> torch.Tensor:
+    """Undo ``split_samples``: a tensor of ``shape`` from (samples, the rest)."""
+    samples = rows.shape[0]
+    inner = shape[place.index] // (place.outer * samples)
+    sizes = [samples, *shape[: place.index], place.outer, inner, *shape[place.index + 1 :]]
+    return rows.reshape(sizes).movedim(0, place.index + 1).reshape(shape)
+
+
+class Places:
+    """Where the samples are in every value of one run, filled in as the nodes are computed."""
+
+    def __init__(self, symbols: frozenset[Any], samples: int) -> None:
+        self.samples = samples
+        self._symbols = symbols
+        self._shapes: dict[Node, tuple[int, ...]] = {}
+        self._found: dict[Node, Place | None] = {}
+
+    def see(self, node: Node, value: torch.Tensor) -> None:
+        """Note the value that ``node`` has in this run."""
+        self._shapes[node] = tuple(value.shape)
+        self._found[node] = find_place(node, self._shapes, self._found, self._symbols, self.samples)
+
+    def of(self, node: Node) -> Place | None:
+        """The place in a value seen before."""
+        return self._found.get(node)
+
+
 def _follow(
     node: Node,
     index: int,

@@ -4,6 +4,10 @@ Importing the module registers them with torch; importing it twice is harmless. 
 integers unpacked (one int8 or uint8 per element) and compute in float32 with the formulas of
 ONNX QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/): quantize divides by
 the scale, rounds half to even and saturates; dequantize subtracts the zero point, then multiplies.
+``quantize_dequantize_dynamic`` finds its scales in the tensor itself and gives back floats: what
+the integers inside a runtime's kernel stand for. Asymmetric, it is ONNX DynamicQuantizeLinear
+(https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html); symmetric, what the kernel
+behind com.microsoft MatMulNBits does at accuracy level 4 (measured, onnxruntime 1.31.1).
 They have no gradient: a quantized graph is for inference.
 """
 
@@ -13,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 
 from advisor.errors import UsageError
 
@@ -29,12 +34,17 @@ INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
 Operator = Callable[..., torch.Tensor]
 """An operator of torch, as graphs call it."""
 
+GRANULARITIES: Final = ("per-tensor", "per-row", "per-block")
+"""What of a tensor may share a scale that is found at run time."""
+
 _NAMESPACE: Final = "advisor"
 _SCHEMAS: Final = {
     "dequantize_affine": "(Tensor q, Tensor scale, Tensor? zero_point, int axis, int block,"
     " str dtype) -> Tensor",
     "quantize_static": "(Tensor x, float scale, int zero_point, str dtype) -> Tensor",
     "dequantize_static": "(Tensor q, float scale, int zero_point) -> Tensor",
+    "quantize_dequantize_dynamic": "(Tensor x, str dtype, bool symmetric, str granularity,"
+    " int block) -> Tensor",
 }
 
 
@@ -113,6 +123,56 @@ def _dequantize_static_fake(q: torch.Tensor, scale: float, zero_point: int) -> t
     return q.new_empty(q.shape, dtype=torch.float32)
 
 
+def _quantize_dequantize_dynamic(
+    x: torch.Tensor, dtype: str, symmetric: bool, granularity: str, block: int
+) -> torch.Tensor:
+    low, high = INTEGER_RANGE.get(dtype, (0, 0))
+    storage_dtype(dtype)  # refuses what is no integer dtype
+    if granularity not in GRANULARITIES or (granularity == "per-block") != (block > 0):
+        raise UsageError(
+            f"granularity {granularity!r} with block {block}; possible: "
+            f"{', '.join(GRANULARITIES)}, and a block above 0 for per-block alone"
+        )
+    real = x.to(torch.float32)
+    width = x.shape[-1]
+    match granularity:
+        case "per-tensor":
+            rows = real.reshape(1, -1)
+        case "per-row":
+            rows = real.reshape(-1, width)
+        case _:
+            rows = F.pad(real, (0, -width % block)).reshape(-1, block)
+    rounded = _round_symmetric(rows, high) if symmetric else _round_asymmetric(rows, low, high)
+    if granularity == "per-block":
+        rounded = rounded.reshape(*x.shape[:-1], -1)[..., :width]
+    return rounded.reshape(x.shape).contiguous()
+
+
+def _round_symmetric(rows: torch.Tensor, high: int) -> torch.Tensor:
+    """scale = max |x| / high. The kernel multiplies by high / max |x|, where division by the
+    scale gives another integer at some halves."""
+    largest = torch.maximum(rows.amax(1, keepdim=True), -rows.amin(1, keepdim=True))
+    # A number divided by a tensor is multiplied by its reciprocal, which rounds twice.
+    inverse = torch.full_like(largest, high) / largest
+    inverse = torch.where(inverse.isfinite(), inverse, 0.0)  # a row of zeros stays one
+    return (rows * inverse).round_().clamp_(-high, high).mul_(largest / high)
+
+
+def _round_asymmetric(rows: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """scale = (max - min) / (high - low) of the range widened to hold 0; 1 where that is 0."""
+    least = rows.amin(1, keepdim=True).clamp_max(0.0)
+    scale = (rows.amax(1, keepdim=True).clamp_min(0.0) - least) / (high - low)
+    scale = torch.where(scale == 0, 1.0, scale)
+    zero_point = (low - least / scale).round_().clamp_(low, high)
+    return (rows / scale).round_().add_(zero_point).clamp_(low, high).sub_(zero_point).mul_(scale)
+
+
+def _quantize_dequantize_dynamic_fake(
+    x: torch.Tensor, dtype: str, symmetric: bool, granularity: str, block: int
+) -> torch.Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
 def define(
     qualified: str,
     schema: str,
@@ -138,6 +198,10 @@ def register() -> None:
         "dequantize_affine": (_dequantize_affine, _dequantize_affine_fake),
         "quantize_static": (_quantize_static, _quantize_static_fake),
         "dequantize_static": (_dequantize_static, _dequantize_static_fake),
+        "quantize_dequantize_dynamic": (
+            _quantize_dequantize_dynamic,
+            _quantize_dequantize_dynamic_fake,
+        ),
     }
     for name, (kernel, fake) in kernels.items():
         define(f"{_NAMESPACE}::{name}", _SCHEMAS[name], kernel, fake)
@@ -157,3 +221,11 @@ QUANTIZE_STATIC: Final[Operator] = torch.ops.advisor.quantize_static.default
 
 DEQUANTIZE_STATIC: Final[Operator] = torch.ops.advisor.dequantize_static.default
 """(q, scale, zero_point) -> float32 of q's shape."""
+
+QUANTIZE_DEQUANTIZE_DYNAMIC: Final[Operator] = torch.ops.advisor.quantize_dequantize_dynamic.default
+"""(x, dtype, symmetric, granularity, block) -> float32 of x's shape.
+
+granularity: one scale "per-tensor", "per-row" (every vector along the last dimension) or
+"per-block" (every run of ``block`` elements of such a vector; the last may be shorter).
+Symmetric integers reach from -high to high, without the lowest one.
+"""
