@@ -20,6 +20,7 @@ from advisor.profiles.cost import LayerCost, plain_seconds
 from advisor.profiles.roofline import boundary_seconds, dispatch_seconds
 from advisor.search.problem import Candidate, FloatArray, Linear, Problem
 from advisor.setting import Setting
+from advisor.targets.capability import Capability
 
 if TYPE_CHECKING:
     from advisor.passes.sensitivity import Column, Sensitivity
@@ -49,7 +50,7 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
         ),
         memory_bytes=_memory_points(setting, indicators),
         divergence=Linear(
-            per_group=_weight_divergences(setting, sensitivity),
+            per_group=_layer_divergences(setting, sensitivity),
             per_indicator=_tensor_divergences(setting, indicators, sensitivity),
         ),
         energy_j=None
@@ -63,6 +64,18 @@ def weight_column(layer: Layer, candidate: Candidate) -> Column:
     fmt = scheme_named(candidate.scheme).weight
     alike = (s.name for s in SCHEMES.values() if s.weight == fmt and s.activation is None)
     return ("weight", layer.name, f"{next(alike, candidate.scheme)}/{candidate.algorithm}")
+
+
+def error_columns(layer: Layer, candidate: Candidate, capability: Capability) -> list[Column]:
+    """Keys of the errors that a layer makes wherever its tensors are floats: together, one sum.
+
+    Empty for float32. Schemes that treat the input alike share its column.
+    """
+    scheme = scheme_named(candidate.scheme)
+    columns = [] if scheme.weight.dtype == "float32" else [weight_column(layer, candidate)]
+    if scheme.is_dynamic:
+        columns.append(("dynamic", layer.name, capability.dynamic[scheme.name].label))
+    return columns
 
 
 def _sum_layers(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:
@@ -208,17 +221,15 @@ def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
     return terms
 
 
-def _weight_divergences(
-    setting: Setting, sensitivity: Sensitivity | None
-) -> tuple[FloatArray, ...]:
+def _layer_divergences(setting: Setting, sensitivity: Sensitivity | None) -> tuple[FloatArray, ...]:
     found: list[FloatArray] = []
     for group in setting.groups:
         values: list[float] = []
         for option in setting.space.candidates[group.name]:
             columns = [
-                weight_column(layer, option)
+                column
                 for layer in setting.layers_of(group)
-                if scheme_named(option.scheme).weight.dtype != "float32"
+                for column in error_columns(layer, option, setting.capability)
             ]
             known = sensitivity is not None and columns
             values.append(sensitivity.divergence(*columns) if sensitivity and known else 0.0)

@@ -299,6 +299,7 @@ def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> 
         params=params_of(plan),
         regions=regions_of(graph, capability),
         rules=capability.static,
+        dynamic=capability.dynamic,
         biases=biases,
     )
 

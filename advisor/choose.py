@@ -306,7 +306,8 @@ def _journal(cache: Path, evidence: Evidence, objective: str) -> Path | None:
         "model": fingerprint(evidence.prepared.setting.graph),
         "data": [simulator.data.scoring.digest, simulator.data.held_out.digest],
         "kinds": list(simulator.kinds),
-        "runtime": [capability.name, repr(capability.static)],
+        "runtime": [capability.name, repr(capability.static), repr(capability.dynamic)],
+        "batch": evidence.prepared.setting.batch,
         "versions": package_versions(),
         "code": code_digest(),
     }

@@ -7,7 +7,7 @@ from importlib import metadata
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from advisor.assemble import weight_column
+from advisor.assemble import error_columns
 from advisor.formats import scheme_named
 from advisor.passes.graph import ActivationParams, Layer
 from advisor.passes.group import Group
@@ -147,14 +147,16 @@ def list_options(
 def layer_divergence(
     setting: Setting, layer: Layer, option: Candidate, sensitivity: Sensitivity
 ) -> float:
-    """Predicted divergence of this layer alone: its weight, and its own quantized inputs."""
-    scheme = scheme_named(option.scheme)
-    total = 0.0
-    if scheme.weight.dtype != "float32":
-        total += sensitivity.divergence(weight_column(layer, option))
+    """Predicted divergence of this layer alone: its weight, and its own quantized inputs.
+
+    A weight and an input that is quantized at run time are one error; a static input has a term
+    of its own, because its integers may serve other readers too.
+    """
+    columns = error_columns(layer, option, setting.capability)
+    total = sensitivity.divergence(*columns) if columns else 0.0
     for tensor in dict.fromkeys((layer.input, layer.other)):
         edge = ("edge", tensor or "", layer.name)
-        if scheme.is_static and edge in sensitivity.scores:
+        if scheme_named(option.scheme).is_static and edge in sensitivity.scores:
             total += sensitivity.divergence(edge)
     return total
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from advisor.assemble import build_problem, weight_column
-from advisor.formats import scheme_named
+from advisor.assemble import build_problem, error_columns
 from advisor.inferred import synthetic_calibration
 from advisor.inputs import check_finite, check_inputs, split_label
 from advisor.outputs import choose_kinds
@@ -20,10 +19,11 @@ from advisor.passes.fx import flatten_inputs
 from advisor.passes.graph import Graph, Layer
 from advisor.passes.group import class_tensors
 from advisor.passes.rounding.store import RoundedWeights
-from advisor.passes.sensitivity import Question, Sensitivity, probe
+from advisor.passes.sensitivity import Column, Question, Sensitivity, probe
 from advisor.prepare import Prepared
 from advisor.search.problem import Problem
 from advisor.simulate import Loss, Simulator
+from advisor.targets.capability import DynamicRules
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
@@ -116,20 +116,24 @@ def _has_input_mean(layer: Layer) -> bool:
 def _score(prepared: Prepared, simulator: Simulator, seed: int) -> Sensitivity:
     setting = prepared.setting
     layers = {layer.name: layer for layer in setting.graph.layers}
-    wanted: dict[tuple[str, str, str], tuple[Layer, str, str]] = {}
+    weights: dict[Column, tuple[Layer, str, str]] = {}
+    dynamic: dict[Column, tuple[Layer, DynamicRules]] = {}
     for group in setting.groups:
         for option in setting.space.candidates[group.name]:
-            if scheme_named(option.scheme).weight.dtype == "float32":
-                continue
-            for name in group.layers:
-                column = weight_column(layers[name], option)
-                scheme, _, algorithm = column[2].partition("/")
-                wanted[column] = (layers[name], scheme, algorithm)
+            for layer in (layers[name] for name in group.layers):
+                for column in error_columns(layer, option, setting.capability):
+                    if column[0] == "dynamic":
+                        dynamic[column] = (layer, setting.capability.dynamic[option.scheme])
+                    else:
+                        scheme, _, algorithm = column[2].partition("/")
+                        weights[column] = (layer, scheme, algorithm)
     return probe(
         setting.graph,
         simulator.data.scoring,
         Question(
-            weights=tuple(wanted.values()),
+            weights=tuple(weights.values()),
+            dynamic=tuple(dynamic.values()),
+            batch=setting.batch,
             sites=setting.regions.sites,
             params=simulator.params(PROBE_KNOBS),
         ),

@@ -22,7 +22,7 @@ from advisor.targets.capability import Capability
 class Setting:
     """One planning problem before its sensitivities.
 
-    shapes: by node name at the deployment batch. costs, counts: what was computed so far, by
+    shapes: by node name at the deployment's ``batch``. costs, counts: what was computed so far, by
     (layer, scheme) and elements by tensor name.
     """
 
@@ -33,6 +33,7 @@ class Setting:
     capability: Capability
     profile: Profile
     shapes: Mapping[str, TensorInfo]
+    batch: int
     threads: int | None = None
     costs: dict[tuple[str, str], LayerCost] = field(
         default_factory=dict[tuple[str, str], LayerCost]
@@ -108,6 +109,7 @@ def make_setting(
         capability=deployment.capability,
         profile=deployment.profile,
         shapes=shapes,
+        batch=deployment.batch,
         threads=deployment.threads,
     )
 

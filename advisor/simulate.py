@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import UsageError
+from advisor.passes.apply import dynamic_rules, quantize_dequantize_samples
+from advisor.passes.batching import Places, batch_symbols
 from advisor.passes.calibrate import (
     CalibrationData,
     Observations,
@@ -28,6 +30,7 @@ from advisor.passes.graph import (
     QuantizedGraph,
 )
 from advisor.passes.group import TensorClass
+from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
 from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.search.problem import Choice
@@ -132,6 +135,7 @@ class Simulator:
             params=params,
             regions=self.setting.regions,
             rules=rules,
+            dynamic=self.setting.capability.dynamic,
             biases=biases,
         )
 
@@ -141,13 +145,13 @@ class Simulator:
 
     def measure_graph(self, quantized: QuantizedGraph) -> float:
         """The same for a graph that is already built."""
-        tracer = _Replay(quantized.module)
+        tracer = _Replay(quantized, self.setting.batch)
         total, samples = 0.0, 0
         with torch.no_grad():
             for index in range(len(self.data.held_out)):
-                outputs = tracer.run(*self.data.held_out.read(index), enable_io_processing=False)
-                references = self.data.references.read(index)
                 batch = self.data.held_out.batch(index)
+                outputs = tracer.run_batch(self.data.held_out.read(index), batch)
+                references = self.data.references.read(index)
                 total += self._distance(quantized.module, outputs, references) * batch
                 samples += batch
         return total / samples
@@ -169,16 +173,40 @@ class Simulator:
 
 
 class _Replay(Tracer):
-    """Runs a quantized graph on many batches and rebuilds each weight from integers only once."""
+    """Runs a quantized graph on many batches and rebuilds each weight from integers only once.
 
-    def __init__(self, module: GraphModule) -> None:
-        super().__init__(module)
+    batch: of the deployment. Scales that samples share at run time are taken from that many at
+    once, as the deployment will, so that a large calibration batch needs to be run only once.
+    """
+
+    def __init__(self, quantized: QuantizedGraph, batch: int) -> None:
+        super().__init__(quantized.module)
         self._constant: dict[Node, Any] = {}
+        self._batch = batch
+        self._symbols = batch_symbols(quantized.float_graph)
+        self._places: Places | None = None
+        # A graph of one fixed batch is deployed, and was calibrated, in batches of that size.
+        couples = any(rules.couples_samples for rules in quantized.dynamic.values())
+        self._splits = couples and quantized.float_graph.batch is None
+
+    def run_batch(self, flat: Sequence[Any], samples: int) -> Sequence[Any]:
+        """The outputs for one calibration batch of ``samples``."""
+        self._places = Places(self._symbols, samples) if self._splits else None
+        outputs: Sequence[Any] = self.run(*flat, enable_io_processing=False)
+        return outputs
+
+    def observe(self, node: Node, value: Any) -> Any:
+        """Note where the samples are."""
+        if self._places is not None and isinstance(value, torch.Tensor):
+            self._places.see(node, value)
+        return value
 
     def run_node(self, n: Node) -> Any:
         """Compute one node, or return what it computed for an earlier batch."""
         if n in self._constant:
             return self._constant[n]
+        if self._places is not None and n.target is QUANTIZE_DEQUANTIZE_DYNAMIC:
+            return self.observe(n, self._quantize_by_batch(n, self._places))
         value = super().run_node(n)
         sources = n.all_input_nodes
         if (
@@ -188,3 +216,13 @@ class _Replay(Tracer):
         ):
             self._constant[n] = value
         return value
+
+    def _quantize_by_batch(self, node: Node, places: Places) -> torch.Tensor:
+        source: Any = node.args[0]
+        return quantize_dequantize_samples(
+            self.env[source],
+            dynamic_rules(node),
+            place=places.of(source),
+            samples=places.samples,
+            batch=self._batch,
+        )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch.fx import Node
 
 from advisor.formats import PerBlock, PerChannel, TensorFormat
-from advisor.passes import ops as _ops
+from advisor.passes.batching import Place, join_samples, split_samples
 from advisor.passes.graph import WeightTable
 from advisor.passes.layers import LAYER_OPS
-
-__all__ = ["dequantize", "quantize_dequantize", "run_layer", "run_product"]
-_ = _ops  # registers the advisor:: operators
+from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
+from advisor.targets.capability import DynamicRules
 
 
 def run_layer(node: Node, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -64,3 +64,36 @@ def quantize_dequantize(x: torch.Tensor, scale: float, zero_point: int, dtype: s
     q = torch.ops.advisor.quantize_static(x, scale, zero_point, dtype)
     restored: torch.Tensor = torch.ops.advisor.dequantize_static(q, scale, zero_point)
     return restored
+
+
+def quantize_dequantize_dynamic(x: torch.Tensor, rules: DynamicRules) -> torch.Tensor:
+    """A tensor after quantization with scales of its own and back."""
+    return QUANTIZE_DEQUANTIZE_DYNAMIC(
+        x, rules.dtype, rules.symmetric, rules.granularity, rules.block
+    )
+
+
+def dynamic_rules(node: Node) -> DynamicRules:
+    """What a node of ``advisor::quantize_dequantize_dynamic`` does."""
+    _, dtype, symmetric, granularity, block = cast("tuple[Node, str, bool, str, int]", node.args)
+    return DynamicRules(dtype=dtype, symmetric=symmetric, granularity=granularity, block=block)
+
+
+def quantize_dequantize_samples(
+    x: torch.Tensor, rules: DynamicRules, *, place: Place | None, samples: int, batch: int
+) -> torch.Tensor:
+    """The same for many samples at once, as if they came in batches of ``batch``.
+
+    Only rules that couple samples make a difference. place: where the samples are in ``x``; None
+    for a tensor that does not hold them apart, whose scale is then of the whole.
+    """
+    if not rules.couples_samples or place is None or batch >= samples:
+        return quantize_dequantize_dynamic(x, rules)
+    rows = split_samples(x, place, samples)
+    whole = samples // batch * batch
+    by_batch = replace(rules, granularity="per-row")
+    parts = [quantize_dequantize_dynamic(rows[:whole].reshape(whole // batch, -1), by_batch)]
+    if whole < samples:
+        parts.append(quantize_dequantize_dynamic(rows[whole:], rules))
+    rounded = torch.cat([part.reshape(-1, rows.shape[1]) for part in parts])
+    return join_samples(rounded, place, x.shape)

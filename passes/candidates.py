@@ -19,7 +19,10 @@ from advisor.targets.capability import Capability, Support
 FLOAT16_MAX = 65504.0
 
 SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8")
-"""Schemes with quantized activations that the passes know how to compute."""
+"""Schemes with static activations that the passes know how to compute."""
+
+DYNAMIC_OPS: Final = frozenset({"linear"})
+"""Operators whose input may be quantized at run time: its rows are what the rules speak of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +82,11 @@ def can_take(
         return support
     if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
         return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
-    if scheme.activation is not None and scheme.name not in SIMULATED_ACTIVATIONS:
+    if scheme.is_static and scheme.name not in SIMULATED_ACTIVATIONS:
         return Support(ok=False, reason=f"{scheme.name} activations cannot be simulated yet")
+    if scheme.is_dynamic and layer.op not in DYNAMIC_OPS:
+        reason = f"dynamic activations of {layer.op} cannot be simulated yet"
+        return Support(ok=False, reason=reason)
     if scheme.weight.dtype == "float16":
         weight: torch.Tensor = attribute(graph.module, layer.weight)
         largest = float(weight.abs().max())

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch.fx import GraphModule, Node
 
+    from advisor.targets.capability import DynamicRules
+
 NAME_KEY: Final = "advisor_name"
 """Key inside ``node.meta["custom"]`` (which survives re-export) of the node's stable name."""
 
@@ -23,7 +25,8 @@ PASS_KEY: Final = "advisor_pass"
 """Key inside ``node.meta["custom"]`` of the pass that made the node."""
 
 ROLE_KEY: Final = "advisor_role"
-"""Key inside ``node.meta["custom"]`` of a node's part in a layer: "op", "weight", "output"."""
+"""Key inside ``node.meta["custom"]`` of a node's part in a layer: "op", "weight", "dynamic",
+"output"."""
 
 
 def name_of(node: Node) -> str:
@@ -146,9 +149,11 @@ class QuantizedGraph:
 
     module: weights are ``advisor::dequantize_affine`` of integer buffers (or a cast of float16
     ones), statically quantized tensors pass ``advisor::quantize_static`` then
-    ``advisor::dequantize_static``. float_graph: the graph it was made from. assignment: by layer
-    name. weights: by weight name. activations: by tensor name, exactly the quantized ones.
-    biases: corrected biases by name.
+    ``advisor::dequantize_static``, the inputs of dynamic layers
+    ``advisor::quantize_dequantize_dynamic`` (role "dynamic", named like the first layer that reads
+    it). float_graph: the graph it was made from. assignment: by layer name. weights: by weight
+    name. activations: by tensor name, exactly the quantized ones. dynamic: by layer name, exactly
+    the dynamic layers. biases: corrected biases by name.
     """
 
     module: GraphModule
@@ -156,4 +161,5 @@ class QuantizedGraph:
     assignment: dict[str, LayerAssignment]
     weights: dict[str, WeightTable]
     activations: dict[str, ActivationParams]
+    dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, "DynamicRules"])
     biases: dict[str, torch.Tensor] = field(default_factory=dict[str, "torch.Tensor"])

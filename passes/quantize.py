@@ -21,10 +21,11 @@ from advisor.passes.graph import (
     WeightTable,
     name_of,
 )
-from advisor.passes.layers import can_be_layer, operands, weight_argument
+from advisor.passes.layers import can_be_layer, input_argument, operands, weight_argument
+from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
 from advisor.passes.regions import Regions, Site
 from advisor.passes.rounding.store import RoundedWeights
-from advisor.targets.capability import StaticRules
+from advisor.targets.capability import DynamicRules, StaticRules
 
 _ = _ops  # registers the advisor:: operators
 MADE_BY: Final = "quantize"
@@ -126,14 +127,16 @@ def quantize(
     params: Mapping[str, ActivationParams],
     regions: Regions,
     rules: StaticRules | None,
+    dynamic: Mapping[str, DynamicRules] | None = None,
     biases: Mapping[str, torch.Tensor] | None = None,
 ) -> QuantizedGraph:
     """Build the quantized graph.
 
     Given: a normalised graph, a scheme per layer, the integers, the static parameters of every
-    tensor that can be quantized. Result: each weight is dequantized from its integers, each
-    quantized tensor passes quantize_static and dequantize_static; nothing is rounded here but
-    biases that the runtime keeps as int32.
+    tensor that can be quantized, the runtime's dynamic rules by scheme. Result: each weight is
+    dequantized from its integers, each quantized tensor passes quantize_static and
+    dequantize_static, the input of each dynamic layer quantize_dequantize_dynamic; nothing is
+    rounded here but biases that the runtime keeps as int32.
     """
     module = clone(graph.module)
     calls = {
@@ -158,12 +161,19 @@ def quantize(
     by_name = {site.tensor: site for site in regions.sites}
     for tensor, for_all in quantized.items():
         _insert_static(module, by_name[tensor], params[tensor], calls, static, for_all)
+    found = {
+        name: (dynamic or {})[choice.scheme]
+        for name, choice in assignment.items()
+        if scheme_named(choice.scheme).is_dynamic
+    }
+    _insert_dynamic(module, calls, found)
     return QuantizedGraph(
         module=clone(finish(module)),  # a copy has only what is read: no float weights
         float_graph=graph,
         assignment=dict(assignment),
         weights=dict(weights),
         activations={tensor: params[tensor] for tensor in quantized},
+        dynamic=found,
         biases=dict(biases or {}),
     )
 
@@ -286,3 +296,24 @@ def _insert_static(
         for reader in readers:
             assert source in operands(reader)
             reader.replace_input_with(source, restored)
+
+
+def _insert_dynamic(
+    module: GraphModule, calls: Mapping[str, Node], dynamic: Mapping[str, DynamicRules]
+) -> None:
+    """One operator before each dynamic layer; layers that read one tensor alike share it."""
+    made: dict[tuple[Node, DynamicRules], Node] = {}
+    for name, node in calls.items():
+        rules = dynamic.get(name)
+        if rules is None:
+            continue
+        source = input_argument(node)
+        if (source, rules) not in made:
+            with module.graph.inserting_before(node):  # the first of its readers
+                rounded = module.graph.call_function(
+                    QUANTIZE_DEQUANTIZE_DYNAMIC,
+                    (source, rules.dtype, rules.symmetric, rules.granularity, rules.block),
+                )
+            copy_meta(source, rounded)
+            made[source, rules] = stamp(rounded, made_by=MADE_BY, name=name, role="dynamic")
+        node.replace_input_with(source, made[source, rules])

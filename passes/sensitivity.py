@@ -17,19 +17,33 @@ import torch
 from torch.fx import Node
 
 from advisor.formats import TensorFormat, scheme_named
-from advisor.passes.apply import dequantize, quantize_dequantize, run_layer, run_product
-from advisor.passes.batching import Place, batch_symbols, find_place, split_samples
+from advisor.passes.apply import (
+    dequantize,
+    quantize_dequantize,
+    quantize_dequantize_samples,
+    run_layer,
+    run_product,
+)
+from advisor.passes.batching import Place, Places, batch_symbols, split_samples
 from advisor.passes.calibrate import cut
 from advisor.passes.divergence import OutputKind, draw_probes
 from advisor.passes.fx import Tracer, attribute
 from advisor.passes.graph import ActivationParams, Graph, Layer, WeightTable, name_of
-from advisor.passes.layers import PRODUCT_OPS, can_be_layer, operands, weight_argument
+from advisor.passes.layers import (
+    PRODUCT_OPS,
+    can_be_layer,
+    input_argument,
+    operands,
+    weight_argument,
+)
 from advisor.passes.regions import Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
+from advisor.targets.capability import DynamicRules
 
 Column = tuple[str, str, str]
-"""("weight", layer, "scheme/algorithm"), ("edge", tensor, layer) or ("tensor", tensor, "")."""
+"""("weight", layer, "scheme/algorithm"), ("dynamic", layer, label of the rules), ("edge", tensor,
+layer) or ("tensor", tensor, "")."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +75,14 @@ class Sensitivity:
 class Question:
     """What to score.
 
-    weights: (layer, scheme, algorithm) triples. sites: tensors that may be quantized, with
+    weights: (layer, scheme, algorithm) triples. dynamic: layers and how their input may be
+    quantized at run time, in batches of ``batch``. sites: tensors that may be quantized, with
     ``params`` for each.
     """
 
     weights: Sequence[tuple[Layer, str, str]]
+    dynamic: Sequence[tuple[Layer, DynamicRules]] = ()
+    batch: int = 1
     sites: Sequence[Site]
     params: Mapping[str, ActivationParams]
 
@@ -86,8 +103,11 @@ def probe(
     """Score every column of ``question`` on the scoring half of the calibration data.
 
     chunk: samples run at once; memory is one forward and backward of that many, plus ``probes``
-    gradients of every layer output.
+    gradients of every layer output. Where rules couple samples, whole batches of the deployment
+    are run at once.
     """
+    if any(rules.couples_samples for _, rules in question.dynamic):
+        chunk = max(chunk // question.batch, 1) * question.batch
     generator = torch.Generator().manual_seed(seed)
     by_layer = _by_layer(question)
     collected: dict[Column, list[torch.Tensor]] = {}
@@ -137,11 +157,10 @@ class _Taps(Tracer):
     def __init__(self, graph: Graph, question: Question, samples: int) -> None:
         super().__init__(graph.module)
         self.samples = samples
-        self.symbols = batch_symbols(graph)
-        self.shapes: dict[Node, tuple[int, ...]] = {}
-        self.node_places: dict[Node, Place | None] = {}
+        self.where = Places(batch_symbols(graph), samples)
         self.places: dict[str, Place | None] = {}
         self.layers = {layer.name for layer, _, _ in question.weights}
+        self.layers |= {layer.name for layer, _ in question.dynamic}
         self.layers |= {reader for site in question.sites for reader in site.readers}
         self.sites = {site.tensor for site in question.sites}
         self.inputs: dict[str, torch.Tensor] = {}
@@ -153,9 +172,8 @@ class _Taps(Tracer):
         if not isinstance(value, torch.Tensor):
             return value
         name = name_of(node)
-        self.shapes[node] = tuple(value.shape)
-        place = find_place(node, self.shapes, self.node_places, self.symbols, self.samples)
-        self.node_places[node] = self.places[name] = place
+        self.where.see(node, value)
+        self.places[name] = self.where.of(node)
         is_layer = can_be_layer(node) and name in self.layers
         if is_layer:
             self.nodes[name] = node
@@ -223,6 +241,7 @@ def _score(
                     delta = run_layer(taps.nodes[name], x, change)
                 column = ("weight", name, f"{scheme}/{algorithm}")
                 scored.append((column, _dot(gradients, taps, name, delta)))
+        scored += _score_dynamic(graph, question, taps, gradients)
         for site in question.sites:
             params = question.params[site.tensor]
             value = _site_value(taps, site)
@@ -258,6 +277,35 @@ def _edge_change(
     if is_second:
         parts.append(run_product(node, first, change))
     return torch.stack(parts).sum(dim=0)
+
+
+def _score_dynamic(
+    graph: Graph,
+    question: Question,
+    taps: _Taps,
+    gradients: Sequence[Mapping[str, torch.Tensor]],
+) -> list[tuple[Column, torch.Tensor]]:
+    """What quantizing its input at run time does to each layer, its weight left as it is."""
+    # A graph of one fixed batch was calibrated in batches of that size.
+    batch = question.batch if graph.batch is None else taps.samples
+    changes: dict[DynamicRules, torch.Tensor] = {}  # of one tensor: all of them fill the memory
+    latest: Node | None = None
+    scored: list[tuple[Column, torch.Tensor]] = []
+    for layer, rules in question.dynamic:
+        node, x = taps.nodes[layer.name], taps.inputs[layer.name]
+        source = input_argument(node)
+        if source is not latest:
+            changes, latest = {}, source
+        if rules not in changes:
+            rounded = quantize_dequantize_samples(
+                x, rules, place=taps.where.of(source), samples=taps.samples, batch=batch
+            )
+            changes[rules] = rounded - x
+        weight: torch.Tensor = attribute(graph.module, layer.weight)
+        delta = run_layer(node, changes[rules], weight)
+        column = ("dynamic", layer.name, rules.label)
+        scored.append((column, _dot(gradients, taps, layer.name, delta)))
+    return scored
 
 
 def _embedding_change(

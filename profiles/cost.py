@@ -7,10 +7,12 @@ capability data; the ``origin`` of a number made from it is "modelled".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil, prod
 
 from advisor.formats import DTYPE_BITS, Scheme, storage_bits
 from advisor.passes.graph import Layer
 from advisor.profiles.roofline import (
+    boundary_seconds,
     effective_compute,
     energy_joules,
     family_of,
@@ -60,7 +62,10 @@ def layer_cost(
         read = float(full)
     moved = activation_bytes(layer, scheme, traffic, capability)
     family = family_of(layer) if _has_family(layer) else "elementwise"
-    seconds = layer_seconds(
+    seconds = quantize_seconds(
+        scheme, traffic, capability=capability, profile=profile, threads=threads
+    )
+    seconds += layer_seconds(
         profile,
         op_family=family,
         macs=layer.macs,
@@ -72,7 +77,7 @@ def layer_cost(
     return LayerCost(
         size_bytes=stored,
         resident_bytes=full if expanded and not is_lookup else stored,
-        scratch_bytes=0,
+        scratch_bytes=quantized_bytes(layer, scheme, traffic, capability),
         latency_s=seconds,
         energy_j=energy_joules(
             profile, macs=layer.macs, traffic_bytes=read + moved, compute_dtype=dtype
@@ -102,14 +107,47 @@ def compute_dtype(scheme: Scheme, capability: Capability) -> str:
 def activation_bytes(
     layer: Layer, scheme: Scheme, traffic: Traffic, capability: Capability
 ) -> float:
-    """Bytes of activations read and written: integers under a static scheme where it has them."""
+    """Bytes of activations read and written: integers under a static scheme where it has them.
+
+    A dynamic layer reads the integers that ``quantize_seconds`` makes, and writes floats.
+    """
     width = _bytes(capability.float_dtype)
-    reads_integers = scheme.is_static
     rules = capability.static
-    writes_integers = reads_integers and rules is not None and layer.op in rules.quantized_output
-    read = traffic.input_elements * (1 if reads_integers else width)
+    writes_integers = scheme.is_static and rules is not None and layer.op in rules.quantized_output
+    read = traffic.input_elements * (width if scheme.activation is None else 1)
     written = traffic.output_elements * (1 if writes_integers else width)
     return float(read + written)
+
+
+def quantize_seconds(
+    scheme: Scheme,
+    traffic: Traffic,
+    *,
+    capability: Capability,
+    profile: Profile,
+    threads: int | None,
+) -> float:
+    """Seconds of turning the layer's float input into integers, which dynamic schemes do first."""
+    if not scheme.is_dynamic:
+        return 0.0
+    return boundary_seconds(
+        profile,
+        elements=traffic.input_elements,
+        from_element_bytes=_bytes(capability.float_dtype),
+        to_element_bytes=1,
+        threads=threads,
+    )
+
+
+def quantized_bytes(layer: Layer, scheme: Scheme, traffic: Traffic, capability: Capability) -> int:
+    """Bytes of the integers and scales that a dynamic layer makes of its input while it runs."""
+    if not scheme.is_dynamic:
+        return 0
+    rules = capability.dynamic[scheme.name]
+    shared = {"per-row": prod(layer.weight_shape[1:]), "per-block": rules.block}
+    together = shared.get(rules.granularity, max(traffic.input_elements, 1))
+    scales = ceil(traffic.input_elements / together)
+    return traffic.input_elements + scales * _bytes("float32")
 
 
 def plain_seconds(

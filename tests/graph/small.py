@@ -181,6 +181,7 @@ def make_setting(
         capability=capability,
         profile=hardware,
         shapes=infer_shapes(graph.module, deployment_inputs(graph, batch, None)),
+        batch=batch,
     )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Node
 
-from advisor.assemble import build_problem, weight_column
+from advisor.assemble import build_problem, error_columns, weight_column
 from advisor.formats import scheme_named, storage_bits
 from advisor.passes.graph import name_of
 from advisor.passes.sensitivity import Column, Sensitivity
@@ -284,7 +284,8 @@ def fake_sensitivity(setting: Setting, seed: int = 0) -> Sensitivity:
     layers = {layer.name: layer for layer in setting.graph.layers}
     for group in setting.groups:
         for option in setting.space.candidates[group.name]:
-            columns += [weight_column(layers[name], option) for name in group.layers]
+            for name in group.layers:
+                columns += error_columns(layers[name], option, setting.capability)
     for site in setting.regions.sites:
         columns.append(("tensor", site.tensor, ""))
         columns += [("edge", site.tensor, reader) for reader in site.readers]
@@ -307,6 +308,9 @@ def test_divergence_is_the_sum_of_sensitivities(setting: Setting) -> None:
             option = setting.space.candidates[group.name][index]
             if option.scheme != "fp32":
                 columns = [weight_column(layers[name], option) for name in group.layers]
+                rules = setting.capability.dynamic.get(option.scheme)
+                if rules is not None:
+                    columns += [("dynamic", name, rules.label) for name in group.layers]
                 expected += half_mean_square(sensitivity, columns)
         static, integer = static_layers(setting, choice), integer_tensors(setting, choice)
         for site in setting.regions.sites:
@@ -337,6 +341,8 @@ def test_schemes_that_round_the_weight_alike_share_its_score(setting: Setting) -
     static = weight_column(layer, Candidate(scheme="w8a8", algorithm="mse"))
     assert static == weight_column(layer, Candidate(scheme="w8", algorithm="mse"))
     assert static == ("weight", layer.name, "w8/mse")
+    for scheme in ("w8a8-dynamic", "w8"):
+        assert static == weight_column(layer, Candidate(scheme=scheme, algorithm="mse"))
     other = Candidate(scheme="fp16", algorithm="none")
     assert weight_column(layer, other) == ("weight", layer.name, "fp16/none")
 
