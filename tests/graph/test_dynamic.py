@@ -418,6 +418,7 @@ def test_plans_are_measured_at_the_deployment_batch(
     quantized = bench.simulator.quantized(choice, {})
     assert len(quantized.dynamic) == 7
     losses: list[torch.Tensor] = []
+    together: list[torch.Tensor] = []
     with torch.no_grad():
         for index in range(len(bench.data.held_out)):
             (ids,) = bench.data.held_out.read(index)
@@ -425,10 +426,10 @@ def test_plans_are_measured_at_the_deployment_batch(
                 kl(quantized.module(part), bench.graph.module(part))
                 for part in torch.split(ids, batch)
             ]
-        together = kl(quantized.module(ids), bench.graph.module(ids))
+            together.append(kl(quantized.module(ids), bench.graph.module(ids)))
     found = bench.simulator.measure(choice, {})
     assert found == pytest.approx(float(torch.cat(losses).mean()), rel=1e-3)
-    assert not torch.allclose(together, torch.cat(losses)[-12:], rtol=1e-2)
+    assert found != pytest.approx(float(torch.cat(together).mean()), rel=1e-2)
 
 
 def test_a_fixed_batch_is_measured_as_it_is(tmp_path: Path) -> None:
