@@ -161,7 +161,14 @@ def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:
 
 
 def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ...]:
-    """Weights resident plus tensors alive, one entry per program point that can be the peak."""
+    """What is in memory at every moment that can be the peak: opening the model, and each point.
+
+    Weights as the runtime keeps them, the tensors alive with what its allocator adds to them, and
+    what a layer needs while it runs. The runtime itself is not in it: see
+    ``profiles.cost.process_overhead_bytes``.
+    """
+    rules = setting.capability.memory
+    taken = 1.0 if rules is None else rules.activations
     resident = _sum_weights(setting, lambda cost: cost.resident_bytes)
     sizes = {
         name_of(node): setting.bytes_of(node.name)
@@ -181,7 +188,7 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
         terms = np.zeros(len(indicators.all))
         for tensor in point.alive:
             if tensor in indicators.produced:
-                terms[indicators.produced[tensor]] -= sizes[tensor] * (width - 1) / width
+                terms[indicators.produced[tensor]] -= taken * sizes[tensor] * (width - 1) / width
         per_group = list(resident)
         extra: tuple[float, ...] = ()
         if point.node in scratch:
@@ -189,18 +196,17 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
             options = setting.space.candidates[setting.groups[index].name]
             extra = tuple(setting.cost(layer, o.scheme).scratch_bytes for o in options)
             per_group[index] = resident[index] + np.array(extra, dtype=np.float64)
-        total = constant + sum(sizes[tensor] for tensor in point.alive)
+        total = constant + taken * sum(sizes[tensor] for tensor in point.alive)
         key = (total, terms.tobytes(), point.node if any(extra) else "")
         if key not in seen:
             seen.add(key)
             points.append(Linear(constant=total, per_group=tuple(per_group), per_indicator=terms))
-    if not points:
-        points.append(
-            Linear(
-                constant=constant, per_group=resident, per_indicator=np.zeros(len(indicators.all))
-            )
-        )
-    return tuple(points)
+    opening = Linear(
+        constant=constant,
+        per_group=_sum_weights(setting, lambda cost: cost.opening_bytes),
+        per_indicator=np.zeros(len(indicators.all)),
+    )
+    return (opening, *points)
 
 
 def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:

@@ -19,15 +19,21 @@ from advisor.profiles.roofline import (
     layer_seconds,
 )
 from advisor.profiles.schema import FAMILIES, Profile
-from advisor.targets.capability import Capability
+from advisor.targets.capability import Capability, WeightMemory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerCost:
-    """Cost of one layer. energy_j: None when the profile publishes no figure."""
+    """Cost of one layer.
+
+    size_bytes: the weight on disk. resident_bytes: in memory while the model is open, and
+    opening_bytes: at the highest moment of opening it. scratch_bytes: besides, while the layer
+    runs. energy_j: None when the profile publishes no figure.
+    """
 
     size_bytes: int
     resident_bytes: int
+    opening_bytes: int
     scratch_bytes: int
     latency_s: float
     energy_j: float | None
@@ -74,10 +80,14 @@ def layer_cost(
         compute_dtype=dtype,
         threads=threads,
     )
+    kept = full if expanded and not is_lookup else stored
+    memory = weight_memory(layer, scheme, capability)
     return LayerCost(
         size_bytes=stored,
-        resident_bytes=full if expanded and not is_lookup else stored,
-        scratch_bytes=quantized_bytes(layer, scheme, traffic, capability),
+        resident_bytes=round(memory.resident * kept),
+        opening_bytes=round(memory.opening * kept),
+        scratch_bytes=round(memory.scratch * full)
+        + quantized_bytes(layer, scheme, traffic, capability),
         latency_s=seconds,
         energy_j=energy_joules(
             profile, macs=layer.macs, traffic_bytes=read + moved, compute_dtype=dtype
@@ -91,6 +101,19 @@ def weight_bytes(layer: Layer, scheme: Scheme, capability: Capability) -> int:
         return 0
     scales = capability.scale_dtype_of(scheme)
     return storage_bits(layer.weight_shape, layer.weight_format(scheme), scale_dtype=scales) // 8
+
+
+def weight_memory(layer: Layer, scheme: Scheme, capability: Capability) -> WeightMemory:
+    """What the layer's weight takes in memory; its bytes once where nothing else is known."""
+    if capability.memory is None:
+        return WeightMemory(ops=(layer.op,), schemes=(scheme.name,))
+    return capability.memory.weight(layer.op, scheme.name)
+
+
+def process_overhead_bytes(capability: Capability, operators: int) -> float:
+    """What a process takes besides a plan's memory: the runtime, and each operator's own data."""
+    rules = capability.memory
+    return 0.0 if rules is None else rules.runtime_bytes + operators * rules.operator_bytes
 
 
 def is_storage_only(layer: Layer, scheme: Scheme, capability: Capability) -> bool:

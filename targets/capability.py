@@ -145,6 +145,47 @@ class DynamicRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WeightMemory:
+    """What a weight takes in memory where that is not its bytes, once.
+
+    ops, schemes: the layers this is about. resident: while the model is open, opening: at the
+    highest moment of opening it, both as multiples of the bytes on disk, or of the weight in the
+    runtime's float dtype where it is expanded (``storage_only``). scratch: while the layer runs,
+    as a multiple of the weight in the runtime's float dtype.
+    """
+
+    ops: tuple[str, ...]
+    schemes: tuple[str, ...]
+    resident: float = 1.0
+    opening: float = 1.0
+    scratch: float = 0.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRules:
+    """What a process takes beyond the weights on disk and the activations alive.
+
+    runtime_bytes: the runtime itself with an empty model. operator_bytes: each operator's node,
+    kernel and plan. activations: bytes that the allocator takes per byte alive. weights: where a
+    weight takes other than its bytes on disk.
+    """
+
+    runtime_bytes: float
+    operator_bytes: float
+    activations: float
+    weights: tuple[WeightMemory, ...] = ()
+    source: str = ""
+
+    def weight(self, op: str, scheme: str) -> WeightMemory:
+        """What a weight of this operator takes under this scheme."""
+        for rule in self.weights:
+            if op in rule.ops and scheme in rule.schemes:
+                return rule
+        return WeightMemory(ops=(op,), schemes=(scheme,), source=self.source)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
     """Everything the planner must know of a runtime.
 
@@ -155,7 +196,7 @@ class Capability:
     expect, and why the runtime does not really have them. fuse_siblings: operators that the
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
-    activations at run time.
+    activations at run time. memory: None when nothing was measured.
     """
 
     name: str
@@ -171,6 +212,7 @@ class Capability:
     fuse_siblings: tuple[str, ...] = ()
     static: StaticRules | None = None
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
+    memory: MemoryRules | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property

@@ -7,6 +7,7 @@ contradict each other are errors with the path of the field, such as ``scheme[3]
 import tomllib
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from math import inf
 from typing import Final, NoReturn, TypeVar, cast
 
 from advisor.errors import UsageError
@@ -16,8 +17,10 @@ from advisor.targets.capability import (
     WEIGHTED_OPS,
     Capability,
     DynamicRules,
+    MemoryRules,
     SchemeSupport,
     StaticRules,
+    WeightMemory,
 )
 from advisor.targets.platforms import MINIMUM
 
@@ -49,6 +52,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         top.fail("name", f"is {top.text('name')!r}, but the file describes {name!r}")
     schemes = _read_schemes(top)
     static = top.optional_table("static")
+    memory = top.optional_table("memory")
     scale_dtype = top.choice("scale_dtype", FLOAT_DTYPES)
     block_scale_dtype = top.choice("block_scale_dtype", FLOAT_DTYPES, default=scale_dtype)
     capability = Capability(
@@ -67,6 +71,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         fuse_siblings=top.names("fuse_siblings", WEIGHTED_OPS, "operator", default=()),
         static=None if static is None else _read_static(static, schemes),
         dynamic=_read_dynamic(top, schemes),
+        memory=None if memory is None else _read_memory(memory, schemes),
         notes=top.texts("notes", default=()),
     )
     top.finish()
@@ -167,6 +172,31 @@ def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicR
     return rules
 
 
+def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
+    weights: list[WeightMemory] = []
+    for rule in table.tables("weight", optional=True):
+        weights.append(
+            WeightMemory(
+                ops=rule.names("ops", WEIGHTED_OPS, "operator"),
+                schemes=rule.names("schemes", schemes, "scheme"),
+                resident=rule.number("resident", default=1.0),
+                opening=rule.number("opening", default=1.0),
+                scratch=rule.number("scratch", default=0.0),
+                source=rule.text("source"),
+            )
+        )
+        rule.finish()
+    rules = MemoryRules(
+        runtime_bytes=table.number("runtime_bytes"),
+        operator_bytes=table.number("operator_bytes"),
+        activations=table.number("activations"),
+        weights=tuple(weights),
+        source=table.text("source"),
+    )
+    table.finish()
+    return rules
+
+
 def _check_activations(top: "_Table", capability: Capability) -> None:
     """A scheme that quantizes activations needs the rules that say how, and the reverse."""
 
@@ -213,6 +243,16 @@ class _Table:
         if not isinstance(value, kind):
             self.fail(field, f"expected {_KINDS[kind]}, found {value!r}")
         return value
+
+    def number(self, field: str, *, default: float | None = None) -> float:
+        """A number of at least 0; whole ones may be written without a point."""
+        self._read.add(field)
+        value = self._values.get(field, default)
+        if value is None:
+            self.fail(field, "missing field")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < inf:
+            self.fail(field, f"expected a number of at least 0, found {value!r}")
+        return float(value)
 
     def text(self, field: str, *, default: object = _MISSING) -> str:
         value = self.get(field, str, default=default)
@@ -265,7 +305,7 @@ class _Table:
         values = cast("list[object]", self.get(field, list, default=[] if optional else _MISSING))
         tables: list[_Table] = []
         for position, value in enumerate(values):
-            path = f"{field}[{position}]"
+            path = f"{self._path}.{field}[{position}]" if self._path else f"{field}[{position}]"
             if not isinstance(value, dict):
                 self.fail(path, f"expected a table, found {value!r}")
             table = cast("dict[str, object]", value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,22 +23,20 @@ from advisor.targets.benchmark import Memory
 from advisor.targets.onnxruntime.session import open_session
 from advisor.targets.resident import is_known, peak_bytes, resident_bytes, restart_peak
 
-RUNS: Final = 3
-"""Runs before the peak is read: the first makes the arena grow, the others show that it stays."""
-
 _EMPTY: Final = "empty.onnx"
 
 
 def measure_memory(
     model: Path,
     entries: Mapping[str, str],
-    inputs: Mapping[str, np.ndarray[Any, Any]],
+    inputs: Sequence[Mapping[str, np.ndarray[Any, Any]]],
     *,
     threads: int | None,
 ) -> Memory | None:
     """Growth of a fresh process that opens ``model`` and runs it; None where it is not told.
 
-    entries: session configuration. inputs: by name; they are there before the count begins.
+    entries: session configuration. inputs: by name, for each run; they are there before the count
+    begins. The first run makes the arena grow, and weights beside the model are read when used.
 
     Raises:
         AdvisorError: the process failed; the message ends with its last line.
@@ -47,7 +45,8 @@ def measure_memory(
         return None
     with TemporaryDirectory() as name:
         folder = Path(name)
-        np.savez(folder / "inputs.npz", allow_pickle=False, **inputs)
+        flat = {f"{run}.{key}": array for run, of in enumerate(inputs) for key, array in of.items()}
+        np.savez(folder / "inputs.npz", allow_pickle=False, **flat)
         _write_empty(folder / _EMPTY)
         request = {
             "model": str(model.absolute()),
@@ -82,7 +81,11 @@ def _write_empty(path: Path) -> None:
 
 def _measure(model: Path, entries: Mapping[str, str], threads: int | None, folder: Path) -> Memory:
     with np.load(folder / "inputs.npz") as stored:
-        inputs = {name: stored[name] for name in stored}
+        inputs: list[dict[str, Any]] = []
+        for name in stored:
+            run, _, key = name.partition(".")
+            inputs += [{} for _ in range(int(run) + 1 - len(inputs))]
+            inputs[int(run)][key] = stored[name]
     began = resident_bytes()
     open_session(folder / _EMPTY, entries, threads=threads).run(None, {"x": np.zeros(1, "float32")})
     before = resident_bytes()
@@ -90,8 +93,8 @@ def _measure(model: Path, entries: Mapping[str, str], threads: int | None, folde
     session = open_session(model, entries, threads=threads)
     resident, loading = resident_bytes(), peak_bytes()
     restart_peak()
-    for _ in range(RUNS):
-        session.run(None, inputs)
+    for each in inputs:
+        session.run(None, each)
     return Memory(
         runtime_bytes=before - began,
         resident_bytes=resident - before,

@@ -11,8 +11,10 @@ from advisor.targets.onnxruntime.session import require
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-LARGE_BYTES: Final = 1_500_000_000
-"""From here on weights go to a file beside the model: protobuf ends at 2 GiB."""
+LARGE_BYTES: Final = 10_000_000
+"""From here on weights go to a file beside the model. ONNX Runtime maps such a file into memory
+and reads what it needs; weights inside the model are in memory twice while it is opened, and from
+2 GiB on protobuf does not hold them."""
 
 
 LEAST_SHARED_BYTES: Final = 65_536
@@ -39,7 +41,7 @@ def save_model(model: ir.Model, path: Path, external: str | None = None) -> None
 def write_model(model: ir.Model, path: Path) -> None:
     """Write the model of an artifact; its constants may become references to a file.
 
-    Weights go to model.onnx.data when protobuf could not hold them. So do those with equal bytes,
+    Weights go to model.onnx.data when they are large. So do those with equal bytes,
     which are stored there once: ONNX Runtime fuses a weight-only layer only when no other reads
     the same constant, but two constants may be the same stretch of a file.
     """

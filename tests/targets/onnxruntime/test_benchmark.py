@@ -151,7 +151,7 @@ def test_folder_shipped_without_its_checks_is_refused(
 @pytest.mark.skipif(not is_known(), reason="this system does not tell a process its memory")
 def test_failed_measurement_says_why(tmp_path: Path) -> None:
     with pytest.raises(AdvisorError, match="cannot open"):
-        measure_memory(tmp_path / "none.onnx", {}, {}, threads=1)
+        measure_memory(tmp_path / "none.onnx", {}, [], threads=1)
 
 
 def test_worker_loads_nothing_heavy(root: Path) -> None:

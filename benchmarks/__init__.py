@@ -1,0 +1,1 @@
+"""Comparisons with other tools, and their committed results."""
