@@ -83,20 +83,22 @@ def resnet() -> tuple[nn.Module, Any]:
     """The shape of ResNet-18 and one image of 224 pixels."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(
-        depths=[2, 2, 2, 2],
-        hidden_sizes=[64, 128, 256, 512],
-        layer_type="basic",
-        num_labels=1000,
-    )
-    return ResNetForImageClassification(config).eval(), torch.randn(1, 3, 224, 224)
+    shape: dict[str, Any] = {
+        "depths": [2, 2, 2, 2],
+        "hidden_sizes": [64, 128, 256, 512],
+        "layer_type": "basic",
+        "num_labels": 1000,
+    }
+    model: nn.Module = ResNetForImageClassification(ResNetConfig(**shape))
+    return model.eval(), torch.randn(1, 3, 224, 224)
 
 
 def bert() -> tuple[nn.Module, Any]:
     """The shape of BERT-base and one sequence of 128 tokens."""
     from transformers import BertConfig, BertModel
 
-    return BertModel(BertConfig(), add_pooling_layer=False).eval(), _tokens()
+    model: nn.Module = BertModel(BertConfig(), add_pooling_layer=False)
+    return model.eval(), _tokens()
 
 
 MODELS: Final[dict[str, Callable[[], tuple[nn.Module, Any]]]] = {
