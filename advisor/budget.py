@@ -70,9 +70,9 @@ _EXAMPLES: Final = (
 class Budget:
     """Upper limits of a plan; None: no limit.
 
-    memory_bytes: weights plus peak activations. size_bytes: weights on disk. latency_s and
-    energy_j: one forward at the deployment batch. accuracy_drop: share of the metric that may be
-    lost, between 0 and 1.
+    memory_bytes: see ``Metrics``; without the runtime itself. size_bytes: weights on disk.
+    latency_s and energy_j: one forward at the deployment batch. accuracy_drop: share of the metric
+    that may be lost, between 0 and 1.
 
     Raises:
         BudgetError: a limit that is not a positive finite number.

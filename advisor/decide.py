@@ -37,7 +37,9 @@ def modelled(evaluation: Evaluation, profile: str) -> Metrics:
 
     return Metrics(
         size_bytes=quantity(evaluation.size_bytes, "weights, scales and constants as stored"),
-        memory_bytes=quantity(evaluation.memory_bytes, "weights resident plus live activations"),
+        memory_bytes=quantity(
+            evaluation.memory_bytes, "weights resident plus live activations, or opening the model"
+        ),
         latency_s=quantity(evaluation.latency_s, f"roofline of {profile}"),
         energy_j=quantity(evaluation.energy_j, f"energy figures of {profile}"),
         divergence=quantity(evaluation.divergence, "sensitivity probe, interactions left out"),

@@ -36,9 +36,11 @@ class Quantity:
 class Metrics:
     """What a plan costs and loses. None: not known.
 
-    size_bytes: weights on disk. memory_bytes: weights plus peak activations at the deployment
-    batch. latency_s: one forward at the deployment batch. energy_j: the same forward.
-    divergence: KL in nats per prediction, or squared error over the reference's power.
+    size_bytes: weights on disk. memory_bytes: weights as the runtime keeps them plus activations at
+    their peak at the deployment batch, or opening the model where that takes more; the runtime's
+    own code and data come on top. latency_s: one forward at the deployment batch. energy_j: the
+    same forward. divergence: KL in nats per prediction, or squared error over the reference's
+    power.
     metric: the user's metric, higher is better.
     """
 
