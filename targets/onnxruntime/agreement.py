@@ -105,7 +105,9 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
             continue
         source = input_argument(node)
         is_static = scheme_named(record.scheme).is_static and record.op != "embedding"
-        if source.target is ops.DEQUANTIZE_STATIC and is_static:
+        if source.target is ops.QUANTIZE_DEQUANTIZE_DYNAMIC or (
+            source.target is ops.DEQUANTIZE_STATIC and is_static
+        ):
             source = source.all_input_nodes[0]
         ends_later = is_static and FORMS[record.op].ends_in_integers
         taps.append(Tap(record, source, _end(node) if ends_later else node))
