@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node, map_arg
 
+from advisor.passes.complexes import open_complex
 from advisor.passes.fx import (
     argument,
     attribute,
@@ -215,6 +216,7 @@ def fold_affine(module: GraphModule) -> GraphModule:
 PIPELINE: Final[tuple[Pass, ...]] = (
     unify_tied,
     remove_noops,
+    open_complex,
     canonicalise_linear,  # first, while a transposed weight is still known to be that weight
     fold_constants,
     canonicalise_linear,  # again, for weights that had to be computed
