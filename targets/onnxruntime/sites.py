@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from torch.fx import GraphModule
@@ -19,6 +19,11 @@ from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+MOVED_ACROSS: Final = frozenset(
+    {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
+)
+"""ONNX Runtime 1.31 moves a QuantizeLinear from behind these operators to before them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +69,7 @@ def write_site(model: ir.Model, marker: ir.Node, use: Use | None, counter: Count
     zero = build.constant(
         f"{name}.activation_zero_point", np.array(use.params.zero_point, use.params.dtype)
     )
+    _keep_from_outputs(build, source)
     integers = build.node("QuantizeLinear", [source, scale, zero], role="quantize")
     floats = build.node("DequantizeLinear", [integers, scale, zero], role="dequantize")
     integers.shape = floats.shape = output.shape
@@ -75,6 +81,25 @@ def write_site(model: ir.Model, marker: ir.Node, use: Use | None, counter: Count
         if reader.metadata_props.get(NAME_PROPERTY) in use.readers:
             reader.replace_input_with(index, floats)
     replace_value(model, output, source)
+
+
+def _keep_from_outputs(build: Builder, value: ir.Value) -> None:
+    """Stop a quantizer of ``value`` from moving up to an output of the model.
+
+    Where one operator reads an output of the model, ONNX Runtime takes it for the only reader and
+    quantizes the output too. A Max of one tensor stops that.
+    """
+    node = value.producer()
+    while node is not None and node.op_type in MOVED_ACROSS:
+        source = node.inputs[0]
+        if source is None:
+            return
+        if source.is_graph_output() and len(source.uses()) == 1:
+            apart = replace(build, before=node).node("Max", [source], role="fence")
+            apart.shape, apart.type = source.shape, source.type
+            node.replace_input_with(0, apart)
+            return
+        node = source.producer()
 
 
 def sites_of(uses: Mapping[str, Use]) -> frozenset[str]:
