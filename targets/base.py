@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -117,6 +117,55 @@ class Artifact(Protocol):
             InputError: the model is fixed at another batch or sequence.
             PlanError: the files to compare with are missing.
             MissingDependencyError: the runtime is not installed here.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """How long one model takes on this machine.
+
+    seconds: of one forward, without a profiler. noise: relative difference that a repetition is
+    expected to show. parts: shares of ``seconds`` by (kind, name), kind one of "layer",
+    "quantize", "dequantize" (of a tensor) and "rest"; they add up to ``seconds``. Empty when not
+    asked for.
+    """
+
+    seconds: float
+    noise: float
+    parts: Mapping[tuple[str, str], float]
+
+
+@runtime_checkable
+class Stopwatch(Protocol):
+    """What a target offers besides when it can run models on this very machine."""
+
+    def time_models(
+        self,
+        builders: Sequence[Callable[[], QuantizedGraph]],
+        inputs: Sequence[Any],
+        *,
+        threads: int | None,
+        limit_s: float,
+        with_parts: bool,
+        say: Callable[[int, int], None],
+    ) -> tuple[Timing, ...]:
+        """Time the models that ``builders`` make, in turns.
+
+        inputs: one value per placeholder of the graph, at the deployment batch. limit_s: how long
+        all of it may take, roughly. with_parts: fill ``Timing.parts``. say: called with the number
+        of models made ready and of all.
+
+        Raises:
+            MissingDependencyError: the runtime is not installed.
+        """
+        ...
+
+    def machine(self) -> Mapping[str, str]:
+        """What decides the speed besides the model: runtime version, processor, its features.
+
+        Raises:
+            MissingDependencyError: the runtime is not installed.
         """
         ...
 

@@ -5,7 +5,7 @@ Importing this package loads neither torch nor onnxruntime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from advisor.passes.graph import QuantizedGraph
-    from advisor.targets.base import Artifact, LayerFormat
+    from advisor.targets.base import Artifact, LayerFormat, Timing
     from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
 
 NAME = "onnxruntime"
@@ -78,6 +78,52 @@ class OnnxRuntimeTarget:
         results = loaded.run_flat(bind(loaded.manifest, (), inputs))
         names = (record.name for record in loaded.manifest.outputs)
         return {name: as_tensor(result) for name, result in zip(names, results, strict=True)}
+
+    def time_models(
+        self,
+        builders: Sequence[Callable[[], QuantizedGraph]],
+        inputs: Sequence[Any],
+        *,
+        threads: int | None,
+        limit_s: float,
+        with_parts: bool,
+        say: Callable[[int, int], None],
+    ) -> tuple[Timing, ...]:
+        """Time the models that ``builders`` make, in turns; see ``advisor.targets.base.Stopwatch``.
+
+        Raises:
+            MissingDependencyError: a package is missing; says how to install it.
+        """
+        from advisor.targets.onnxruntime.session import require
+
+        require(*PACKAGES)
+        from advisor.targets.onnxruntime.timing import time_models
+
+        return time_models(
+            builders,
+            inputs,
+            threads=threads,
+            limit_s=limit_s,
+            with_parts=with_parts,
+            say=say,
+        )
+
+    def machine(self) -> Mapping[str, str]:
+        """Runtime version, processor and its instruction sets.
+
+        Raises:
+            MissingDependencyError: onnxruntime is not installed.
+        """
+        from advisor.doctor import read_cpu
+        from advisor.targets.onnxruntime.session import runtime_version
+
+        cpu = read_cpu()
+        return {
+            "runtime": runtime_version(),
+            "cpu": cpu.model,
+            "cores": str(cpu.cores),
+            "features": " ".join(cpu.features or ()),
+        }
 
 
 TARGET = OnnxRuntimeTarget()
