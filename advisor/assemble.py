@@ -127,6 +127,8 @@ def _other_bytes(setting: Setting) -> float:
 
 def _other_seconds(setting: Setting) -> float:
     """Seconds of every operator that is no layer, plus the dispatch of one forward."""
+    if setting.measured is not None:
+        return setting.measured.rest_s
     layer_names = {layer.output for layer in setting.graph.layers}
     total = dispatch_seconds(setting.profile)
     for node in setting.graph.module.graph.nodes:
@@ -210,8 +212,20 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
 
 
 def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
-    """Seconds of quantizing a tensor on its own, and of turning an integer one into floats."""
+    """Seconds of quantizing a tensor on its own, and of turning an integer one into floats.
+
+    Where measured, also what an operator without weights saves or loses on integers.
+    """
     terms = np.zeros(len(indicators.all))
+    if setting.measured is not None:
+        for seconds, table in (
+            (setting.measured.quantize_s, indicators.enters),
+            (setting.measured.dequantize_s, indicators.leaves),
+            (setting.measured.integer_s, indicators.produced),
+        ):
+            for tensor, value in seconds.items():
+                terms[table[tensor]] += value
+        return terms
     width = DTYPE_BITS[setting.capability.float_dtype] // 8
     for site in setting.regions.sites:
         elements = setting.shapes[site.node].count

@@ -29,7 +29,7 @@ PACKAGES = ("quantadvisor", "torch", "numpy", "scipy", "optuna", "onnx", "onnxru
 """Packages whose version can change a plan's numbers."""
 
 
-def modelled(evaluation: Evaluation, profile: str) -> Metrics:
+def modelled(evaluation: Evaluation, profile: str, latency_source: str) -> Metrics:
     """Predicted metrics of an assignment."""
 
     def quantity(value: float | None, how: str) -> Quantity | None:
@@ -40,7 +40,7 @@ def modelled(evaluation: Evaluation, profile: str) -> Metrics:
         memory_bytes=quantity(
             evaluation.memory_bytes, "weights resident plus live activations, or opening the model"
         ),
-        latency_s=quantity(evaluation.latency_s, f"roofline of {profile}"),
+        latency_s=quantity(evaluation.latency_s, latency_source),
         energy_j=quantity(evaluation.energy_j, f"energy figures of {profile}"),
         divergence=quantity(evaluation.divergence, "sensitivity probe, interactions left out"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
 
 import torch
 
@@ -37,6 +38,8 @@ from advisor.search.milp import value_of
 from advisor.search.problem import Candidate, Evaluation, evaluate
 from advisor.setting import Deployment, make_setting, regions_of
 from advisor.targets.registry import capability_named
+
+BOUNDARIES_LEFT: Final = "; conversions between schemes as before the pin"
 
 
 def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
@@ -132,7 +135,13 @@ def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> Ev
         threads=plan.threads,
     )
     setting = make_setting(graph, groups, space, deployment)
-    return evaluate(build_problem(setting), tuple(0 for _ in groups))
+    found = evaluate(build_problem(setting), tuple(0 for _ in groups))
+    old = plan.predicted.latency_s
+    if plan.provenance.costs_digest and old is not None:
+        # Measured times are not made again; those of the layers are in the plan.
+        change = sum(d.latency_s for d in layers) - sum(d.latency_s for d in plan.layers)
+        found = replace(found, latency_s=max(old.value + change, 0.0))
+    return found
 
 
 def _profile_of(plan: Plan) -> Profile:
@@ -177,8 +186,11 @@ def _predicted(plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, 
     after = sum(decision.divergence for decision in layers)
     old = plan.predicted.divergence
     value = max((old.value if old else before) - before + after, 0.0)
+    how = plan.predicted.latency_s.how if plan.predicted.latency_s else ""
+    if plan.provenance.costs_digest:
+        how += BOUNDARIES_LEFT
     return replace(
-        modelled(evaluation, plan.target),
+        modelled(evaluation, plan.target, how),
         divergence=Quantity(
             value=value, origin="modelled", how="sensitivity probe, interactions left out"
         ),

@@ -135,7 +135,10 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """How to make this plan again. versions: of every package whose numbers matter."""
+    """How to make this plan again. versions: of every package whose numbers matter.
+
+    costs_digest: SHA-256 of the layer times measured on this machine; empty when they are modelled.
+    """
 
     seed: int
     trials: int
@@ -143,6 +146,7 @@ class Provenance:
     calibration: Calibration
     profile_digest: str
     outputs: Mapping[str, str]
+    costs_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, weakref_slot=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from advisor.errors import CalibrationError, ModelError, UnsupportedError, Usage
 from advisor.formats import scheme_named
 from advisor.inferred import infer_inputs
 from advisor.inputs import Inputs, check_finite, normalise_inputs, split_label
+from advisor.measure.costs import MeasuredCosts
 from advisor.modelsource import LoadedModel, load_model
 from advisor.passes.candidates import Space, find_candidates
 from advisor.passes.capture import capture
@@ -89,8 +90,12 @@ def prepare(
     schemes: Sequence[str] | None,
     pins: Mapping[str, str],
     on_unsupported: str,
+    measure: Callable[[Setting], MeasuredCosts] | None = None,
 ) -> Prepared:
     """Capture the model and set up its planning problem.
+
+    measure: finds the layers' seconds on this machine; None: they are modelled. A budget that
+    does not depend on them is held against the cheapest plan before anything is timed.
 
     Raises:
         InputError, CaptureError, ModelError, UnsupportedError, InfeasibleError: see each.
@@ -116,6 +121,9 @@ def prepare(
     pinned = resolve_pins(graph, pins)
     space = apply_pins(space, groups, pinned)
     setting = make_setting(graph, groups, space, deployment)
+    if measure is not None:
+        check_feasible(build_problem(setting), replace(budget, latency_s=None))
+        setting = setting.with_measured(measure(setting))
     check_feasible(build_problem(setting), budget)
     return Prepared(
         setting=setting,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from advisor.formats import DTYPE_BITS, scheme_named
+from advisor.measure.costs import MeasuredCosts
 from advisor.passes.attention import open_products
 from advisor.passes.candidates import SIMULATED_ACTIVATIONS, Space
 from advisor.passes.graph import Graph, Layer, name_of
@@ -22,8 +23,9 @@ from advisor.targets.capability import Capability
 class Setting:
     """One planning problem before its sensitivities.
 
-    shapes: by node name at the deployment's ``batch``. costs, counts: what was computed so far, by
-    (layer, scheme) and elements by tensor name.
+    shapes: by node name at the deployment's ``batch``. measured: seconds found on this machine,
+    which replace the modelled ones. costs, counts: what was computed so far, by (layer, scheme)
+    and elements by tensor name.
     """
 
     graph: Graph
@@ -35,6 +37,7 @@ class Setting:
     shapes: Mapping[str, TensorInfo]
     batch: int
     threads: int | None = None
+    measured: MeasuredCosts | None = None
     costs: dict[tuple[str, str], LayerCost] = field(
         default_factory=dict[tuple[str, str], LayerCost]
     )
@@ -49,7 +52,7 @@ class Setting:
         """Cost of one layer under a scheme; computed once."""
         key = (layer.name, scheme)
         if key not in self.costs:
-            self.costs[key] = layer_cost(
+            cost = layer_cost(
                 layer,
                 scheme_named(scheme),
                 self._traffic(layer),
@@ -57,7 +60,24 @@ class Setting:
                 profile=self.profile,
                 threads=self.threads,
             )
+            if self.measured is not None:
+                cost = replace(cost, latency_s=self.measured.layers[layer.name][scheme])
+            self.costs[key] = cost
         return self.costs[key]
+
+    def with_measured(self, measured: MeasuredCosts) -> Setting:
+        """This setting with seconds from this machine in place of the modelled ones."""
+        return replace(self, measured=measured, costs={})
+
+    @property
+    def latency_source(self) -> str:
+        """Where the seconds come from, in words."""
+        if self.measured is None:
+            return f"roofline of {self.profile.name}"
+        machine = self.measured.machine
+        return (
+            f"sum of layer times measured on this machine ({machine['cpu']}, {machine['runtime']})"
+        )
 
     def bytes_of(self, node: str) -> int:
         """Bytes of a tensor by node name, floats in the runtime's own dtype."""
@@ -66,16 +86,20 @@ class Setting:
             return info.size_bytes
         return info.count * DTYPE_BITS[self.capability.float_dtype] // 8
 
-    def _traffic(self, layer: Layer) -> Traffic:
+    def count_of(self, tensor: str) -> int:
+        """Elements of a tensor by its stable name, at the deployment batch; 0 when unknown."""
         if not self.counts:
             self.counts.update(
                 (name_of(node), self.shapes[node.name].count)
                 for node in self.graph.module.graph.nodes
                 if node.name in self.shapes
             )
+        return self.counts.get(tensor, 0)
+
+    def _traffic(self, layer: Layer) -> Traffic:
         return Traffic(
-            input_elements=self.counts.get(layer.input, 0) + self.counts.get(layer.other or "", 0),
-            output_elements=self.counts.get(layer.output, 0),
+            input_elements=self.count_of(layer.input) + self.count_of(layer.other or ""),
+            output_elements=self.count_of(layer.output),
         )
 
 

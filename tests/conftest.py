@@ -29,3 +29,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["ADVISOR_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def modelled_costs() -> None:
+    """Plans of the tests do not depend on how fast this machine is; subprocesses' neither."""
+    os.environ["ADVISOR_MEASURE"] = "never"

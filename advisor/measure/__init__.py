@@ -1,0 +1,1 @@
+"""What layers cost on this machine, found by timing whole models on its runtime."""
