@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +25,12 @@ from advisor.doctor import check_cache
 from advisor.errors import BudgetError, OutputError, UsageError
 from advisor.evidence import Evidence, Progress, gather
 from advisor.formats import scheme_named
+from advisor.measure.finalists import Contest
+from advisor.measure.machine import find_stopwatch
+from advisor.measure.measure import kept_costs
 from advisor.metric import Metric
 from advisor.plan import Alternative, Calibration, Plan, Provenance
+from advisor.planfile import note_measurements
 from advisor.prepare import check_deployment, check_whole, prepare
 from advisor.search.objective import check_objective, pareto_front
 from advisor.search.problem import evaluate
@@ -85,7 +90,8 @@ def advise(
         on_unsupported: "keep" layers that cannot be quantized in float, with a reason, or "error".
         trials: assignments measured in the search, the exact start and baselines included.
         seed: same seed, same machine, same plan. cache: keep finished trials on disk, so that a
-            killed run resumes (not with a ``loss``, which nothing tells apart from another).
+            killed run resumes (not with a ``loss``, which nothing tells apart from another), and
+            what was timed on this machine.
             progress: called with (stage, done, total).
         workers: only 1 (or None) so far.
 
@@ -103,7 +109,8 @@ def advise(
     deployment = check_deployment(
         target=target, runtime=runtime, batch=batch, sequence=sequence, threads=threads
     )
-    studies = _study_folder() if cache else None
+    kept = _cache_folder() if cache else None
+    stopwatch = find_stopwatch(deployment.profile, deployment.capability)
     say = progress or _silent
     say("capture", 0, 1)
     prepared = prepare(
@@ -115,8 +122,10 @@ def advise(
         schemes=schemes,
         pins=pin or {},
         on_unsupported=on_unsupported,
+        measure=None
+        if stopwatch is None
+        else partial(kept_costs, stopwatch=stopwatch, deployment=deployment, cache=kept, say=say),
     )
-    say("capture", 1, 1)
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         evidence = gather(
             prepared, output=output, loss=loss, seed=seed, folder=Path(folder), say=say
@@ -128,9 +137,13 @@ def advise(
             metric=metric,
             trials=trials,
             seed=seed,
-            cache=studies,
+            cache=None if kept is None else kept / "studies",
             say=say,
+            contest=None
+            if stopwatch is None
+            else Contest(stopwatch=stopwatch, deployment=deployment, cache=kept, say=say),
         )
+        measured = prepared.setting.measured
         provenance = Provenance(
             seed=seed,
             trials=trials,
@@ -138,6 +151,7 @@ def advise(
             calibration=_calibration(evidence),
             profile_digest=deployment.profile.digest,
             outputs=evidence.outputs,
+            costs_digest="" if measured is None else measured.digest,
         )
         return _write(
             evidence,
@@ -151,15 +165,15 @@ def advise(
         )
 
 
-def _study_folder() -> Path:
-    """Where studies are kept; checked first, so that nothing is computed in vain."""
+def _cache_folder() -> Path:
+    """Where studies and timings are kept; checked first: nothing should be computed in vain."""
     found = check_cache()
     if found.problem:
         raise OutputError(
             f"finished trials cannot be kept: {found.problem}; pass cache=False, or set "
             "ADVISOR_CACHE to a folder you can write to"
         )
-    return found.path / "studies"
+    return found.path
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
@@ -236,7 +250,9 @@ def _write(
             setting.regions.quantized(static),
             evidence.sensitivity,
         ),
-        predicted=modelled(evaluate(evidence.problem, winner.choice), setting.profile.name),
+        predicted=modelled(
+            evaluate(evidence.problem, winner.choice), setting.profile.name, setting.latency_source
+        ),
         measured=measured_of(evidence, winner.divergence, chosen.metric),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,
@@ -253,6 +269,7 @@ def _write(
         model=evidence.prepared.source,
         tensors_sha256=content_digest(tensors),
     )
+    note_measurements(plan, chosen.timings)
     return bind(plan, setting.graph, tensors)
 
 

@@ -16,9 +16,12 @@ from advisor.budget import Budget
 from advisor.decide import alternative, measured, modelled, package_versions
 from advisor.evidence import Evidence, Progress
 from advisor.formats import scheme_named
+from advisor.measure.finalists import Contest
 from advisor.metric import Metric, evaluate_metric
 from advisor.passes.equalise import find_chains
 from advisor.plan import Alternative, Metrics
+from advisor.planfile import Measurement
+from advisor.race import RACED, hold_race
 from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
@@ -59,7 +62,11 @@ _BEST: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """The winning trial and everything it was compared with. metric: the winner's, if any."""
+    """The winning trial and everything it was compared with.
+
+    metric: the winner's, if any. timings: latencies of the winner and of the uniform plans, where
+    whole models were timed.
+    """
 
     winner: Trial
     metric: float | None
@@ -68,6 +75,7 @@ class Chosen:
     measured_regret: float
     trials: tuple[Trial, ...]
     baselines: tuple[Alternative, ...]
+    timings: tuple[Measurement, ...] = ()
 
 
 def choose(
@@ -80,8 +88,13 @@ def choose(
     seed: int,
     cache: Path | None,
     say: Progress,
+    contest: Contest | None = None,
 ) -> Chosen:
-    """Search from the exact start and pick the winner; cache: folder for resumable studies."""
+    """Search from the exact start and pick the winner.
+
+    cache: folder for resumable studies. contest: times whole models before the winner is picked;
+    None: latencies stay predicted.
+    """
     problem, bounds = evidence.problem, budget.bounds()
     begun = start(problem, budget, objective)
     uniform = _uniform_choices(evidence)
@@ -106,7 +119,19 @@ def choose(
     defaults = {name: values[0] for name, values in knobs.items()}
     baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
     selection = select(found, objective, DIVERGENCE_LIMIT)
-    winner, value, outcome = _by_metric(evidence, selection, found, metric, objective, budget)
+    race = None
+    if contest is not None and objective in RACED:
+        by_scheme = {scheme: choice for scheme, (choice, _) in uniform.items()}
+        by_divergence = objective == "auto" and metric is None
+        most = DIVERGENCE_LIMIT if by_divergence else float("inf")
+        race = hold_race(evidence, contest, found, selection.trial, by_scheme, most)
+        selection = select(found, objective, DIVERGENCE_LIMIT, race.by_trial(found, bounds))
+    timed = {} if race is None else race.by_trial(found, bounds)
+    winner, value, outcome = _by_metric(
+        evidence, selection, found, metric, objective, budget, timed
+    )
+    if race is not None:
+        outcome += race.remark(winner.choice, budget)
     return Chosen(
         winner=winner,
         metric=value,
@@ -115,6 +140,7 @@ def choose(
         measured_regret=selection.measured_regret,
         trials=found,
         baselines=baselines,
+        timings=() if race is None else race.records(winner.choice),
     )
 
 
@@ -122,7 +148,10 @@ def metrics_of(
     evidence: Evidence, choice: Choice, divergence: float | None, metric: float | None
 ) -> Metrics:
     """Modelled costs and measured losses of a choice."""
-    costs = modelled(evaluate(evidence.problem, choice), evidence.prepared.setting.profile.name)
+    setting = evidence.prepared.setting
+    costs = modelled(
+        evaluate(evidence.problem, choice), setting.profile.name, setting.latency_source
+    )
     seen = measured_of(evidence, divergence, metric)
     return replace(costs, divergence=seen.divergence, metric=seen.metric)
 
@@ -239,6 +268,7 @@ def _by_metric(
     metric: Metric | None,
     objective: str,
     budget: Budget,
+    timed: Mapping[int, float],
 ) -> tuple[Trial, float | None, str]:
     """The winner when the user's metric has a say: its value, and the outcome in a sentence."""
     favourite = selection.trial
@@ -248,7 +278,8 @@ def _by_metric(
     drop = budget.accuracy_drop if budget.accuracy_drop is not None else DROP_LIMIT
     floor = original - drop * abs(original)
     is_limit = objective == "auto" or budget.accuracy_drop is not None
-    finalists = _finalists(favourite, trials, objective) if is_limit else [favourite]
+    entrants = [trial for trial in trials if trial.number in timed] or trials
+    finalists = _finalists(favourite, entrants, objective) if is_limit else [favourite]
     values = {t.number: _metric_of(evidence, metric, t.choice, t.knobs) or 0.0 for t in finalists}
     passing = [trial for trial in finalists if values[trial.number] >= floor]
     accepted = f"a drop of {drop:.2%} from the float model's metric {original:.6g}"
@@ -257,7 +288,7 @@ def _by_metric(
         verdict = "within" if passing else "outside"
         return favourite, value, f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
     if passing:
-        winner = select(passing, objective, float("inf")).trial
+        winner = select(passing, objective, float("inf"), timed).trial
         case = f"{_BEST[objective]} of {len(finalists)} finalists within {accepted}"
     else:
         winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))

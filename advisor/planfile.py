@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
+from weakref import WeakKeyDictionary
 
 from advisor.atomic import replacing, write_text
 from advisor.errors import OutputError, PlanError
@@ -31,8 +32,8 @@ class Measurement:
     """One number that was timed or measured for a saved plan.
 
     quantity: a field of ``Metrics``, such as "latency_s" (its unit is in the name). when: UTC, ISO
-    8601. machine: the hardware and runtime it ran on. how: what was run. plan_sha256: of the
-    plan.json it belongs to; filled in by ``append_measurement``.
+    8601. machine: the hardware and runtime it ran on. how: what was run. subject: "plan", or the
+    name of a baseline. plan_sha256: of the plan.json it belongs to; filled in when it is written.
     """
 
     quantity: str
@@ -40,6 +41,7 @@ class Measurement:
     when: str
     machine: str
     how: str
+    subject: str = "plan"
     plan_sha256: str = ""
 
 
@@ -49,6 +51,10 @@ class Measurements:
 
     schema: int
     records: tuple[Measurement, ...]
+
+
+_NOTED: Final[WeakKeyDictionary[Plan, tuple[Measurement, ...]]] = WeakKeyDictionary()
+"""Outside the plan, which holds no wall-clock value."""
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -101,8 +107,14 @@ def save_plan(plan: Plan, path: str | Path) -> Path:
         OutputError: the folder cannot be written; nothing half-written is left.
         PlanError: the plan's tensors are not at hand, or are not the ones that it names.
     """
-    json_path, tensors_path, _ = plan_paths(path)
+    json_path, tensors_path, measured_path = plan_paths(path)
     text = plan_to_json(plan)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    noted = tuple(replace(each, plan_sha256=digest) for each in noted_measurements(plan))
+    if noted:
+        kept = _read_measurements(measured_path)
+        added = tuple(each for each in noted if each not in kept)
+        _write_measurements(measured_path, (*kept, *added))
     tensors = _bound_tensors(plan) if plan.tensors_sha256 else None
     with ExitStack() as files:
         # The last one entered is renamed first: plan.json appears only once its tensors have.
@@ -120,7 +132,9 @@ def read_plan(path: str | Path) -> Plan:
         PlanError: no such file, not readable, or not a valid plan.
     """
     json_path, _, _ = plan_paths(path)
-    return plan_from_json(_read_text(json_path), str(json_path))
+    plan = plan_from_json(_read_text(json_path), str(json_path))
+    note_measurements(plan, load_measurements(path))
+    return plan
 
 
 def load_plan(path: str | Path, model: Any = None) -> Plan:
@@ -184,19 +198,17 @@ def append_measurement(path: str | Path, record: Measurement) -> Path:
     _, _, measured_path = plan_paths(path)
     digest = _file_sha256(path)
     kept = _read_measurements(measured_path)
-    tied = Measurement(
-        quantity=record.quantity,
-        value=record.value,
-        when=record.when,
-        machine=record.machine,
-        how=record.how,
-        plan_sha256=digest,
-    )
-    try:
-        document = dump_record(Measurements(schema=MEASURED_SCHEMA, records=(*kept, tied)))
-    except FieldError as error:
-        raise PlanError(f"the measurement cannot be written: {error}") from error
-    return write_text(measured_path, _canonical(document))
+    return _write_measurements(measured_path, (*kept, replace(record, plan_sha256=digest)))
+
+
+def note_measurements(plan: Plan, records: tuple[Measurement, ...]) -> None:
+    """Remember what was timed for a plan, to be shown in its report and saved beside it."""
+    _NOTED[plan] = records
+
+
+def noted_measurements(plan: Plan) -> tuple[Measurement, ...]:
+    """What was timed for a plan: when it was made, or read from beside it."""
+    return _NOTED.get(plan, ())
 
 
 def load_measurements(path: str | Path) -> tuple[Measurement, ...]:
@@ -208,6 +220,14 @@ def load_measurements(path: str | Path) -> tuple[Measurement, ...]:
     _, _, measured_path = plan_paths(path)
     digest = _file_sha256(path)
     return tuple(each for each in _read_measurements(measured_path) if each.plan_sha256 == digest)
+
+
+def _write_measurements(path: Path, records: tuple[Measurement, ...]) -> Path:
+    try:
+        document = dump_record(Measurements(schema=MEASURED_SCHEMA, records=records))
+    except FieldError as error:
+        raise PlanError(f"the measurement cannot be written: {error}") from error
+    return write_text(path, _canonical(document))
 
 
 def _canonical(document: object) -> str:

@@ -18,6 +18,7 @@ from advisor.plan import (
     Quantity,
     TensorDecision,
 )
+from advisor.planfile import noted_measurements
 
 REPORT_SCHEMA = 1
 """Version of the report's JSON form."""
@@ -159,10 +160,10 @@ def report_data(plan: Plan) -> ReportData:
         threads=plan.threads,
         synthetic=plan.provenance.calibration.synthetic,
         bits_per_weight=bits,
-        comparison=(own, *(_contender(plan, each) for each in plan.baselines)),
+        comparison=(own, *(_contender(plan, _timed(plan, each)) for each in plan.baselines)),
         pareto=tuple(_contender(plan, each) for each in plan.pareto),
         predicted=plan.predicted,
-        measured=plan.measured,
+        measured=with_timings(plan, plan.measured, "plan"),
         layers=tuple(_layer_row(layer, total) for layer in plan.layers),
         tensors=plan.tensors,
         notes=plan.notes,
@@ -182,11 +183,24 @@ def report_data(plan: Plan) -> ReportData:
 
 def measured_first(plan: Plan) -> Metrics:
     """The plan's measured numbers where there are any, its predicted ones elsewhere."""
+    measured = with_timings(plan, plan.measured, "plan")
     values: dict[str, Quantity | None] = {}
     for field in dataclasses.fields(Metrics):
-        measured: Quantity | None = getattr(plan.measured, field.name)
-        values[field.name] = getattr(plan.predicted, field.name) if measured is None else measured
+        found: Quantity | None = getattr(measured, field.name)
+        values[field.name] = getattr(plan.predicted, field.name) if found is None else found
     return Metrics(**values)
+
+
+def with_timings(plan: Plan, metrics: Metrics, subject: str) -> Metrics:
+    """Metrics with what was timed of ``subject``: "plan", or a baseline by its name."""
+    timed = {
+        each.quantity: Quantity(
+            value=each.value, origin="measured", how=f"{each.how}, on {each.machine}, {each.when}"
+        )
+        for each in noted_measurements(plan)
+        if each.subject == subject
+    }
+    return dataclasses.replace(metrics, **timed)
 
 
 def accuracy_drop(plan: Plan, metrics: Metrics) -> Quantity | None:
@@ -215,6 +229,12 @@ def _read_bounds(plan: Plan, metrics: Metrics) -> Iterator[Bound]:
 def _check_bound(field: str, limit: float, value: Quantity | None) -> Bound:
     fits = None if value is None else value.value <= limit
     return Bound(field=field, limit=limit, value=value, fits=fits)
+
+
+def _timed(plan: Plan, baseline: Alternative) -> Alternative:
+    return dataclasses.replace(
+        baseline, metrics=with_timings(plan, baseline.metrics, baseline.name)
+    )
 
 
 def _contender(plan: Plan, alternative: Alternative) -> Contender:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Final
@@ -96,8 +96,12 @@ def select(
     trials: Sequence[Trial],
     objective: str = "auto",
     divergence_limit: float = DIVERGENCE_LIMIT,
+    timed: Mapping[int, float] | None = None,
 ) -> Selection:
     """The best measured trial inside every limit, by the rule of ``start`` on measurements.
+
+    timed: seconds by trial number where whole models were timed; only those trials can win, and
+    "auto" and "latency" go by them, the least loss within ``LATENCY_SLACK`` of the fastest.
 
     Ties go to less divergence, then less latency, less size, and the first choice in order; of
     several trials of one choice and one set of knobs the earliest counts.
@@ -113,11 +117,18 @@ def select(
             f"none of {len(trials)} trials was measured inside the budget with a finite result; "
             f"run more trials, or pass a start inside the budget"
         )
+    least = min(_divergence(trial) for trial in usable)
+    timed = timed or {}
+    usable = [trial for trial in usable if trial.number in timed] or usable
     accurate = [trial for trial in usable if _divergence(trial) <= divergence_limit]
     limit = f"{divergence_limit:g}"
+    fastest = "fastest timed plan" if timed else "fastest plan"
     if objective == "auto" and accurate:
-        best = fastest_of(accurate)
-        case = f"fastest plan with measured divergence within {limit}"
+        best = fastest_of(accurate, timed)
+        case = f"{fastest} with measured divergence within {limit}"
+    elif objective == "latency" and timed:
+        best = fastest_of(usable, timed)
+        case = f"least loss within {LATENCY_SLACK:.0%} of the {fastest}"
     elif objective == "latency":
         best = min(usable, key=lambda trial: (trial.evaluation.latency_s, *_ties(trial)))
         case = "least latency"
@@ -130,14 +141,18 @@ def select(
         if objective == "auto":
             case = f"no plan measured within divergence {limit}; the least divergence instead"
     outcome = f"{case}: divergence {_divergence(best):.4g}, {_costs(best.evaluation)}"
-    regret = _divergence(best) - min(_divergence(trial) for trial in usable)
+    regret = _divergence(best) - least
     return Selection(trial=best, outcome=outcome, measured_regret=regret)
 
 
-def fastest_of(trials: Sequence[Trial]) -> Trial:
-    """The least loss among the trials within ``LATENCY_SLACK`` of the fastest."""
-    limit = min(trial.evaluation.latency_s for trial in trials) * (1 + LATENCY_SLACK)
-    return min((t for t in trials if t.evaluation.latency_s <= limit), key=_ties)
+def fastest_of(trials: Sequence[Trial], timed: Mapping[int, float] | None = None) -> Trial:
+    """The least loss among the trials within ``LATENCY_SLACK`` of the fastest.
+
+    timed: seconds by trial number, in place of the predicted ones.
+    """
+    seconds = {t.number: (timed or {}).get(t.number, t.evaluation.latency_s) for t in trials}
+    limit = min(seconds.values()) * (1 + LATENCY_SLACK)
+    return min((trial for trial in trials if seconds[trial.number] <= limit), key=_ties)
 
 
 def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
