@@ -18,18 +18,19 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """The profile of that name or alias (in any case), or the one in that TOML file.
 
     A ``Path``, and a string that ends in ".toml" or holds a path separator, is read as a file.
+    "host" is this machine: measured at the first use, then kept.
 
     Raises:
+        MissingDependencyError: "host" was asked, and onnxruntime is not installed.
         ProfileError: no such profile or file, or the file is not a valid profile; names the field.
     """
     if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
         return _read(Path(name_or_path))
     wanted = name_or_path.strip().lower()
     if wanted == "host":
-        raise ProfileError(
-            "target 'host': measuring this machine is not available yet; choose the nearest "
-            f"profile ({', '.join(profile_names())}) or write a TOML file and pass its path"
-        )
+        from advisor.profiles.host import host_profile
+
+        return host_profile()
     files = _files()
     if wanted in files:
         return _read_named(wanted, files[wanted])

@@ -160,17 +160,50 @@ def compare_command(
         typer.echo("\n".join(lines) or "the plans are equal")
 
 
-@app.command("profiles")
+profiles = typer.Typer(
+    add_completion=False, rich_markup_mode=None, help="List the hardware that can be planned for."
+)
+app.add_typer(profiles, name="profiles")
+
+
+@profiles.callback(invoke_without_command=True)
 def profiles_command(
+    context: typer.Context,
     show: Annotated[
         str | None, typer.Option(metavar="NAME", help="Everything about one profile.")
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """List the hardware that can be planned for."""
+    if context.invoked_subcommand is not None:
+        return
     from advisor.cli.show import show_profile, show_profiles
 
     print_listing(show_profiles() if show is None else show_profile(show), as_json=as_json)
+
+
+@profiles.command("measure")
+def measure_command(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")
+    ] = None,
+    progress: Annotated[bool, typer.Option(help="Show progress on a terminal.")] = True,
+) -> None:
+    """Measure this machine with ONNX Runtime's kernels and write its profile."""
+    from functools import partial
+
+    from advisor.atomic import check_writable, write_text
+    from advisor.cli.progress import show_progress
+    from advisor.profiles.host import measure_profile
+
+    if output is not None:
+        check_writable(output)
+    with show_progress(progress) as report:
+        text = measure_profile(None if report is None else partial(report, "measure"))
+    if output is None:
+        typer.echo(text)
+    else:
+        typer.echo(f"profile written to {write_text(output, text)}", err=True)
 
 
 @app.command("targets")
