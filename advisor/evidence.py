@@ -13,7 +13,7 @@ from advisor.assemble import build_problem, error_columns
 from advisor.inferred import synthetic_calibration
 from advisor.inputs import check_finite, check_inputs, split_label
 from advisor.outputs import choose_kinds
-from advisor.passes.calibrate import CalibrationData, observe, spool_calibration
+from advisor.passes.calibrate import observe, spool_calibration
 from advisor.passes.divergence import measure_powers
 from advisor.passes.fx import flatten_inputs
 from advisor.passes.graph import Graph, Layer
@@ -93,7 +93,6 @@ def gather(
     notes = (prepared.example.note, *graph.notes, *data.notes)
     notes += (SYNTHETIC_NOTE,) if synthetic else ()
     notes += () if loss is None else (LOSS_NOTE,)
-    notes += (_batch_note(prepared, data),)
     return Evidence(
         prepared=prepared,
         simulator=simulator,
@@ -102,25 +101,6 @@ def gather(
         outputs=said,
         synthetic=synthetic,
         notes=tuple(dict.fromkeys(note for note in notes if note)),
-    )
-
-
-def _batch_note(prepared: Prepared, data: CalibrationData) -> str:
-    """What is inexact about scales that a batch shares when calibration has smaller batches."""
-    setting = prepared.setting
-    offered = {o.scheme for options in setting.space.candidates.values() for o in options}
-    shares = any(
-        rules.couples_samples
-        for name, rules in setting.capability.dynamic.items()
-        if name in offered
-    )
-    sizes = [half.batch(i) for half in (data.scoring, data.held_out) for i in range(len(half))]
-    if not shares or setting.graph.batch is not None or min(sizes) >= setting.batch:
-        return ""
-    return (
-        f"scales found at run time are shared by a batch of {setting.batch}, but a calibration "
-        f"batch has only {min(sizes)} samples; divergences of such schemes may be too low; "
-        f"pass calibration in batches of {setting.batch} or more"
     )
 
 

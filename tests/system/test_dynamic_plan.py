@@ -32,7 +32,6 @@ def plan() -> Plan:
         trials=4,
         cache=False,
     )
-    assert not any("shared by a batch" in note for note in made.notes)
     for layer, scheme in SCHEMES.items():
         made = made.pin(layer, scheme)
     return made
@@ -72,17 +71,3 @@ def test_what_ships_is_what_was_simulated(plan: Plan, tmp_path: Path) -> None:
         simulated, original = plan.apply()(x), model()(x)
     shipped = torch.as_tensor(artifact.run(x))
     assert (shipped - simulated).norm() <= 0.1 * (simulated - original).norm()
-
-
-def test_calibration_in_smaller_batches_than_the_deployment_s_is_noted() -> None:
-    made = advise(
-        model(),
-        target="intel-vnni",
-        calibration=[torch.randn(2, 64) for _ in range(2)],
-        batch=16,
-        schemes=["w8a8-dynamic"],
-        trials=1,
-        cache=False,
-    )
-    (note,) = [note for note in made.notes if "shared by a batch of 16" in note]
-    assert "only 2 samples" in note
