@@ -128,3 +128,23 @@ def test_the_study_minimises_what_the_final_choice_goes_by(objective: str) -> No
     best = min(score(t.divergence or 0.0, t.evaluation) for t in trials)
     chosen = select(trials, objective, 0.03).trial
     assert score(chosen.divergence or 0.0, chosen.evaluation) == best
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("objective", ["auto", "latency"])
+def test_timed_seconds_decide_where_plans_were_timed(seed: int, objective: str) -> None:
+    """The winner is timed, within the slack of the fastest timed one, and loses least there."""
+    trials = _trials(seed)
+    usable = [t for t in trials if t.feasible and t.divergence is not None]
+    rng = np.random.default_rng(seed)
+    timed = {t.number: float(rng.uniform(1.0, 1.1)) for t in usable[::2]}
+    limit = float(np.median([t.divergence or 0.0 for t in usable]))
+    found = select(trials, objective, limit, timed)
+    entrants = [t for t in usable if t.number in timed]
+    if objective == "auto":
+        entrants = [t for t in entrants if (t.divergence or 0.0) <= limit]
+    slowest = min(timed[t.number] for t in entrants) * (1 + LATENCY_SLACK)
+    near = [t for t in entrants if timed[t.number] <= slowest]
+    assert found.trial in near
+    assert found.trial.divergence == min(t.divergence or 0.0 for t in near)
+    assert "timed" in found.outcome
