@@ -41,15 +41,17 @@ class Layer:
     activations.
 
     name: module path, ``#k`` for the k-th call. op: "linear", "conv1d", "conv2d",
-    "conv_transpose1d", "conv_transpose2d", "embedding", or "matmul" for a product. weight: fully
-    qualified name of the weight; equal for tied layers, "" for a product. weight_shape: torch
-    layout (out, in, ...), of a transposed convolution (in, out / groups, ...), of a product ().
-    input, output: names of the activation tensors read and written; for a layer followed by an
-    activation function that runtimes fuse, ``output`` is still the layer's own. other: name of a
-    product's second operand, None for a layer with a weight. macs: multiply-accumulates of one
-    forward at the deployment shape. frozen: why this layer can take only float schemes, or None.
-    scale_axis: axis of the weight whose every index has a scale of its own under a per-channel
-    scheme: the outputs, of a grouped transposed convolution the inputs.
+    "conv_transpose1d", "conv_transpose2d", "embedding", "lstm", "gru", or "matmul" for a product;
+    a recurrent operator has two layers, for the input's and for the recurrent weight, named like
+    these. weight: fully qualified name of the weight; equal for tied layers, "" for a product.
+    weight_shape: torch layout (out, in, ...), of a transposed convolution (in, out / groups, ...),
+    of a product (). input, output: names of the activation tensors read and written; for a layer
+    followed by an activation function that runtimes fuse, ``output`` is still the layer's own.
+    other: name of a product's second operand, None for a layer with a weight. macs:
+    multiply-accumulates of one forward at the deployment shape. frozen: why this layer can take
+    only float schemes, or None. scale_axis: axis of the weight whose every index has a scale of
+    its own under a per-channel scheme: the outputs, of a grouped transposed convolution the
+    inputs.
     """
 
     name: str

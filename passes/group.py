@@ -31,17 +31,20 @@ class TensorClass:
 def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
     """Groups in execution order.
 
-    Two layers share a group when they read the same weight (tied), or when the runtime merges
-    operators that read the same tensor (``Capability.fuse_siblings``). Nothing else joins them:
-    an addition after two layers does not.
+    Two layers share a group when they read the same weight (tied), when they are the two weights
+    of one recurrent operator, or when the runtime merges operators that read the same tensor
+    (``Capability.fuse_siblings``). Nothing else joins them: an addition after two layers does not.
     """
     links: nx.Graph[str] = nx.Graph()
     links.add_nodes_from(layer.name for layer in graph.layers)
     by_weight: dict[str, str] = {}
     by_input: dict[tuple[str, str], str] = {}
+    by_output: dict[str, str] = {}
     for layer in graph.layers:
         if layer.weight:
             links.add_edge(layer.name, by_weight.setdefault(layer.weight, layer.name))
+        if layer.frozen is None:  # one operator reads both weights of a recurrent layer
+            links.add_edge(layer.name, by_output.setdefault(layer.output, layer.name))
         if layer.op in capability.fuse_siblings and layer.frozen is None:
             links.add_edge(layer.name, by_input.setdefault((layer.op, layer.input), layer.name))
     order = {layer.name: index for index, layer in enumerate(graph.layers)}

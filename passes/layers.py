@@ -3,7 +3,7 @@ two activations where a runtime quantizes them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import prod
 from typing import Any, Final
@@ -11,8 +11,9 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule, Node
 
-from advisor.passes.fx import argument, constant_value, operator_name
+from advisor.passes.fx import argument, attribute, constant_value, operator_name
 from advisor.passes.graph import Layer, name_of
+from advisor.passes.recurrent import GRU, LSTM, WEIGHTS_AT
 
 aten = torch.ops.aten
 
@@ -25,6 +26,8 @@ LAYER_OPS: Final[dict[Any, str]] = {
     aten.conv_transpose1d.default: "conv_transpose1d",
     aten.conv_transpose2d.input: "conv_transpose2d",
     aten.embedding.default: "embedding",
+    LSTM: "lstm",
+    GRU: "gru",
 }
 """Operators the quantize pass can rewrite. Any other operator with a weight stays float."""
 
@@ -43,10 +46,21 @@ BROADCAST: Final = ("add", "mul", "sub", "div", "expand", "repeat", "cat", "stac
 token of shape (1, 1, width) is a vector."""
 
 
-def weight_argument(node: Node) -> Node:
-    """The weight of a node whose target is in ``LAYER_OPS``."""
-    weight: Node = argument(node, 0 if LAYER_OPS[node.target] == "embedding" else 1)
-    return weight
+def weight_arguments(node: Node) -> tuple[Node, ...]:
+    """The weights of a node whose target is in ``LAYER_OPS``; two of a recurrent one."""
+    first = 0 if LAYER_OPS[node.target] == "embedding" else 1
+    return tuple(argument(node, index) for index in WEIGHTS_AT.get(node.target, (first,)))
+
+
+def weight_argument(node: Node, layer: Layer) -> Node:
+    """The weight of ``layer`` among the arguments of the node that computes it."""
+    return next(source for source in weight_arguments(node) if source.target == layer.weight)
+
+
+def find_calls(module: GraphModule, layers: Iterable[Layer]) -> dict[str, Node]:
+    """By layer name the node that computes it; frozen layers have none."""
+    nodes = {name_of(node): node for node in module.graph.nodes if can_be_layer(node)}
+    return {layer.name: nodes[layer.output] for layer in layers if layer.output in nodes}
 
 
 def input_argument(node: Node) -> Node:
@@ -81,6 +95,9 @@ def find_layers(
     for node in module.graph.nodes:
         if node.op != "call_function":
             continue
+        if node.target in WEIGHTS_AT:
+            layers.extend(_recurrent_layers(module, node, shapes))
+            continue
         weight = _weight_of(module, node) if node.target in LAYER_OPS else None
         if weight is not None:
             layers.append(_layer(module, node, weight, shapes))
@@ -100,7 +117,7 @@ def _share_axes(layers: list[Layer]) -> tuple[Layer, ...]:
 
 
 def _weight_of(module: GraphModule, node: Node) -> torch.Tensor | None:
-    value = constant_value(module, weight_argument(node))
+    value = constant_value(module, weight_arguments(node)[0])
     return value if value is not None and value.is_floating_point() else None
 
 
@@ -116,7 +133,7 @@ def _layer(
     return Layer(
         name=name_of(node),
         op=op,
-        weight=str(weight_argument(node).target),
+        weight=str(weight_arguments(node)[0].target),
         weight_shape=tuple(weight.shape),
         bias=None if constant_value(module, bias) is None else str(bias.target),
         groups=groups,
@@ -152,6 +169,30 @@ def _product(node: Node, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
         output=name_of(node),
         macs=prod(shapes[node.name]) * shapes[first.name][-1],
     )
+
+
+def _recurrent_layers(
+    module: GraphModule, node: Node, shapes: Mapping[str, tuple[int, ...]]
+) -> list[Layer]:
+    """The input and the recurrent weight of one recurrent node, each named by its own path."""
+    x = input_argument(node)
+    call = name_of(node).partition("#")[2]
+    layers: list[Layer] = []
+    for source in weight_arguments(node):
+        weight = attribute(module, str(source.target))
+        layers.append(
+            Layer(
+                name=f"{source.target}#{call}" if call else str(source.target),
+                op=LAYER_OPS[node.target],
+                weight=str(source.target),
+                weight_shape=tuple(weight.shape),
+                bias=None,
+                input=name_of(x),
+                output=name_of(node),
+                macs=prod(shapes[x.name][:-1]) * weight.numel(),
+            )
+        )
+    return layers
 
 
 def _frozen_layers(

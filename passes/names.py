@@ -10,15 +10,17 @@ from torch.fx import GraphModule, Node
 
 from advisor.passes.fx import clone, finish, innermost_module, operator_name, stamp
 from advisor.passes.graph import PASS_KEY
+from advisor.passes.recurrent import WEIGHTS_AT
 
 
 def name_nodes(module: GraphModule) -> GraphModule:
     """Give every node its stable name in ``meta["custom"]``.
 
     Given: nodes with their module stack. Result: an input keeps its name, a weight its path. A
-    call is named by the module that owns its weight; inside one of torch.nn's own modules that is
-    a single operator, by that module; anywhere else by ``path.operator``. The k-th node of a name
-    gets ``#k`` (k > 1).
+    call is named by the module that owns its weight, of a recurrent network with its layer and
+    direction ("l0", "l0_reverse"); inside one of torch.nn's own modules that is a single
+    operator, by that module; anywhere else by ``path.operator``. The k-th node of a name gets
+    ``#k`` (k > 1).
     """
     module = clone(module)
     operators: dict[str, set[str]] = defaultdict(set)
@@ -43,6 +45,8 @@ def _base_name(node: Node, operators: Mapping[str, Set[str]]) -> str:
     path, kind = innermost_module(node)
     if not path:
         return operator_name(node)
+    if node.target in WEIGHTS_AT:
+        return _recurrent_name(node)
     is_torchs = kind.startswith("torch.nn.modules.")
     for owner in _weight_owners(node):
         # nn.MultiheadAttention calls its out_proj's weight, not its out_proj.
@@ -51,6 +55,14 @@ def _base_name(node: Node, operators: Mapping[str, Set[str]]) -> str:
     if is_torchs and len(operators[path]) == 1:
         return path
     return f"{path}.{operator_name(node)}"
+
+
+def _recurrent_name(node: Node) -> str:
+    """One layer and direction of a network whose weights are ``path.weight_ih_l0_reverse``."""
+    weight: Any = node.args[WEIGHTS_AT[node.target][0]]
+    path, _, leaf = str(weight.target).rpartition(".")
+    part = leaf.removeprefix("weight_ih_") if leaf.startswith("weight_ih_") else leaf
+    return f"{path}.{part}".lstrip(".")
 
 
 def _weight_owners(node: Node) -> list[str]:

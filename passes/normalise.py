@@ -28,6 +28,7 @@ from advisor.passes.fx import (
     stamp,
 )
 from advisor.passes.names import name_nodes
+from advisor.passes.split_recurrent import split_recurrent
 
 aten = torch.ops.aten
 Pass = Callable[[GraphModule], GraphModule]
@@ -217,6 +218,7 @@ PIPELINE: Final[tuple[Pass, ...]] = (
     unify_tied,
     remove_noops,
     open_complex,
+    split_recurrent,  # while initial states are still known to be zeros
     canonicalise_linear,  # first, while a transposed weight is still known to be that weight
     fold_constants,
     canonicalise_linear,  # again, for weights that had to be computed

@@ -19,9 +19,8 @@ from advisor.passes.graph import (
     LayerAssignment,
     QuantizedGraph,
     WeightTable,
-    name_of,
 )
-from advisor.passes.layers import can_be_layer, input_argument, operands, weight_argument
+from advisor.passes.layers import find_calls, input_argument, operands, weight_argument
 from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
 from advisor.passes.regions import Regions, Site
 from advisor.passes.rounding.store import RoundedWeights
@@ -139,11 +138,7 @@ def quantize(
     rounded here but biases that the runtime keeps as int32.
     """
     module = clone(graph.module)
-    calls = {
-        name_of(node): node
-        for node in module.graph.nodes
-        if can_be_layer(node) and node.op == "call_function"
-    }
+    calls = find_calls(module, graph.layers)
     layers = {layer.name: layer for layer in graph.layers}
     static = {name for name, choice in assignment.items() if scheme_named(choice.scheme).is_static}
     quantized = regions.quantized(static)
@@ -191,10 +186,10 @@ def _replace_weights(
         if layer is None:
             continue
         scheme = scheme_named(assignment[name].scheme)
-        stamp(node, made_by=MADE_BY, name=name, role="op")
+        stamp(node, made_by=MADE_BY, name=layer.output, role="op")
         if scheme.weight.dtype == "float32":
             continue
-        old = weight_argument(node)
+        old = weight_argument(node, layer)
         if layer.weight not in made:
             first = next(iter(module.graph.nodes))
             made[layer.weight] = _weight_node(module, first, old, layer, scheme, weights)

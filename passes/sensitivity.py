@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Node, map_arg
 
 from advisor.formats import TensorFormat, scheme_named
 from advisor.passes.apply import (
@@ -35,7 +35,9 @@ from advisor.passes.layers import (
     input_argument,
     operands,
     weight_argument,
+    weight_arguments,
 )
+from advisor.passes.recurrent import WEIGHTS_AT
 from advisor.passes.regions import Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
@@ -159,14 +161,16 @@ class _Taps(Tracer):
         self.samples = samples
         self.where = Places(batch_symbols(graph), samples)
         self.places: dict[str, Place | None] = {}
-        self.layers = {layer.name for layer, _, _ in question.weights}
-        self.layers |= {layer.name for layer, _ in question.dynamic}
-        self.layers |= {reader for site in question.sites for reader in site.readers}
+        names = {layer.name for layer, _, _ in question.weights}
+        names |= {layer.name for layer, _ in question.dynamic}
+        names |= {reader for site in question.sites for reader in site.readers}
+        self.layers = {layer.output for layer in graph.layers if layer.name in names}
         self.sites = {site.tensor for site in question.sites}
         self.inputs: dict[str, torch.Tensor] = {}
         self.others: dict[str, torch.Tensor] = {}
         self.values: dict[str, torch.Tensor] = {}
         self.nodes: dict[str, Node] = {}
+        self.arguments: dict[str, tuple[Any, ...]] = {}
 
     def observe(self, node: Node, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -181,11 +185,27 @@ class _Taps(Tracer):
             self.inputs[name] = read[0]
             if node.target in PRODUCT_OPS:
                 self.others[name] = read[1]
+            if node.target in WEIGHTS_AT:
+                self.arguments[name] = map_arg(node.args, lambda n: self.env[n].detach())
         if (is_layer or name in self.sites) and value.is_floating_point():
             if not value.requires_grad:
                 value = value.detach().requires_grad_()
             self.values[name] = value
         return value
+
+    def rerun(self, layer: Layer, change: torch.Tensor) -> torch.Tensor:
+        """What a change of the layer's weight does to its output."""
+        node = self.nodes[layer.output]
+        if node.target not in WEIGHTS_AT:
+            return run_layer(node, self.inputs[layer.output], change)
+        weight = weight_argument(node, layer)
+        arguments = [
+            value + change if source is weight else value
+            for source, value in zip(node.args, self.arguments[layer.output], strict=True)
+        ]
+        operator: Any = node.target
+        changed: torch.Tensor = operator(*arguments)
+        return changed - self.values[layer.output]
 
     def gradients(
         self, outputs: Sequence[torch.Tensor], probes: Sequence[torch.Tensor]
@@ -230,17 +250,16 @@ def _score(
     with torch.no_grad():
         for name, entries in by_layer.items():
             weight: torch.Tensor = attribute(graph.module, entries[0][0].weight)
-            x = taps.inputs[name]
             for layer, scheme, algorithm in entries:
                 fmt = layer.weight_format(scheme_named(scheme))
                 table = rounded.get(layer.weight, fmt, algorithm)
                 if layer.op == "embedding":
-                    delta = _embedding_change(table, fmt, weight, x)
+                    delta = _embedding_change(table, fmt, weight, taps.inputs[name])
                 else:
                     change = dequantize(table, fmt, layer.weight_shape) - weight
-                    delta = run_layer(taps.nodes[name], x, change)
+                    delta = taps.rerun(layer, change)
                 column = ("weight", name, f"{scheme}/{algorithm}")
-                scored.append((column, _dot(gradients, taps, name, delta)))
+                scored.append((column, _dot(gradients, taps, layer.output, delta)))
         scored += _score_dynamic(graph, question, taps, gradients)
         for site in question.sites:
             params = question.params[site.tensor]
@@ -266,7 +285,7 @@ def _edge_change(
     """Change of a layer's output when it reads ``tensor`` changed by ``change``."""
     node = taps.nodes[reader]
     if node.target not in PRODUCT_OPS:
-        weight = attribute(graph.module, str(weight_argument(node).target))
+        weight = attribute(graph.module, str(weight_arguments(node)[0].target))
         return run_layer(node, change, weight)
     first, second = taps.inputs[reader], taps.others[reader]
     is_first, is_second = (name_of(operand) == tensor for operand in operands(node))

@@ -198,4 +198,5 @@ def _bytes(dtype: str) -> int:
 
 
 def _has_family(layer: Layer) -> bool:
-    return layer.is_product or layer.op in FAMILIES or layer.op.startswith("conv")
+    known = (*FAMILIES, "lstm", "gru")
+    return layer.is_product or layer.op in known or layer.op.startswith("conv")

@@ -113,7 +113,9 @@ def family_of(layer: Layer) -> str:
         return "depthwise"
     if layer.op.startswith("conv"):
         return "conv"
-    return "linear" if layer.is_product else _known_family(layer.op)
+    # A recurrent layer is a product with a matrix at every step.
+    is_product = layer.is_product or layer.op in ("lstm", "gru")
+    return "linear" if is_product else _known_family(layer.op)
 
 
 def layer_time(

@@ -228,8 +228,9 @@ def test_families_of_layers() -> None:
     assert family_of(layer("conv1d", (8, 4, 3), 2)) == "conv"
     assert family_of(layer("conv2d", (8, 1, 3, 3), 8)) == "depthwise"
     assert family_of(layer("embedding", (100, 8))) == "embedding"
-    with pytest.raises(UsageError, match="unknown operator family 'lstm'; families: linear"):
-        family_of(layer("lstm", (8, 8)))
+    assert family_of(layer("lstm", (32, 8))) == "linear"
+    with pytest.raises(UsageError, match="unknown operator family 'bilinear'; families: linear"):
+        family_of(layer("bilinear", (8, 8, 8)))
 
 
 @pytest.mark.parametrize("amount", [-1.0, math.nan, math.inf])
