@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.fx import Node
+from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
 from advisor.errors import UsageError
@@ -32,6 +32,7 @@ from advisor.passes.graph import (
 from advisor.passes.group import TensorClass
 from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
 from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
+from advisor.passes.recurrent import LSTM_DYNAMIC, run_in_batches
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.search.problem import Choice
 from advisor.search.study import Knobs
@@ -207,6 +208,9 @@ class _Replay(Tracer):
             return self._constant[n]
         if self._places is not None and n.target is QUANTIZE_DEQUANTIZE_DYNAMIC:
             return self.observe(n, self._quantize_by_batch(n, self._places))
+        if self._places is not None and n.target is LSTM_DYNAMIC:
+            arguments = map_arg(n.args, self.env.__getitem__)
+            return self.observe(n, run_in_batches(arguments, self._places.samples, self._batch))
         value = super().run_node(n)
         sources = n.all_input_nodes
         if (

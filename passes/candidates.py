@@ -21,8 +21,9 @@ FLOAT16_MAX = 65504.0
 SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8")
 """Schemes with static activations that the passes know how to compute."""
 
-DYNAMIC_OPS: Final = frozenset({"linear"})
-"""Operators whose input may be quantized at run time: its rows are what the rules speak of."""
+DYNAMIC_OPS: Final = frozenset({"linear", "lstm"})
+"""Operators whose input may be quantized at run time: its rows are what the rules speak of. The
+hidden state of an LSTM is then quantized too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from torch.fx import GraphModule, Node
 
 from advisor.passes.fx import argument, attribute, constant_value, operator_name
 from advisor.passes.graph import Layer, name_of
-from advisor.passes.recurrent import GRU, LSTM, WEIGHTS_AT
+from advisor.passes.recurrent import GRU, LSTM, LSTM_DYNAMIC, WEIGHTS_AT
 
 aten = torch.ops.aten
 
@@ -27,6 +27,7 @@ LAYER_OPS: Final[dict[Any, str]] = {
     aten.conv_transpose2d.input: "conv_transpose2d",
     aten.embedding.default: "embedding",
     LSTM: "lstm",
+    LSTM_DYNAMIC: "lstm",
     GRU: "gru",
 }
 """Operators the quantize pass can rewrite. Any other operator with a weight stays float."""

@@ -22,6 +22,7 @@ from advisor.passes.graph import (
 )
 from advisor.passes.layers import find_calls, input_argument, operands, weight_argument
 from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
+from advisor.passes.recurrent import LSTM, LSTM_DYNAMIC
 from advisor.passes.regions import Regions, Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.capability import DynamicRules, StaticRules
@@ -296,11 +297,14 @@ def _insert_static(
 def _insert_dynamic(
     module: GraphModule, calls: Mapping[str, Node], dynamic: Mapping[str, DynamicRules]
 ) -> None:
-    """One operator before each dynamic layer; layers that read one tensor alike share it."""
+    """One operator before each dynamic layer; layers that read one tensor alike share it.
+
+    An LSTM also becomes the one that quantizes its hidden state.
+    """
     made: dict[tuple[Node, DynamicRules], Node] = {}
     for name, node in calls.items():
         rules = dynamic.get(name)
-        if rules is None:
+        if rules is None or node.target is LSTM_DYNAMIC:  # its other weight came first
             continue
         source = input_argument(node)
         if (source, rules) not in made:
@@ -312,3 +316,5 @@ def _insert_dynamic(
             copy_meta(source, rounded)
             made[source, rules] = stamp(rounded, made_by=MADE_BY, name=name, role="dynamic")
         node.replace_input_with(source, made[source, rules])
+        if node.target is LSTM:
+            node.target = LSTM_DYNAMIC

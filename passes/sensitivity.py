@@ -37,7 +37,7 @@ from advisor.passes.layers import (
     weight_argument,
     weight_arguments,
 )
-from advisor.passes.recurrent import WEIGHTS_AT
+from advisor.passes.recurrent import WEIGHTS_AT, run_in_batches
 from advisor.passes.regions import Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
@@ -193,19 +193,36 @@ class _Taps(Tracer):
             self.values[name] = value
         return value
 
-    def rerun(self, layer: Layer, change: torch.Tensor) -> torch.Tensor:
+    def reweigh(self, layer: Layer, change: torch.Tensor) -> torch.Tensor:
         """What a change of the layer's weight does to its output."""
         node = self.nodes[layer.output]
         if node.target not in WEIGHTS_AT:
             return run_layer(node, self.inputs[layer.output], change)
-        weight = weight_argument(node, layer)
+        return self._rerun(node, weight_argument(node, layer), change)
+
+    def reread(self, graph: Graph, layer: Layer, change: torch.Tensor, batch: int) -> torch.Tensor:
+        """What a change of the input of a dynamic layer does to its output.
+
+        To the recurrent weight of an LSTM counts what happens to the hidden state instead.
+        """
+        node = self.nodes[layer.output]
+        if node.target not in WEIGHTS_AT:
+            return run_layer(node, change, attribute(graph.module, layer.weight))
+        if layer.weight == weight_arguments(node)[0].target:
+            return self._rerun(node, input_argument(node), change)
+        arguments = self.arguments[layer.output]
+        return run_in_batches(arguments, self.samples, batch) - self.values[layer.output]
+
+    def _rerun(self, node: Node, argument: Node, change: torch.Tensor) -> torch.Tensor:
+        """What a change of one argument of a recurrent operator does to its output."""
+        name = name_of(node)
         arguments = [
-            value + change if source is weight else value
-            for source, value in zip(node.args, self.arguments[layer.output], strict=True)
+            value + change if source is argument else value
+            for source, value in zip(node.args, self.arguments[name], strict=True)
         ]
         operator: Any = node.target
         changed: torch.Tensor = operator(*arguments)
-        return changed - self.values[layer.output]
+        return changed - self.values[name]
 
     def gradients(
         self, outputs: Sequence[torch.Tensor], probes: Sequence[torch.Tensor]
@@ -257,7 +274,7 @@ def _score(
                     delta = _embedding_change(table, fmt, weight, taps.inputs[name])
                 else:
                     change = dequantize(table, fmt, layer.weight_shape) - weight
-                    delta = taps.rerun(layer, change)
+                    delta = taps.reweigh(layer, change)
                 column = ("weight", name, f"{scheme}/{algorithm}")
                 scored.append((column, _dot(gradients, taps, layer.output, delta)))
         scored += _score_dynamic(graph, question, taps, gradients)
@@ -311,7 +328,7 @@ def _score_dynamic(
     latest: Node | None = None
     scored: list[tuple[Column, torch.Tensor]] = []
     for layer, rules in question.dynamic:
-        node, x = taps.nodes[layer.name], taps.inputs[layer.name]
+        node, x = taps.nodes[layer.output], taps.inputs[layer.output]
         source = input_argument(node)
         if source is not latest:
             changes, latest = {}, source
@@ -320,10 +337,9 @@ def _score_dynamic(
                 x, rules, place=taps.where.of(source), samples=taps.samples, batch=batch
             )
             changes[rules] = rounded - x
-        weight: torch.Tensor = attribute(graph.module, layer.weight)
-        delta = run_layer(node, changes[rules], weight)
+        delta = taps.reread(graph, layer, changes[rules], batch)
         column = ("dynamic", layer.name, rules.label)
-        scored.append((column, _dot(gradients, taps, layer.name, delta)))
+        scored.append((column, _dot(gradients, taps, layer.output, delta)))
     return scored
 
 

@@ -15,13 +15,13 @@ from advisor.passes.capture import capture
 from advisor.passes.graph import Graph, LayerAssignment
 from advisor.passes.group import group_layers
 from advisor.passes.quantize import quantize, round_weights
-from advisor.passes.recurrent import GRU, LSTM
+from advisor.passes.recurrent import GRU, LSTM, LSTM_DYNAMIC, run_in_batches
 from advisor.passes.rounding import round_weight
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Question, probe
 from advisor.passes.spool import Spool
 from advisor.setting import regions_of
-from advisor.targets.capability import load_capability
+from advisor.targets.capability import DynamicRules, load_capability
 from tests.graph.models import seeded
 
 ORT = load_capability("onnxruntime")
@@ -200,3 +200,105 @@ def test_small_changes_of_either_weight_are_predicted(tmp_path: Path) -> None:
             predicted = sensitivity.divergence(("weight", layer.name, "w8/rtn"))
             assert measured > 0
             assert predicted == pytest.approx(measured, rel=0.15)
+
+
+def rounded_state(state: Tensor) -> Tensor:
+    """The formula of ONNX DynamicQuantizeLinear and back."""
+    low, high = min(float(state.min()), 0.0), max(float(state.max()), 0.0)
+    scale = torch.tensor((high - low) / 255 if high > low else 1.0)
+    zero = torch.round(-torch.tensor(low) / scale)
+    return (torch.clamp(torch.round(state / scale) + zero, 0, 255) - zero) * scale
+
+
+def step_by_step(net: nn.LSTM, x: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.nn.LSTMCell with a rounded hidden state."""
+    cell = nn.LSTMCell(5, 6)
+    names = {f"{name}_l0": name for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    cell.load_state_dict({names[name]: value for name, value in net.state_dict().items()})
+    h, c = torch.zeros(x.shape[1], 6), torch.zeros(x.shape[1], 6)
+    steps: list[Tensor] = []
+    for step in x:
+        h, c = cell(step, (rounded_state(h), c))
+        steps.append(h)
+    return torch.stack(steps), c
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_dynamic_lstm_rounds_its_state_at_every_step(reverse: bool) -> None:
+    net, x = seeded(nn.LSTM(5, 6)), torch.randn(7, 3, 5)
+    with torch.no_grad():
+        found = LSTM_DYNAMIC(x, None, None, *net.parameters(), reverse, True)
+        wanted, cell = step_by_step(net, x.flip(0) if reverse else x)
+        floats = net(x.flip(0) if reverse else x)[0]
+    wanted = wanted.flip(0) if reverse else wanted
+    assert torch.allclose(found[:-1], wanted, atol=1e-6)
+    assert torch.allclose(found[-1], cell, atol=1e-6)
+    assert not torch.allclose(wanted.flip(0) if reverse else wanted, floats, atol=1e-4)
+
+
+def test_a_dynamic_lstm_in_batches_is_each_batch_alone() -> None:
+    net, x, state = seeded(nn.LSTM(5, 6)), torch.randn(4, 7, 5), torch.randn(1, 7, 6)
+    weights = [*net.parameters(), False, False]
+    found = run_in_batches((x, state, state, *weights), 7, 3)
+    for start, stop in ((0, 3), (3, 6), (6, 7)):
+        part = state[:, start:stop]
+        alone = LSTM_DYNAMIC(x[:, start:stop], part, part, *weights)
+        assert torch.equal(found[:, start:stop], alone)
+    assert not torch.equal(found, LSTM_DYNAMIC(x, state, state, *weights))
+
+
+RULES = DynamicRules(dtype="uint8", symmetric=False, granularity="per-tensor")
+
+
+def test_a_dynamic_layer_quantizes_input_and_state() -> None:
+    model, x = seeded(Network("LSTM", states=False)), torch.randn(3, 4, 5)
+    graph = capture(model, (x,), {})
+    assignment = all_in(graph, "w8a8-dynamic")
+    quantized = quantize(
+        graph,
+        assignment,
+        weights=round_weights(graph, assignment),
+        params={},
+        regions=regions_of(graph, ORT),
+        rules=ORT.static,
+        dynamic={"w8a8-dynamic": RULES},
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.copy_(restored(parameter, "w8"))
+        wanted, _ = step_by_step(model.net, rounded_state(x.transpose(0, 1)))
+        found = quantized.module(x)
+    assert torch.allclose(found.transpose(0, 1), wanted, atol=1e-5)
+
+
+def test_errors_of_a_dynamic_input_and_state_are_predicted(tmp_path: Path) -> None:
+    model, x = seeded(Network("LSTM", states=False)), torch.randn(96, 6, 5)
+    graph = capture(model, (x[:2],), {})
+    data = Spool(tmp_path / "data")
+    data.append((x,), batch=96)
+    sensitivity = probe(
+        graph,
+        data,
+        Question(
+            weights=[],
+            dynamic=[(layer, RULES) for layer in graph.layers],
+            batch=32,
+            sites=(),
+            params={},
+        ),
+        rounded=RoundedWeights(graph),
+        kinds=("regression",),
+        powers=(1.0,),
+        probes=32,
+        max_samples=96,
+    )
+    inputs, states = [], []
+    with torch.no_grad():
+        for part in x.split(32):
+            y, rows = model(part), part.transpose(0, 1)
+            inputs.append((model(rounded_state(part)) - y).square().mean())
+            states.append((step_by_step(model.net, rows)[0].transpose(0, 1) - y).square().mean())
+    for layer, measured in zip(graph.layers, (inputs, states), strict=True):
+        predicted = sensitivity.divergence(("dynamic", layer.name, RULES.label))
+        assert predicted == pytest.approx(float(torch.stack(measured).mean()), rel=0.15)
