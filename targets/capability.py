@@ -24,6 +24,7 @@ WEIGHTED_OPS: Final = (
     "conv_transpose2d",
     "embedding",
     "lstm",
+    "gru",
     "attention",
     "matmul",
 )

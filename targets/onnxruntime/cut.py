@@ -46,8 +46,8 @@ def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | No
     It begins at the integers (static) or floats it reads. quantized_as: name of the tensor whose
     integers end the layer, or empty when the layer ends in floats.
     """
-    own = labelled(model, layer.name, "op", "output")
-    main = next((node for node in own if node.name == layer.name), None)
+    own = labelled(model, layer.node, "op", "output")
+    main = next((node for node in own if node.name == layer.node), None)
     if main is None:
         return None
     start = FORMS[layer.op].start(main, layer)
@@ -149,6 +149,6 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         path, optimized = Path(folder) / "cut.onnx", Path(folder) / "optimized.onnx"
         save_model(model, path, external="cut.onnx.data")
-        session = open_session(path, {**entries, **EXTERNAL}, optimized=optimized)
+        session = open_session(path, {**entries, **EXTERNAL}, optimized=optimized, threads=1)
         kernels = frozenset(node.op_type for node in load_model(optimized).graph)
         return np.asarray(session.run(None, dict(feed))[0]), kernels

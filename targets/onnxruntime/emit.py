@@ -57,6 +57,7 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
 
 
 def _record(graph: QuantizedGraph, layer: Layer) -> LayerRecord:
+    source = graph.float_graph
     return LayerRecord(
         name=layer.name,
         op=layer.op,
@@ -64,6 +65,10 @@ def _record(graph: QuantizedGraph, layer: Layer) -> LayerRecord:
         weight=layer.weight,
         weight_shape=tuple(layer.weight_shape),
         weight_sha256=table_sha256(_table(graph, layer)),
+        node=layer.output,
+        operand=[other.name for other in source.layers if other.output == layer.output].index(
+            layer.name
+        ),
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from torch.fx import Node
 
 from advisor.errors import UnsupportedError
 from advisor.formats import scheme_named
 from advisor.passes.fx import attribute
-from advisor.passes.graph import Layer, QuantizedGraph, name_of
-from advisor.passes.layers import LAYER_OPS
+from advisor.passes.graph import Layer, QuantizedGraph
+from advisor.passes.layers import find_calls
 from advisor.targets.onnxruntime.forms import FORMS
 from advisor.targets.onnxruntime.forms.builder import MICROSOFT, Builder
 from advisor.targets.onnxruntime.forms.form import Call
@@ -60,25 +60,29 @@ def export_onnx(graph: QuantizedGraph) -> ir.Model:
     return model
 
 
-def _calls(graph: QuantizedGraph) -> dict[str, tuple[Layer, Node, Node]]:
-    """Layer, its node in the float graph and its node in the quantized one, by layer name."""
-    layers = {layer.name: layer for layer in graph.float_graph.layers}
-
-    def nodes(module: Any) -> dict[str, Node]:
-        return {name_of(node): node for node in module.graph.nodes if node.target in LAYER_OPS}
-
-    before, after = nodes(graph.float_graph.module), nodes(graph.module)
+def _calls(graph: QuantizedGraph) -> dict[str, tuple[tuple[Layer, ...], Node, Node]]:
+    """By node name its layers, itself in the float graph and in the quantized one."""
+    layers = graph.float_graph.layers
+    before = find_calls(graph.float_graph.module, layers)
+    after = find_calls(graph.module, layers)
     return {
-        name: (layer, before[name], after[name])
-        for name, layer in layers.items()
-        if name in before and name in after
+        layer.output: (
+            tuple(other for other in layers if other.output == layer.output),
+            before[layer.name],
+            after[layer.name],
+        )
+        for layer in layers
+        if layer.name in before and layer.name in after
     }
 
 
 def _write_layer(
-    build: Builder, marker: ir.Node, call: tuple[Layer, Node, Node], graph: QuantizedGraph
+    build: Builder,
+    marker: ir.Node,
+    call: tuple[tuple[Layer, ...], Node, Node],
+    graph: QuantizedGraph,
 ) -> None:
-    layer, before, after = call
+    (layer, *_), before, after = call
     scheme = scheme_named(graph.assignment[layer.name].scheme)
     table = graph.weights.get(layer.weight)
     if table is None and scheme.name != "fp32":
@@ -97,6 +101,8 @@ def _write_layer(
             table=table,
             bias=_bias(build, layer, inputs, after, graph),
             is_shared=len(sharing) > 1,
+            layers=call[0],
+            tables=graph.weights,
         ),
     )
     for old, new in zip(marker.outputs, results, strict=False):

@@ -39,7 +39,7 @@ def executed_kernels(
 
 
 def _kernel(graph: ir.Graph, layer: LayerRecord) -> str:
-    pattern = re.compile(_PREFIX + re.escape(layer.name) + _RENAMED)
+    pattern = re.compile(_PREFIX + re.escape(layer.node) + _RENAMED)
     stored = (f"{layer.name}.weight", layer.weight)
     readers: list[str] = []
     for node in graph:

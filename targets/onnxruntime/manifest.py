@@ -23,7 +23,10 @@ Record = TypeVar("Record", "LayerRecord", "TensorRecord", "InputRecord", "Output
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout."""
+    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout.
+
+    node: name of the operator that computes it. operand: which of that operator's weights it is.
+    """
 
     name: str
     op: str
@@ -31,6 +34,8 @@ class LayerRecord:
     weight: str
     weight_shape: tuple[int, ...]
     weight_sha256: str
+    node: str
+    operand: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,7 +66,7 @@ def mark(graph: Graph, sites: Collection[str]) -> GraphModule:
     sites: names of graph nodes.
     """
     module = clone(graph.module)
-    layers = {layer.name for layer in graph.layers if layer.frozen is None and layer.op in FORMS}
+    layers = {layer.output for layer in graph.layers if layer.frozen is None and layer.op in FORMS}
     for node in list(module.graph.nodes):
         if node.target in STAND_INS and name_of(node) in layers:
             stamp(node, made_by=_MADE_BY, name=name_of(node), role="op")

@@ -29,7 +29,7 @@ def read_layers(model: ir.Model, layers: Iterable[LayerRecord]) -> dict[str, Lay
     nodes = {str(node.name): node for node in model.graph}
     formats: dict[str, LayerFormat] = {}
     for layer in layers:
-        node, form = nodes.get(layer.name), FORMS.get(layer.op)
+        node, form = nodes.get(layer.node), FORMS.get(layer.op)
         found = None if node is None or form is None else form.read(node, layer)
         found = found or _find_constant(model, layer)
         if found is not None:

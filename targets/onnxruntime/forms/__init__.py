@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from advisor.targets.onnxruntime.forms import conv, embedding, linear
+from advisor.targets.onnxruntime.forms import (
+    conv,
+    conv_transpose,
+    embedding,
+    linear,
+    recurrent,
+)
 from advisor.targets.onnxruntime.forms.form import Form
 
 FORMS: Final[dict[str, Form]] = {
     "linear": linear.FORM,
     "conv1d": conv.FORM,
     "conv2d": conv.FORM,
+    "conv_transpose1d": conv_transpose.FORM,
+    "conv_transpose2d": conv_transpose.FORM,
     "embedding": embedding.FORM,
+    "lstm": recurrent.FORM,
+    "gru": recurrent.FORM,
 }

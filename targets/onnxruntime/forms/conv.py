@@ -66,7 +66,7 @@ def attributes(node: Node, weight_shape: tuple[int, ...]) -> dict[str, Any]:
     """ONNX attributes of an ATen convolution (input, weight, bias, stride, padding, dilation,
     groups); padding may be the word "same" or "valid"."""
     dimensions = len(weight_shape) - 2
-    strides, dilations = (_spread(argument(node, i), dimensions, 1) for i in (3, 5))
+    strides, dilations = (spread(argument(node, i), dimensions, 1) for i in (3, 5))
     kernel = weight_shape[2:]
     if argument(node, 4) == "same":
         totals = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
@@ -74,7 +74,7 @@ def attributes(node: Node, weight_shape: tuple[int, ...]) -> dict[str, Any]:
         pads = [*begin, *(total - left for total, left in zip(totals, begin, strict=True))]
     else:  # "valid" is no padding
         padding = argument(node, 4)
-        pads = _spread(None if padding == "valid" else padding, dimensions, 0) * 2
+        pads = spread(None if padding == "valid" else padding, dimensions, 0) * 2
     return {
         "kernel_shape": list(kernel),
         "strides": strides,
@@ -84,7 +84,7 @@ def attributes(node: Node, weight_shape: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _spread(value: Any, dimensions: int, default: int) -> list[int]:
+def spread(value: Any, dimensions: int, default: int) -> list[int]:
     """One number per dimension, from one for all, a list, or nothing."""
     if value is None:
         return [default] * dimensions

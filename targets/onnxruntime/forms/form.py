@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from advisor.errors import UnsupportedError
@@ -26,7 +26,8 @@ class Call:
 
     node: its call in the float graph, for strides and the like. inputs: its tensor arguments in
     ONNX, the weight (still float) included. table: the stored weight, None under fp32. bias: None
-    without one. is_shared: other layers read the same weight.
+    without one. is_shared: other layers read the same weight. layers, tables: of a recurrent
+    operator, which has two weights, both layers in order and all tables by weight name.
     """
 
     layer: Layer
@@ -36,6 +37,8 @@ class Call:
     table: WeightTable | None
     bias: ir.Value | None
     is_shared: bool
+    layers: tuple[Layer, ...] = ()
+    tables: Mapping[str, WeightTable] = field(default_factory=dict[str, WeightTable])
 
     @property
     def stored(self) -> WeightTable:

@@ -55,7 +55,9 @@ def float_weight(build: Builder, call: Call, weight: ir.Value) -> ir.Value:
         scale = array_of(table.scale)[..., None]
         integers, scales = f"{integers}_split", f"{scales}_split"
     else:
-        scale = array_of(table.scale).reshape(-1, *[1] * (values.ndim - 1))
+        spread = [1] * values.ndim
+        spread[call.layer.scale_axis] = -1
+        scale = array_of(table.scale).reshape(spread)
     stored = build.constant(integers, values, NARROW.get(fmt.dtype, ""))
     cast = build.node("Cast", [stored], role="weight", to=FLOAT)
     real = build.node("Mul", [cast, build.constant(scales, scale)], role="weight")
