@@ -183,17 +183,17 @@ def test_unsupported_operator_is_kept_in_float_with_a_reason() -> None:
     class Tagger(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm = nn.LSTM(8, 16, batch_first=True)
+            self.rnn = nn.RNN(8, 16, batch_first=True)
             self.head = nn.Linear(16, 3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.head(self.lstm(x)[0])
+            found: torch.Tensor = self.head(self.rnn(x)[0])
             return found
 
     made = advise(Tagger(), target="intel-vnni", inputs=torch.randn(2, 5, 8), trials=1, cache=False)
-    kept = [layer for layer in made.layers if layer.op == "lstm"]
+    kept = [layer for layer in made.layers if layer.op == "rnn_tanh"]
     assert kept
-    assert all(layer.scheme == "fp32" and "lstm" in layer.reason for layer in kept)
+    assert all(layer.scheme == "fp32" and "rnn_tanh" in layer.reason for layer in kept)
     with pytest.raises(UnsupportedError, match="on_unsupported"):
         advise(Tagger(), target="intel-vnni", inputs=torch.randn(2, 5, 8), on_unsupported="error")
 

@@ -22,7 +22,7 @@ from advisor.passes.graph import (
     WeightTable,
     name_of,
 )
-from advisor.passes.layers import LAYER_OPS, input_argument, weight_argument
+from advisor.passes.layers import find_calls, input_argument, weight_argument
 
 aten = torch.ops.aten
 FUSED = (aten.relu.default, aten.hardtanh.default)
@@ -87,7 +87,7 @@ def make(
     )
     module = clone(graph.module)
     ranges = observed(module, graph)
-    nodes = {name_of(n): n for n in module.graph.nodes if n.target in LAYER_OPS}
+    nodes = find_calls(module, graph.layers)
     tables: dict[str, WeightTable] = {}
     activations: dict[str, ActivationParams] = {}
     assignment: dict[str, LayerAssignment] = {}
@@ -96,7 +96,7 @@ def make(
         assignment[layer.name] = LayerAssignment(scheme=scheme.name, algorithm="rtn")
         if layer.frozen is None:
             node = nodes[layer.name]
-            stamp(node, made_by="test", name=layer.name, role="op")
+            stamp(node, made_by="test", name=layer.output, role="op")
             write_weight(module, node, layer, scheme, tables)
             if scheme.is_static and layer.op != "embedding":
                 quantize_tensor(module, input_argument(node), ranges, activations)
@@ -121,7 +121,7 @@ def write_weight(
     scheme: Scheme,
     tables: dict[str, WeightTable],
 ) -> None:
-    source = weight_argument(node)
+    source = weight_argument(node, layer)
     weight = attribute(module, layer.weight).detach()
     table = tables.setdefault(layer.weight, rounded(weight, scheme))
     if scheme.weight.dtype == "float32":
