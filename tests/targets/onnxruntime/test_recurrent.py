@@ -137,7 +137,8 @@ DEEP: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 def test_recurrent_networks(
     kind: str, scheme: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    model, ids = seeded(Tagger(kind, **options)), torch.randint(0, 19, (2, 5))
+    model: Any = seeded(Tagger(kind, **options))
+    ids = torch.randint(0, 19, (2, 5))
     quantized = build(model, (ids,), scheme, kind.lower())
     found = check(quantized, tmp_path, "DynamicQuantizeLSTM" if "a8" in scheme else kind)
     weights = [name for name, value in model.net.named_parameters() if value.ndim == 2]
@@ -170,7 +171,13 @@ def test_the_simulated_state_is_the_kernels(reverse: bool, tmp_path: Path) -> No
     ]
     scales = [generator.uniform(1e-3, 2e-3, (1, 128)).astype(np.float32) for _ in range(2)]
     bias = generator.standard_normal((1, 256)).astype(np.float32) / 8
-    constants = {"W": integers[0], "R": integers[1], "B": bias, "Ws": scales[0], "Rs": scales[1]}
+    constants: dict[str, Any] = {
+        "W": integers[0],
+        "R": integers[1],
+        "B": bias,
+        "Ws": scales[0],
+        "Rs": scales[1],
+    }
     constants |= {name: np.zeros((1, 128), np.int8) for name in ("Wz", "Rz")}
     node = helper.make_node(
         "DynamicQuantizeLSTM",
