@@ -116,8 +116,6 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
             source.target is ops.DEQUANTIZE_STATIC and is_static
         ):
             source = source.all_input_nodes[0]
-        if source.target is ops.QUANTIZE_DEQUANTIZE_DYNAMIC:
-            source = source.all_input_nodes[0]
         ends_later = is_static and FORMS[record.op].ends_in_integers
         taps.append(Tap(record, source, _end(node) if ends_later else node))
     return taps
