@@ -18,7 +18,7 @@ from advisor.formats import scheme_named
 from advisor.passes import ops
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import name_of
-from advisor.passes.layers import LAYER_OPS, input_argument
+from advisor.passes.layers import can_be_layer, operands
 from advisor.passes.recurrent import WEIGHTS_AT
 from advisor.targets.base import Mismatch
 from advisor.targets.onnxruntime.cut import find_cut, run_cut
@@ -70,10 +70,10 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """A layer in the simulation: the nodes whose values are its input and its output."""
+    """A layer in the simulation: the nodes whose values are its inputs and its output."""
 
     layer: LayerRecord
-    source: Node
+    sources: tuple[Node, ...]
     end: Node
 
 
@@ -92,8 +92,9 @@ def check_layers(
     taps = find_taps(module, layers)
     found: list[Agreement] = []
 
-    def judge(tap: Tap, feed: torch.Tensor, expected: torch.Tensor) -> None:
-        found.append(_judge(model, tap, feed.numpy(), expected.numpy(), entries))
+    def judge(tap: Tap, feeds: Sequence[torch.Tensor], expected: torch.Tensor) -> None:
+        arrays = [feed.numpy() for feed in feeds]
+        found.append(_judge(model, tap, arrays, expected.numpy(), entries))
 
     run_tapped(module, taps, flat_inputs, judge)
     order = {layer.name: index for index, layer in enumerate(layers)}
@@ -105,19 +106,20 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     records = {layer.node: layer for layer in layers if not layer.operand}
     taps: list[Tap] = []
     for node in module.graph.nodes:
-        record = records.get(name_of(node)) if node.target in LAYER_OPS else None
+        record = records.get(name_of(node)) if can_be_layer(node) else None
         if record is None or record.op not in FORMS:
             continue
         if node.target in WEIGHTS_AT and any(node.args[1 : WEIGHTS_AT[node.target][0]]):
             continue  # it reads states beside its input, so only the whole can be judged
-        source = input_argument(node)
         is_static = scheme_named(record.scheme).is_static and record.op != "embedding"
-        if source.target is ops.QUANTIZE_DEQUANTIZE_DYNAMIC or (
-            source.target is ops.DEQUANTIZE_STATIC and is_static
-        ):
-            source = source.all_input_nodes[0]
+        quantizers = {ops.QUANTIZE_DEQUANTIZE_DYNAMIC}
+        quantizers |= {ops.DEQUANTIZE_STATIC} if is_static else set()
+        sources = tuple(
+            source.all_input_nodes[0] if source.target in quantizers else source
+            for source in operands(node)
+        )
         ends_later = is_static and FORMS[record.op].ends_in_integers
-        taps.append(Tap(record, source, _end(node) if ends_later else node))
+        taps.append(Tap(record, sources, _end(node) if ends_later else node))
     return taps
 
 
@@ -143,7 +145,7 @@ def run_tapped(
     module: GraphModule,
     taps: Sequence[Tap],
     flat_inputs: Sequence[torch.Tensor],
-    judge: Callable[[Tap, torch.Tensor, torch.Tensor], None],
+    judge: Callable[[Tap, Sequence[torch.Tensor], torch.Tensor], None],
 ) -> list[torch.Tensor]:
     """Run the simulation; call ``judge`` on every tap as soon as its output exists.
 
@@ -153,7 +155,8 @@ def run_tapped(
     open_uses: dict[Node, int] = {}
     for tap in taps:
         ends.setdefault(tap.end, []).append(tap)
-        open_uses[tap.source] = open_uses.get(tap.source, 0) + 1
+        for source in tap.sources:
+            open_uses[source] = open_uses.get(source, 0) + 1
     kept: dict[Node, torch.Tensor] = {}
 
     class Taps(Interpreter):
@@ -162,10 +165,11 @@ def run_tapped(
             if n in open_uses:
                 kept[n] = value
             for tap in ends.get(n, ()):
-                judge(tap, kept[tap.source], value)
-                open_uses[tap.source] -= 1
-                if not open_uses[tap.source]:
-                    del kept[tap.source]
+                judge(tap, [kept[source] for source in tap.sources], value)
+                for source in tap.sources:
+                    open_uses[source] -= 1
+                    if not open_uses[source]:
+                        del kept[source]
             return value
 
     with torch.no_grad():
@@ -192,7 +196,7 @@ def _placed(module: GraphModule, flat_inputs: Sequence[torch.Tensor]) -> list[An
 
 
 def _judge(
-    model: ir.Model, tap: Tap, feed: Array, expected: Array, entries: Mapping[str, str]
+    model: ir.Model, tap: Tap, feeds: Sequence[Array], expected: Array, entries: Mapping[str, str]
 ) -> Agreement:
     layer = tap.layer
     quantized_as = name_of(tap.end) if tap.end.target is ops.QUANTIZE_STATIC else ""
@@ -201,13 +205,14 @@ def _judge(
         return Agreement(
             layer=layer.name, error=float("inf"), problem="the layer's tensors are not in the file"
         )
-    if cut.start.dtype is not None and cut.start.dtype.numpy() != feed.dtype:
-        return Agreement(
-            layer=layer.name,
-            error=float("inf"),
-            problem=f"reads {cut.start.dtype.name.lower()} instead of {feed.dtype}",
-        )
-    found, ran = run_cut(model, cut, feed, expected, entries)
+    for start, feed in zip(cut.starts, feeds, strict=True):
+        if start.dtype is not None and start.dtype.numpy() != feed.dtype:
+            return Agreement(
+                layer=layer.name,
+                error=float("inf"),
+                problem=f"reads {start.dtype.name.lower()} instead of {feed.dtype}",
+            )
+    found, ran = run_cut(model, cut, feeds, expected, entries)
     kernels = acceptable_kernels(layer)
     if kernels and not kernels & ran:
         problem = f"runs as {', '.join(sorted(ran))}, not as {' or '.join(sorted(kernels))}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +24,9 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A stretch of the model from the value ``start`` to the value ``end``."""
+    """A stretch of the model from the values ``starts`` to the value ``end``."""
 
-    start: ir.Value
+    starts: tuple[ir.Value, ...]
     end: ir.Value
 
 
@@ -50,22 +50,26 @@ def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | No
     main = next((node for node in own if node.name == layer.node), None)
     if main is None:
         return None
-    start = FORMS[layer.op].start(main, layer)
+    starts = FORMS[layer.op].start(main, layer)
     end: ir.Value | None = own[-1].outputs[0]
     if quantized_as:
         quantizers = labelled(model, quantized_as, "quantize")
         end = quantizers[0].outputs[0] if quantizers else None
-    if start is None or end is None:
+    if not starts or end is None:
         return None
-    cut = Cut(start, end)
+    cut = Cut(starts, end)
     _, sources = _between(cut)
     return cut if all(source.is_initializer() for source in sources) else None
 
 
 def run_cut(
-    model: ir.Model, cut: Cut, feed: Array, expected: Array, entries: Mapping[str, str]
+    model: ir.Model,
+    cut: Cut,
+    feeds: Sequence[Array],
+    expected: Array,
+    entries: Mapping[str, str],
 ) -> tuple[Array, frozenset[str]]:
-    """Execute a cut on ``feed``; also the operators that really ran.
+    """Execute a cut on ``feeds``, one per start; also the operators that really ran.
 
     expected: an array of the output's dtype and rank. Sizes that the whole model leaves open stay
     open here, because ONNX Runtime fuses differently where it knows them.
@@ -73,10 +77,15 @@ def run_cut(
     import onnx_ir as ir
 
     nodes, constants = _between(cut)
-    start = _value(str(cut.start.name), feed)
-    if cut.start.shape is not None and len(cut.start.shape) == feed.ndim:
-        start.shape = cut.start.shape
-    renamed: dict[int, ir.Value] = {id(cut.start): start}
+    renamed: dict[int, ir.Value] = {}
+    inputs_by_name: dict[str, Array] = {}
+    for old, feed in zip(cut.starts, feeds, strict=True):
+        start = _value(str(old.name), feed)
+        if old.shape is not None and len(old.shape) == feed.ndim:
+            start.shape = old.shape
+        renamed[id(old)] = start
+        inputs_by_name[str(old.name)] = feed
+    begin = list(renamed.values())
     initializers: list[ir.Value] = []
     for constant in constants:
         copy = ir.Value(name=constant.name, type=constant.type, shape=constant.shape)
@@ -102,7 +111,7 @@ def run_cut(
     end.type = _value("", expected).type
     end.shape = ir.Shape([None] * expected.ndim)
     graph = ir.Graph(
-        [start],
+        begin,
         [end],
         nodes=copies,
         initializers=initializers,
@@ -110,18 +119,18 @@ def run_cut(
         name="cut",
     )
     cut_model = ir.Model(graph, ir_version=model.ir_version)
-    return _run(cut_model, {str(start.name): feed}, entries)
+    return _run(cut_model, inputs_by_name, entries)
 
 
 def _between(cut: Cut) -> tuple[list[ir.Node], list[ir.Value]]:
-    """Nodes that lead from the start to the end, in order, and the constants they read."""
+    """Nodes that lead from the starts to the end, in order, and the constants they read."""
     wanted: set[int] = set()
     nodes: list[ir.Node] = []
     constants: dict[int, ir.Value] = {}
     stack = [cut.end]
     while stack:
         value = stack.pop()
-        if value is cut.start:
+        if any(value is start for start in cut.starts):
             continue
         producer = value.producer()
         if producer is None:

@@ -64,7 +64,7 @@ def _record(graph: QuantizedGraph, layer: Layer) -> LayerRecord:
         scheme=graph.assignment[layer.name].scheme,
         weight=layer.weight,
         weight_shape=tuple(layer.weight_shape),
-        weight_sha256=table_sha256(_table(graph, layer)),
+        weight_sha256="" if layer.is_product else table_sha256(_table(graph, layer)),
         node=layer.output,
         operand=[other.name for other in source.layers if other.output == layer.output].index(
             layer.name

@@ -85,7 +85,7 @@ def _write_layer(
     (layer, *_), before, after = call
     scheme = scheme_named(graph.assignment[layer.name].scheme)
     table = graph.weights.get(layer.weight)
-    if table is None and scheme.name != "fp32":
+    if table is None and scheme.weight.dtype != "float32":
         raise UnsupportedError(
             f"{layer.name} is {scheme.name}, but its integers are not in the graph"
         )

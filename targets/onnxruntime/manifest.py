@@ -23,7 +23,8 @@ Record = TypeVar("Record", "LayerRecord", "TensorRecord", "InputRecord", "Output
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRecord:
-    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout.
+    """One layer as planned. weight_sha256: digest of its integers and scales, torch layout; ""
+    for a product of activations, as ``weight`` is.
 
     node: name of the operator that computes it. operand: which of that operator's weights it is.
     """

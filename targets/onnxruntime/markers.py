@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 from advisor.passes import ops
 from advisor.passes.fx import clone, copy_meta, finish, stamp
 from advisor.passes.graph import Graph, name_of
-from advisor.passes.layers import LAYER_OPS
+from advisor.passes.layers import LAYER_OPS, PRODUCT_OPS
 from advisor.targets.onnxruntime.forms import FORMS
 
 DOMAIN: Final = "advisor.marker"
@@ -56,7 +56,9 @@ def _site() -> ops.Operator:
     return found
 
 
-STAND_INS: Final[dict[Any, ops.Operator]] = {target: _stand_in(target) for target in LAYER_OPS}
+STAND_INS: Final[dict[Any, ops.Operator]] = {
+    target: _stand_in(target) for target in (*LAYER_OPS, *PRODUCT_OPS)
+}
 _SITE_OP: Final = _site()
 
 

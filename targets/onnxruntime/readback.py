@@ -33,9 +33,8 @@ def read_layers(model: ir.Model, layers: Iterable[LayerRecord]) -> dict[str, Lay
         found = None if node is None or form is None else form.read(node, layer)
         found = found or _find_constant(model, layer)
         if found is not None:
-            formats[layer.name] = LayerFormat(
-                scheme=found.scheme, weight_sha256=table_sha256(found.table)
-            )
+            digest = "" if found.table is None else table_sha256(found.table)
+            formats[layer.name] = LayerFormat(scheme=found.scheme, weight_sha256=digest)
     return formats
 
 

@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from advisor.passes import ops
 from advisor.passes.graph import ActivationParams, name_of
-from advisor.passes.layers import LAYER_OPS
+from advisor.passes.layers import can_be_layer
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.rewrite import replace_value
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
@@ -46,7 +46,7 @@ def find_uses(module: GraphModule) -> dict[str, Use]:
         scale, zero_point, dtype = node.args[1:4]
         everyone = all(user is node for user in source.users)
         readers = {
-            name_of(user) for back in node.users for user in back.users if user.target in LAYER_OPS
+            name_of(user) for back in node.users for user in back.users if can_be_layer(user)
         }
         found[name_of(node)] = Use(
             node=source.name,

@@ -9,9 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.fx import GraphModule
 
-from advisor.formats import scheme_named
 from advisor.passes.graph import Graph
-from advisor.passes.regions import find_regions
+from advisor.setting import regions_of
 from advisor.targets.capability import load_capability
 from advisor.targets.onnxruntime.markers import mark, translations
 from advisor.targets.onnxruntime.reexport import quiet, reexport
@@ -43,10 +42,7 @@ def skeleton_of(graph: Graph, sites: Collection[str]) -> ir.Model:
 
 def _possible_sites(graph: Graph) -> frozenset[str]:
     """Nodes that some plan for this runtime quantizes."""
-    capability = load_capability("onnxruntime")
-    static = scheme_named("w8a8")
-    capable = {layer.name for layer in graph.layers if capability.support(layer, static).ok}
-    regions = find_regions(graph, capability.static, capable)
+    regions = regions_of(graph, load_capability("onnxruntime"))
     return frozenset(site.node for site in regions.sites)
 
 

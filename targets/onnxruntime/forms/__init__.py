@@ -13,6 +13,7 @@ from advisor.targets.onnxruntime.forms import (
     conv_transpose,
     embedding,
     linear,
+    product,
     recurrent,
 )
 from advisor.targets.onnxruntime.forms.form import Form
@@ -26,4 +27,5 @@ FORMS: Final[dict[str, Form]] = {
     "embedding": embedding.FORM,
     "lstm": recurrent.FORM,
     "gru": recurrent.FORM,
+    "matmul": product.FORM,
 }

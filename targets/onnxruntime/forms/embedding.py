@@ -131,15 +131,16 @@ def kernels(layer: LayerRecord) -> frozenset[str]:
     return frozenset({"GatherBlockQuantized"}) if layer.scheme.startswith("w") else frozenset()
 
 
-def _ids(node: ir.Node, _layer: LayerRecord) -> ir.Value | None:
+def _ids(node: ir.Node, _layer: LayerRecord) -> tuple[ir.Value, ...]:
     """What the layer's Gather, however it is spelled, reads as indices."""
     while node.op_type not in ("Gather", "GatherBlockQuantized"):
         source = node.inputs[0]
         producer = None if source is None else source.producer()
         if producer is None:
-            return None
+            return ()
         node = producer
-    return node.inputs[1]
+    ids = node.inputs[1]
+    return () if ids is None else (ids,)
 
 
 FORM: Final = Form(write=write, read=read, kernels=kernels, start=_ids)

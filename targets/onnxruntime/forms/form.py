@@ -57,10 +57,13 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A layer as stored in a file: the scheme that its operators spell, and its numbers."""
+    """A layer as stored in a file: the scheme that its operators spell, and its numbers.
+
+    table: None for a layer without a weight.
+    """
 
     scheme: str
-    table: WeightTable
+    table: WeightTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,25 +73,25 @@ class Form:
     write: adds nodes before the marker and returns what takes the place of its outputs. read: the
     layer whose main node (the one with the layer's name) is given, None when it is none of ours.
     kernels: operators of ONNX Runtime that compute it as planned; empty when any does. start: the
-    value that the layer reads. ends_in_integers: under a static scheme the layer and the quantizer
-    behind it are one operator.
+    values that the layer reads, empty when they are not found. ends_in_integers: under a static
+    scheme the layer and the quantizer behind it are one operator.
     """
 
     write: Callable[[Builder, Call], tuple[ir.Value, ...]]
     read: Callable[[ir.Node, LayerRecord], Found | None]
     kernels: Callable[[LayerRecord], frozenset[str]]
-    start: Callable[[ir.Node, LayerRecord], ir.Value | None]
+    start: Callable[[ir.Node, LayerRecord], tuple[ir.Value, ...]]
     ends_in_integers: bool = False
 
 
-def first_input(node: ir.Node, layer: LayerRecord) -> ir.Value | None:
+def first_input(node: ir.Node, layer: LayerRecord) -> tuple[ir.Value, ...]:
     """What most operators read: the first input; of a static layer the integers before it."""
     value = node.inputs[0]
     producer = None if value is None else value.producer()
     is_static = scheme_named(layer.scheme).is_static
     if is_static and producer is not None and producer.op_type == "DequantizeLinear":
-        return producer.inputs[0]
-    return value
+        value = producer.inputs[0]
+    return () if value is None else (value,)
 
 
 def integer(node: ir.Node, name: str) -> int:
