@@ -1,11 +1,27 @@
-"""Move the readers of one value of a model to another."""
+"""Find and replace values of a model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+VIEWS: Final = frozenset({"Expand", "Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
+"""Operators that rearrange or repeat elements, of whatever type."""
+
+
+def before_views(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
+    """The value that ``value`` is a rearrangement of, and the operators that lead there."""
+    views: list[ir.Node] = []
+    while (node := value.producer()) is not None and node.op_type in VIEWS:
+        source = node.inputs[0]
+        if source is None:
+            break
+        views.insert(0, node)
+        value = source
+    return value, views
 
 
 def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:

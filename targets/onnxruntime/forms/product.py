@@ -18,6 +18,7 @@ from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found
 from advisor.targets.onnxruntime.forms.linear import integers_of
 from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.onnxruntime.rewrite import before_views
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -50,7 +51,7 @@ def read(node: ir.Node, _layer: LayerRecord) -> Found | None:
     values = node.inputs
     for index, (step, zero) in enumerate(((2, 4), (3, 5))):
         operand = values[index]
-        producer = None if operand is None else operand.producer()
+        producer = None if operand is None else before_views(operand)[0].producer()
         if producer is None or producer.op_type != "QuantizeLinear":
             return None
         if producer.inputs[1] is not values[step] or producer.inputs[2] is not values[zero]:

@@ -41,7 +41,8 @@ class Mixer(nn.Module):
     def forward(self, ids: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
         x = self.table(ids)
         q, k, v = (
-            layer(x).reshape(*ids.shape, 2, 16).transpose(1, 2) for layer in (self.q, self.k, self.v)
+            layer(x).reshape(*ids.shape, 2, 16).transpose(1, 2)
+            for layer in (self.q, self.k, self.v)
         )
         mask = seen.bool()[:, None, None, :]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -84,9 +85,7 @@ def quantized(schemes: Mapping[str, str]) -> QuantizedGraph:
         ranges = Ranges(graph, rules)
         with torch.no_grad():
             ranges.run(*inputs(3))
-        params.update(
-            {s.tensor: ranges.found[s.tensor] for s in regions.sites if s.dtype == dtype}
-        )
+        params.update({s.tensor: ranges.found[s.tensor] for s in regions.sites if s.dtype == dtype})
     assignment = {
         layer.name: LayerAssignment(scheme=schemes.get(layer.op, "fp32"), algorithm="rtn")
         for layer in graph.layers
@@ -241,5 +240,6 @@ def test_transformers_with_integer_products(index: int, scheme: str, tmp_path: P
     artifact = plan.compile(tmp_path / "artifact")
     verification = artifact.verify()
     assert verification.ok, verification.mismatches
+    assert isinstance(artifact, OnnxRuntimeArtifact)
     found = artifact.read_back()
     assert {found[d.name].kernel for d in plan.layers if d.op == "matmul"} == {KERNEL}
