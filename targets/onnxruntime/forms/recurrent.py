@@ -157,7 +157,7 @@ def read(node: ir.Node, layer: LayerRecord) -> Found | None:
         )
         return Found(scheme="w8a8-dynamic", table=_reordered(stored, back))
     found = find_float_weight(value, layer.weight_shape)
-    if found is None:
+    if found is None or found.table is None:
         return None
     rows = found.table.values.reshape(layer.weight_shape[0], -1)
     table = WeightTable(values=rows, scale=found.table.scale)
