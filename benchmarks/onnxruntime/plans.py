@@ -1,0 +1,197 @@
+"""Our variants of a model: uniform ones, and plans for every question the comparison asks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from advisor.budget import Budget
+from advisor.choose import choose
+from advisor.errors import BudgetError, InfeasibleError
+from advisor.evidence import Evidence, gather
+from advisor.passes.graph import QuantizedGraph
+from advisor.prepare import check_deployment, prepare
+from advisor.search.feasibility import check_feasible
+from advisor.search.problem import Choice, evaluate
+from advisor.search.study import Knobs
+from advisor.simulate import Simulator
+from advisor.targets.onnxruntime.export import export_onnx
+from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
+from advisor.targets.onnxruntime.onnxfile import write_model
+from benchmarks.onnxruntime.measure import Variant
+from benchmarks.onnxruntime.models import Case
+
+INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
+SLACK: Final = 1.05
+"""Of all-int8's latency: what the plan may take that is to lose less."""
+
+MORE_BYTES: Final = 1.02
+"""Of the fastest peer's bytes: what the plan may take that is to be as fast and lose less."""
+
+Budgets = Mapping[str, str | float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One question to the advisor. for_all_threads: time its plan at every number of threads."""
+
+    name: str
+    objective: str
+    budget: Budgets | None = None
+    for_all_threads: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A plan written to a file, or why there is none.
+
+    schemes: how many groups of layers take each. predicted_s: the plan's latency by the cost model.
+    """
+
+    ask: Ask
+    variant: Variant | None
+    outcome: str
+    schemes: Mapping[str, int] = field(default_factory=dict[str, int])
+    predicted_s: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class _RememberingSimulator(Simulator):
+    """Measures no assignment twice: every question tries the uniform ones again."""
+
+    known: dict[tuple[Choice, str], float] = field(default_factory=dict[tuple[Choice, str], float])
+
+    def measure(self, choice: Choice, knobs: Knobs) -> float:
+        key = (choice, repr(sorted(knobs.items())))
+        if key not in self.known:
+            self.known[key] = Simulator.measure(self, choice, knobs)
+        return self.known[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advisor:
+    """``advise`` for many questions about one model: its stages, the first of them run once."""
+
+    evidence: Evidence
+    trials: int
+
+    def ask(self, question: Ask, path: Path) -> Answer:
+        """Plan, and write the plan's file; an impossible budget is an answer too."""
+        try:
+            budget = Budget.parse(question.budget)
+            check_feasible(self.evidence.problem, budget)
+        except (BudgetError, InfeasibleError) as error:
+            return Answer(ask=question, variant=None, outcome=str(error))
+        chosen = choose(
+            self.evidence,
+            budget=budget,
+            objective=question.objective,
+            metric=None,
+            trials=self.trials,
+            seed=0,
+            cache=None,
+            say=_silent,
+        )
+        winner = chosen.winner
+        graph = self.evidence.simulator.quantized(winner.choice, winner.knobs)
+        return Answer(
+            ask=question,
+            variant=write_variant(question.name, graph, path),
+            outcome=chosen.outcome,
+            schemes=count_schemes(self.evidence, winner.choice),
+            predicted_s=predicted_seconds(self.evidence, winner.choice),
+        )
+
+
+@contextmanager
+def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Generator[Advisor]:
+    """Everything ``advise`` does before it searches: capture, costs, calibration, sensitivities."""
+    deployment = check_deployment(
+        target=target, runtime=None, batch=case.batch, sequence=None, threads=threads
+    )
+    prepared = prepare(
+        case.model,
+        dict(case.example),
+        case.calibration,
+        deployment,
+        budget=Budget(),
+        schemes=None,
+        pins={},
+        on_unsupported="keep",
+    )
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        evidence = gather(
+            prepared, output=case.kind, loss=None, seed=0, folder=Path(folder), say=_silent
+        )
+        inner = evidence.simulator
+        copied = {item.name: getattr(inner, item.name) for item in fields(inner)}
+        yield Advisor(
+            evidence=replace(evidence, simulator=_RememberingSimulator(**copied)), trials=trials
+        )
+
+
+def uniform_choices(evidence: Evidence) -> dict[str, Choice]:
+    """float32, and every all-int8 scheme wherever a group can take it."""
+    found: dict[str, Choice] = {"fp32": uniform(evidence, "fp32")}
+    for scheme in INT8_SCHEMES:
+        choice = uniform(evidence, scheme)
+        if choice not in found.values():
+            found[scheme] = choice
+    return found
+
+
+def fastest_int8(evidence: Evidence) -> float:
+    """Least predicted latency of the all-int8 assignments."""
+    choices = uniform_choices(evidence)
+    return min(predicted_seconds(evidence, choice) for n, choice in choices.items() if n != "fp32")
+
+
+def uniform(evidence: Evidence, scheme: str) -> Choice:
+    """``scheme`` for every group that can take it, float32 for the others."""
+    choice: list[int] = []
+    for options in evidence.problem.candidates:
+        names = [option.scheme for option in options]
+        wanted = scheme if scheme in names else "fp32"
+        # Of several roundings of one scheme the last listed is the better one.
+        choice.append(max(i for i, name in enumerate(names) if name == wanted))
+    return tuple(choice)
+
+
+def write_choice(evidence: Evidence, name: str, choice: Choice, path: Path) -> Variant:
+    """The file of one assignment, with the default observer and roundings."""
+    return write_variant(name, evidence.simulator.quantized(choice, {"observer": "mse"}), path)
+
+
+def write_variant(name: str, graph: QuantizedGraph, path: Path) -> Variant:
+    """Emit a quantized graph as the product does, without what it keeps beside it to verify."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        write_model(export_onnx(graph), path)
+    return Variant(name=name, path=path, entries=SESSION_ENTRIES)
+
+
+def predicted_bytes(evidence: Evidence, choice: Choice) -> float:
+    """Bytes of an assignment's constants, as budgets count them: without the graph."""
+    return evaluate(evidence.problem, choice).size_bytes
+
+
+def predicted_seconds(evidence: Evidence, choice: Choice) -> float:
+    """Latency of an assignment by the cost model."""
+    return evaluate(evidence.problem, choice).latency_s
+
+
+def count_schemes(evidence: Evidence, choice: Choice) -> dict[str, int]:
+    """How many groups of layers take each scheme."""
+    pairs = zip(evidence.problem.candidates, choice, strict=True)
+    names = [options[index].scheme for options, index in pairs]
+    return {name: names.count(name) for name in sorted(set(names))}
+
+
+def _silent(*_: Any) -> None:
+    return None
