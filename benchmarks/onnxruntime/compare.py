@@ -121,7 +121,8 @@ def _uniform(case: Case, advisor: Advisor, folder: Path) -> tuple[list[Row], flo
     graph_bytes = 0.0
     for scheme, choice in uniform_choices(evidence).items():
         name = f"uniform {scheme}"
-        variant = write_choice(evidence, name, choice, folder / "uniform" / f"{scheme}.onnx")
+        path = folder / "uniform" / f"{scheme}.onnx"
+        variant = write_choice(evidence, name, choice, path, example=case.example)
         graph_bytes = max(graph_bytes, variant.size_bytes - predicted_bytes(evidence, choice))
         rows.append(Row(name=name, origin="uniform", variant=variant))
     return [row.checked(case) for row in rows], graph_bytes

@@ -23,11 +23,16 @@ TIMING_ENTRIES: Final = {"session.force_spinning_stop": "1"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """One model file. entries: the session configuration it must be opened with."""
+    """One model file. entries: the session configuration it must be opened with.
+
+    dimensions: sizes to fix when it is opened, by the name of a dynamic dimension. Without it a
+    file with a dynamic batch computes its shapes at every run, which the peers' files need not.
+    """
 
     name: str
     path: Path
     entries: Mapping[str, str] = field(default_factory=dict[str, str])
+    dimensions: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def size_bytes(self) -> int:
@@ -42,6 +47,8 @@ def open_variant(variant: Variant, threads: int) -> onnxruntime.InferenceSession
     options.intra_op_num_threads = threads
     for key, value in {**TIMING_ENTRIES, **variant.entries}.items():
         options.add_session_config_entry(key, value)
+    for name, size in variant.dimensions.items():
+        options.add_free_dimension_override_by_name(name, size)
     return onnxruntime.InferenceSession(
         str(variant.path), options, providers=["CPUExecutionProvider"]
     )

@@ -25,7 +25,7 @@ from advisor.targets.onnxruntime.export import export_onnx
 from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
 from advisor.targets.onnxruntime.onnxfile import write_model
 from benchmarks.onnxruntime.measure import Variant
-from benchmarks.onnxruntime.models import Case
+from benchmarks.onnxruntime.models import Case, Inputs
 
 INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
 SLACK: Final = 1.05
@@ -78,6 +78,7 @@ class _RememberingSimulator(Simulator):
 class Advisor:
     """``advise`` for many questions about one model: its stages, the first of them run once."""
 
+    case: Case
     evidence: Evidence
     trials: int
 
@@ -102,7 +103,7 @@ class Advisor:
         graph = self.evidence.simulator.quantized(winner.choice, winner.knobs)
         return Answer(
             ask=question,
-            variant=write_variant(question.name, graph, path),
+            variant=write_variant(question.name, graph, path, example=self.case.example),
             outcome=chosen.outcome,
             schemes=count_schemes(self.evidence, winner.choice),
             predicted_s=predicted_seconds(self.evidence, winner.choice),
@@ -131,9 +132,8 @@ def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Gener
         )
         inner = evidence.simulator
         copied = {item.name: getattr(inner, item.name) for item in fields(inner)}
-        yield Advisor(
-            evidence=replace(evidence, simulator=_RememberingSimulator(**copied)), trials=trials
-        )
+        evidence = replace(evidence, simulator=_RememberingSimulator(**copied))
+        yield Advisor(case=case, evidence=evidence, trials=trials)
 
 
 def uniform_choices(evidence: Evidence) -> dict[str, Choice]:
@@ -163,17 +163,33 @@ def uniform(evidence: Evidence, scheme: str) -> Choice:
     return tuple(choice)
 
 
-def write_choice(evidence: Evidence, name: str, choice: Choice, path: Path) -> Variant:
+def write_choice(
+    evidence: Evidence, name: str, choice: Choice, path: Path, *, example: Inputs | None = None
+) -> Variant:
     """The file of one assignment, with the default observer and roundings."""
-    return write_variant(name, evidence.simulator.quantized(choice, {"observer": "mse"}), path)
+    graph = evidence.simulator.quantized(choice, {"observer": "mse"})
+    return write_variant(name, graph, path, example=example)
 
 
-def write_variant(name: str, graph: QuantizedGraph, path: Path) -> Variant:
-    """Emit a quantized graph as the product does, without what it keeps beside it to verify."""
+def write_variant(
+    name: str, graph: QuantizedGraph, path: Path, *, example: Inputs | None = None
+) -> Variant:
+    """Emit a quantized graph as the product does, without what it keeps beside it to verify.
+
+    example: its sizes are fixed when the file is opened; None: they stay dynamic.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
-        write_model(export_onnx(graph), path)
-    return Variant(name=name, path=path, entries=SESSION_ENTRIES)
+        model = export_onnx(graph)
+    write_model(model, path)
+    sizes = {
+        str(dimension.value): given
+        for value in model.graph.inputs
+        if example is not None and value.shape is not None
+        for dimension, given in zip(value.shape, example[str(value.name)].shape, strict=True)
+        if not isinstance(dimension, int)
+    }
+    return Variant(name=name, path=path, entries=SESSION_ENTRIES, dimensions=sizes)
 
 
 def predicted_bytes(evidence: Evidence, choice: Choice) -> float:

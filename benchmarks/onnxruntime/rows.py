@@ -141,7 +141,8 @@ def judge_accuracy(case: Case, rows: Sequence[Row], samples: int | None) -> list
 
 def digest_of(variant: Variant) -> str:
     """SHA-256 over the model file, the weights beside it, and how it is opened."""
-    digest = sha256(repr(sorted(variant.entries.items())).encode())
+    opened = [sorted(variant.entries.items()), sorted(variant.dimensions.items())]
+    digest = sha256(repr(opened).encode())
     for file in sorted(variant.path.parent.glob(f"{variant.path.name}*")):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -34,6 +34,9 @@ python -m benchmarks.onnxruntime.summarise
 - **Latency** is relative to the faster of two float32 files (PyTorch's own export at fixed shapes,
   and ours): 2x is twice as fast. All files of a table ran in one interleaved run, by turns forwards
   and backwards; the interval is that of the median of the ratios, at 95 %.
+- Our files have a dynamic batch, which is fixed when a session is opened
+  (`add_free_dimension_override_by_name`), since the other files have it fixed inside. All sessions
+  have the same settings otherwise.
 - **Divergence** is that of ONNX Runtime's outputs from the float32 file's on evaluation data that
   neither trained nor calibrated anything: KL in nats per prediction for logits, squared error over
   the power for embeddings.
