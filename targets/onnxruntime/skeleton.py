@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.fx import GraphModule
 
+from advisor.errors import UnsupportedError
 from advisor.passes.graph import Graph
 from advisor.setting import regions_of
 from advisor.targets.capability import load_capability
@@ -30,6 +31,7 @@ def skeleton_of(graph: Graph, sites: Collection[str]) -> ir.Model:
     """The skeleton with markers at least at these nodes; whoever changes it must clone it first.
 
     Raises:
+        UnsupportedError: torch.onnx has no ONNX form of an operator.
         VerificationError: a dimension that should be dynamic became fixed.
     """
     known, model = _MADE.get(graph.module, (frozenset[str](), None))
@@ -49,16 +51,30 @@ def _possible_sites(graph: Graph) -> frozenset[str]:
 def _export(graph: Graph, sites: frozenset[str]) -> ir.Model:
     program = reexport(mark(graph, sites), graph)
     torch_onnx: Any = torch.onnx  # the types of export's parameters are incomplete
-    with quiet():
-        converted: ONNXProgram | None = torch_onnx.export(
-            program,
-            (),
-            dynamo=True,
-            opset_version=OPSET,
-            custom_translation_table=translations(),
-            optimize=False,
-            verbose=False,
-        )
+    try:
+        with quiet():
+            converted: ONNXProgram | None = torch_onnx.export(
+                program,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                custom_translation_table=translations(),
+                optimize=False,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise UnsupportedError(
+            f"torch.onnx cannot write the model: {_innermost(error)}; rewrite that operator with "
+            "others, or plan for a runtime that has it"
+        ) from error
     if converted is None or converted.exported_program is None:
         raise RuntimeError("torch.onnx.export returned no program")
     return tidy(converted.model, converted.exported_program, graph)
+
+
+def _innermost(error: BaseException) -> str:
+    """First line of what went wrong first: the operator without a translation."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
