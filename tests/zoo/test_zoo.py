@@ -1,0 +1,52 @@
+"""Architectures that people have go through unmodified: captured, planned, compiled, verified."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from advisor.inputs import normalise_inputs
+from advisor.passes.capture import capture
+from tests.zoo.models import ARCHITECTURES, Architecture
+from tests.zoo.sweep import capture_problem, examine
+
+QUICK = frozenset({"distilbert", "gpt2", "vit", "resnet", "siamese", "recommender", "rotary"})
+"""One of each kind; they run in every test run, the others only in the slow one."""
+
+LISTED = [
+    pytest.param(entry, id=entry.name, marks=() if entry.name in QUICK else pytest.mark.slow)
+    for entry in ARCHITECTURES
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs have no part in this, and neither has the number of cores."""
+    monkeypatch.setenv("ADVISOR_MEASURE", "never")
+    torch.set_num_threads(1)
+
+
+def test_the_list_is_broad() -> None:
+    names = [entry.name for entry in ARCHITECTURES]
+    assert len(names) == len(set(names))
+    assert len(names) >= 45
+
+
+@pytest.mark.parametrize("entry", [entry for entry in LISTED if not entry.marks])
+def test_it_goes_all_the_way(entry: Architecture) -> None:
+    if entry.source.startswith("transformers"):
+        pytest.importorskip("transformers")
+    outcome = examine(entry, ("w8a8", "w4-g32"), trials=1)
+    assert outcome.ok, outcome.problem or outcome.schemes
+
+
+@pytest.mark.parametrize("entry", [entry for entry in LISTED if entry.marks])
+def test_it_is_captured(entry: Architecture) -> None:
+    """At every batch the graph computes what the model does; the whole way is a benchmark."""
+    if entry.source.startswith("transformers"):
+        pytest.importorskip("transformers")
+    model = entry.build()
+    given = normalise_inputs(model, entry.inputs(1))
+    graph = capture(model, given.args, given.kwargs)
+    assert graph.batch is None, graph.notes
+    assert not capture_problem(entry, model, graph)
