@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,8 +14,12 @@ import torch
 
 from advisor.budget import Budget
 from advisor.choose import choose
+from advisor.doctor import check_cache
 from advisor.errors import BudgetError, InfeasibleError
 from advisor.evidence import Evidence, gather
+from advisor.measure.finalists import Contest
+from advisor.measure.machine import find_stopwatch
+from advisor.measure.measure import kept_costs
 from advisor.passes.graph import QuantizedGraph
 from advisor.prepare import check_deployment, prepare
 from advisor.search.feasibility import check_feasible
@@ -28,6 +33,9 @@ from benchmarks.onnxruntime.measure import Variant
 from benchmarks.onnxruntime.models import Case, Inputs
 
 INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
+SPEED_SCHEMES: Final = ("w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4a8-dynamic-g32")
+"""What is tried on random weights, which say nothing about the finer differences."""
+
 SLACK: Final = 1.05
 """Of all-int8's latency: what the plan may take that is to lose less."""
 
@@ -81,6 +89,7 @@ class Advisor:
     case: Case
     evidence: Evidence
     trials: int
+    contest: Contest | None
 
     def ask(self, question: Ask, path: Path) -> Answer:
         """Plan, and write the plan's file; an impossible budget is an answer too."""
@@ -98,6 +107,7 @@ class Advisor:
             seed=0,
             cache=None,
             say=_silent,
+            contest=self.contest,
         )
         winner = chosen.winner
         graph = self.evidence.simulator.quantized(winner.choice, winner.knobs)
@@ -116,16 +126,27 @@ def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Gener
     deployment = check_deployment(
         target=target, runtime=None, batch=case.batch, sequence=None, threads=threads
     )
+    stopwatch = find_stopwatch(deployment.profile, deployment.capability)
+    kept = check_cache().path
+    able = deployment.capability.schemes
     prepared = prepare(
         case.model,
         dict(case.example),
         case.calibration,
         deployment,
         budget=Budget(),
-        schemes=None,
+        schemes=None if case.is_trained else [name for name in SPEED_SCHEMES if name in able],
         pins={},
         on_unsupported="keep",
+        measure=None
+        if stopwatch is None
+        else partial(
+            kept_costs, stopwatch=stopwatch, deployment=deployment, cache=kept, say=_silent
+        ),
     )
+    contest = None
+    if stopwatch is not None:
+        contest = Contest(stopwatch=stopwatch, deployment=deployment, cache=kept, say=_silent)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         evidence = gather(
             prepared, output=case.kind, loss=None, seed=0, folder=Path(folder), say=_silent
@@ -133,7 +154,7 @@ def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Gener
         inner = evidence.simulator
         copied = {item.name: getattr(inner, item.name) for item in fields(inner)}
         evidence = replace(evidence, simulator=_RememberingSimulator(**copied))
-        yield Advisor(case=case, evidence=evidence, trials=trials)
+        yield Advisor(case=case, evidence=evidence, trials=trials, contest=contest)
 
 
 def uniform_choices(evidence: Evidence) -> dict[str, Choice]:
