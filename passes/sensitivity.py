@@ -372,15 +372,13 @@ def _dot(
     one score for the whole chunk. Spread evenly its squares have the same mean, because samples
     have independent signs.
     """
-    rows: list[torch.Tensor] = []
     samples, place = taps.samples, taps.places[name]
-    for gradient in gradients:
-        if name not in gradient:
-            rows.append(torch.zeros(samples))
-            continue
-        product = gradient[name] * delta
-        if place is not None:
-            rows.append(split_samples(product, place, samples).sum(dim=1))
-        else:
-            rows.append((product.sum() / samples**0.5).repeat(samples))
+    known = [gradient[name] for gradient in gradients if name in gradient]
+    if not known:
+        return torch.zeros(len(gradients) * samples)
+    if place is None:
+        rows = [((g * delta).sum() / samples**0.5).repeat(samples) for g in known]
+    else:
+        change = split_samples(delta, place, samples)
+        rows = [torch.linalg.vecdot(split_samples(g, place, samples), change) for g in known]
     return torch.cat(rows)

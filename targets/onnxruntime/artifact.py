@@ -19,6 +19,7 @@ from advisor.targets.onnxruntime.agreement import (
     check_layers,
     compare_end_to_end,
     rounds_states,
+    run_shaken,
     run_tapped,
 )
 from advisor.targets.onnxruntime.benchmark import ROUNDS, SECONDS, run_benchmark
@@ -233,12 +234,14 @@ class OnnxRuntimeArtifact:
         expected = run_tapped(simulation.module, (), flat, lambda tap, feed, end: None)
         # Whoever rounds the states of a batch together does so per thread: the simulation has one.
         alone = replace(self, threads=1, _session=None) if self._rounds_states else self
-        return compare_end_to_end(
-            names,
-            alone.run_flat(inputs),
-            [tensor.numpy() for tensor in expected],
-            [simulation.floats[name].numpy() for name in names],
-        )
+        found = alone.run_flat(inputs)
+        simulated = [tensor.numpy() for tensor in expected]
+        floats = [simulation.floats[name].numpy() for name in names]
+        result = compare_end_to_end(names, found, simulated, floats)
+        if not result[1]:
+            return result
+        shaken = [tensor.numpy() for tensor in run_shaken(simulation.module, flat)]
+        return compare_end_to_end(names, found, simulated, floats, shaken)
 
     @property
     def _rounds_states(self) -> bool:

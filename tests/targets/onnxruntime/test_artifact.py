@@ -397,3 +397,17 @@ def test_pickles_in_the_simulation_are_never_loaded(
     with pytest.raises(ModelError, match="could run code on loading"):
         TARGET.load(copy).verify()
     assert not (tmp_path / "exploded").exists()
+
+
+def test_wrong_wiring_is_no_rounding_error(copy: Path) -> None:
+    """The bound that noise widens must still refuse an output that is computed otherwise."""
+
+    def change(model: onnx.ModelProto) -> None:
+        gain = next(
+            node for node in model.graph.node if node.op_type == "Mul" and "gain" in node.input
+        )
+        gain.op_type = "Add"
+
+    verification = tamper(copy, change).verify()
+    assert [m.name for m in verification.mismatches] == ["output"]
+    assert "of the simulation" in verification.mismatches[0].expected
