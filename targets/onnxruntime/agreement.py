@@ -22,7 +22,7 @@ from advisor.passes.layers import can_be_layer, operands
 from advisor.passes.recurrent import WEIGHTS_AT
 from advisor.targets.base import Mismatch
 from advisor.targets.onnxruntime.cut import find_cut, run_cut
-from advisor.targets.onnxruntime.forms import FORMS
+from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.kernels import acceptable_kernels
 from advisor.targets.onnxruntime.manifest import LayerRecord
 
@@ -115,7 +115,8 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     taps: list[Tap] = []
     for node in module.graph.nodes:
         record = records.get(name_of(node)) if can_be_layer(node) else None
-        if record is None or record.op not in FORMS:
+        form = None if record is None else form_of(record)
+        if record is None or form is None:
             continue
         if node.target in WEIGHTS_AT and any(node.args[1 : WEIGHTS_AT[node.target][0]]):
             continue  # it reads states beside its input, so only the whole can be judged
@@ -126,7 +127,7 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
             source.all_input_nodes[0] if source.target in quantizers else source
             for source in operands(node)
         )
-        ends_later = is_static and FORMS[record.op].ends_in_integers
+        ends_later = is_static and form.ends_in_integers
         taps.append(Tap(record, sources, _end(node) if ends_later else node))
     return taps
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from advisor.targets.onnxruntime.forms import FORMS
+from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model, save_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
@@ -48,9 +48,10 @@ def find_cut(model: ir.Model, layer: LayerRecord, quantized_as: str) -> Cut | No
     """
     own = labelled(model, layer.node, "op", "output")
     main = next((node for node in own if node.name == layer.node), None)
-    if main is None:
+    form = form_of(layer)
+    if main is None or form is None:
         return None
-    starts = FORMS[layer.op].start(main, layer)
+    starts = form.start(main, layer)
     end: ir.Value | None = own[-1].outputs[0]
     if quantized_as:
         quantizers = labelled(model, quantized_as, "quantize")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from advisor.targets.onnxruntime.forms import FORMS
+from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
@@ -23,7 +23,7 @@ _RENAMED: Final = r"(_token_\d+|_nchwc|/\w*Fusion/?)*"
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """Operators that compute the layer as planned; empty when any does."""
-    form = FORMS.get(layer.op)
+    form = form_of(layer)
     return frozenset() if form is None else form.kernels(layer)
 
 

@@ -11,7 +11,7 @@ import torch
 from advisor.passes.digest import table_sha256
 from advisor.passes.graph import WeightTable
 from advisor.targets.base import LayerFormat
-from advisor.targets.onnxruntime.forms import FORMS
+from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.forms.form import FLOAT_KINDS, Found
 from advisor.targets.onnxruntime.forms.weights import constant_array
 from advisor.targets.onnxruntime.manifest import LayerRecord, TensorRecord
@@ -29,7 +29,7 @@ def read_layers(model: ir.Model, layers: Iterable[LayerRecord]) -> dict[str, Lay
     nodes = {str(node.name): node for node in model.graph}
     formats: dict[str, LayerFormat] = {}
     for layer in layers:
-        node, form = nodes.get(layer.node), FORMS.get(layer.op)
+        node, form = nodes.get(layer.node), form_of(layer)
         found = None if node is None or form is None else form.read(node, layer)
         found = found or _find_constant(model, layer)
         if found is not None:

@@ -18,7 +18,7 @@ from advisor.passes.capture import capture
 from advisor.passes.divergence import OutputKind, measure_powers
 from advisor.passes.fx import attribute
 from advisor.passes.graph import ActivationParams, Graph, Layer, name_of
-from advisor.passes.layers import LAYER_OPS, input_argument
+from advisor.passes.layers import LAYER_OPS, PRODUCT_OPS, input_argument, operands
 from advisor.passes.rounding import round_weight
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Column, Question, Sensitivity, probe
@@ -51,10 +51,13 @@ class Changed(torch.fx.Interpreter):
         self.weights, self.tensors, self.edges = weights or {}, tensors or {}, edges or {}
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        source: torch.fx.Node | None = None
-        if n.target in LAYER_OPS:
-            source = input_argument(n)
-        params = None if source is None else self.edges.get((name_of(source), name_of(n)))
+        read: tuple[torch.fx.Node, ...] = ()
+        if n.target in PRODUCT_OPS:
+            read = tuple(operands(n))
+        elif n.target in LAYER_OPS:
+            read = (input_argument(n),)
+        source = next((each for each in read if (name_of(each), name_of(n)) in self.edges), None)
+        params = None if source is None else self.edges[name_of(source), name_of(n)]
         if source is not None and params is not None:
             kept = self.env[source]
             self.env[source] = rounded(kept, params)
@@ -124,7 +127,8 @@ def score(
 
 
 def every_weight(graph: Graph, schemes: Sequence[str]) -> list[tuple[Layer, str, str]]:
-    return [(layer, scheme, "rtn") for layer in graph.layers for scheme in schemes]
+    weighted = [layer for layer in graph.layers if not layer.is_product]
+    return [(layer, scheme, "rtn") for layer in weighted for scheme in schemes]
 
 
 @pytest.fixture(scope="module")

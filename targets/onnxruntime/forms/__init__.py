@@ -1,6 +1,6 @@
 """One module per kind of layer: how it is written in ONNX, read back, and executed.
 
-A form is pure data about one operator; ``FORMS`` finds it by ``Layer.op``. Adding a kind of layer
+A form is pure data about one operator; ``FORMS`` has it by ``Layer.op``. Adding a kind of layer
 means one module here and one entry below.
 """
 
@@ -17,6 +17,7 @@ from advisor.targets.onnxruntime.forms import (
     recurrent,
 )
 from advisor.targets.onnxruntime.forms.form import Form
+from advisor.targets.onnxruntime.manifest import LayerRecord
 
 FORMS: Final[dict[str, Form]] = {
     "linear": linear.FORM,
@@ -29,3 +30,13 @@ FORMS: Final[dict[str, Form]] = {
     "gru": recurrent.FORM,
     "matmul": product.FORM,
 }
+
+
+def form_of(layer: LayerRecord) -> Form | None:
+    """The form that wrote a layer; None for one that was left as torch.onnx writes it.
+
+    A product has no weight: one with a constant (kept in float) is no form's business.
+    """
+    if layer.op == "matmul" and layer.weight:
+        return None
+    return FORMS.get(layer.op)
