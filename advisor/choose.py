@@ -102,7 +102,8 @@ def choose(
     starts = list(dict.fromkeys([begun.choice, *_ladder(evidence, objective, bounds), *fitting]))
     knobs = _offer_knobs(evidence)
     variants = _equalised_starts(evidence, [begun.choice, *fitting]) if "equalise" in knobs else ()
-    count = max(trials, len(starts) + len(variants))
+    # Where there are many schemes, their uniform starts must not leave the study without a trial.
+    count = max(trials, len(starts) + len(variants) + trials // 4)
     found = refine(
         problem,
         starts,

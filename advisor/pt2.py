@@ -171,7 +171,9 @@ def _problem(key: str, value: object) -> str:
         return f"names the pickled object {value}"
     if key == "use_pickle" and value:
         return "declares a pickled tensor"
-    is_call = key in ("target", "as_operator") and value is not None
+    # In the table of tensors, "target" may be the name of one, and its value a description.
+    is_tensor = isinstance(value, dict) and "dtype" in value
+    is_call = key in ("target", "as_operator") and value is not None and not is_tensor
     if is_call and not (isinstance(value, str) and _OPERATORS.fullmatch(value)):
         return f"calls {value!r}, which is no registered operator"
     if key == "expr_str" and not (isinstance(value, str) and _is_shape(value)):

@@ -112,7 +112,11 @@ def _name_dimensions(model: ir.Model, source: Graph) -> None:
                     f"became {dim} when exported again: an operator fixes it; "
                     "plan with a fixed batch, or remove the operator that reads this size"
                 )
-            symbols.setdefault(str(dim.value), label)
+            # Two sizes of one kind (source and target length) are two names: ONNX Runtime plans
+            # its buffers by them.
+            taken = [used for used in symbols.values() if re.fullmatch(rf"{label}(_\d+)?", used)]
+            unique = f"{label}_{len(taken) + 1}" if taken else label
+            symbols.setdefault(str(dim.value), unique)
 
     def named(dim: Any) -> Any:
         if not isinstance(dim, ir.SymbolicDim) or dim.value is None:

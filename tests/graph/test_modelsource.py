@@ -292,6 +292,18 @@ def test_a_program_that_could_run_code_is_refused(
         load_model(str(path))
 
 
+def test_a_tensor_may_be_called_target(tmp_path: Path) -> None:
+    """The table of tensors has their names as keys."""
+
+    class Shift(nn.Module):
+        def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return source + target
+
+    path = tmp_path / "shift.pt2"
+    torch.export.save(torch.export.export(Shift(), (torch.ones(2), torch.ones(2))), path)
+    assert isinstance(load_model(str(path)).model, ExportedProgram)
+
+
 def test_the_rewriting_itself_changes_nothing(
     program_file: tuple[ExportedProgram, Path], tmp_path: Path
 ) -> None:

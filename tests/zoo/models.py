@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from advisor.inputs import normalise_inputs
 from tests.zoo.own import OWN, Maker
 
 WIDTH = 32
@@ -35,7 +36,7 @@ class Architecture:
         state = torch.get_rng_state()
         torch.manual_seed(0)
         try:
-            return _rescaled(self.make().eval())
+            return _normalised(_rescaled(self.make().eval()), self.inputs(4))
         finally:
             torch.set_rng_state(state)
 
@@ -47,6 +48,19 @@ def _rescaled(model: nn.Module) -> nn.Module:
             if isinstance(part, (nn.Linear, nn.Conv1d, nn.Conv2d)):
                 part.weight.normal_(std=(part.weight[0].numel()) ** -0.5)
     return model
+
+
+def _normalised(model: nn.Module, inputs: Any) -> nn.Module:
+    """Batch norms that know the statistics of some inputs; gated networks fade without."""
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    if not norms:
+        return model
+    for norm in norms:
+        norm.momentum = 0.9  # the rest keeps channels that never vary from being blown up
+    with torch.no_grad():
+        given = normalise_inputs(model, inputs)
+        model.train()(*given.args, **given.kwargs)
+    return model.eval()
 
 
 def _generator() -> torch.Generator:
