@@ -79,8 +79,8 @@ def test_the_images_are_those_of_the_script(script: ModuleType) -> None:
 def test_training_learns_and_repeats(script: ModuleType) -> None:
     images, labels = script.split()["train"]
     few, truth = digits.pixels(images[:256]), labels[:256].long()
-    first = script.train(few, truth, epochs=10)
-    second = script.train(few, truth, epochs=10)
+    first = script.train(few, truth, epochs=10, make=digits.DigitsNet)
+    second = script.train(few, truth, epochs=10, make=digits.DigitsNet)
     states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in states)
     untrained = digits.data().accuracy(digits.DigitsNet().eval())

@@ -161,11 +161,6 @@ def test_an_unknown_target_names_the_nearest_and_all() -> None:
     assert "cascade-lake" in message
 
 
-def test_host_is_refused_with_the_alternatives() -> None:
-    with pytest.raises(ProfileError, match=r"not available yet.*intel-vnni"):
-        load_profile("HOST")
-
-
 def test_a_path_is_read(tmp_path: Path) -> None:
     path = tmp_path / "toy.toml"
     path.write_text(MINIMAL, encoding="utf-8")
