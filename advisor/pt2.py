@@ -172,7 +172,7 @@ def _problem(key: str, value: object) -> str:
     if key == "use_pickle" and value:
         return "declares a pickled tensor"
     # In the table of tensors, "target" may be the name of one, and its value a description.
-    is_tensor = isinstance(value, dict) and "dtype" in value
+    is_tensor = not isinstance(value, str) and "dtype" in _keys(value)
     is_call = key in ("target", "as_operator") and value is not None and not is_tensor
     if is_call and not (isinstance(value, str) and _OPERATORS.fullmatch(value)):
         return f"calls {value!r}, which is no registered operator"

@@ -379,6 +379,9 @@ def _dot(
     if place is None:
         rows = [((g * delta).sum() / samples**0.5).repeat(samples) for g in known]
     else:
-        change = split_samples(delta, place, samples)
-        rows = [torch.linalg.vecdot(split_samples(g, place, samples), change) for g in known]
+        change = split_samples(delta, place, samples).unsqueeze(2)
+        rows = [
+            torch.bmm(split_samples(g, place, samples).unsqueeze(1), change).flatten()
+            for g in known
+        ]
     return torch.cat(rows)

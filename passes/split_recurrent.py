@@ -158,7 +158,8 @@ def _infer(module: GraphModule, node: Node) -> Any:
 
     def value(source: Any) -> Any:
         if isinstance(source, list):
-            return [value(item) for item in source]
+            items: list[Any] = source  # pyright: ignore[reportUnknownVariableType]  # a list of any
+            return [value(item) for item in items]
         if not isinstance(source, Node):
             return source
         if source.op == "get_attr":

@@ -79,7 +79,9 @@ def mark(graph: Graph, sites: Collection[str]) -> GraphModule:
             site = module.graph.call_function(_SITE_OP, (node,))
         copy_meta(node, site)
         stamp(site, made_by=_MADE_BY, name=name_of(node), role=SITE_ROLE)
-        node.replace_all_uses_with(site, delete_user_cb=lambda user, site=site: user is not site)
+        for user in list(node.users):
+            if user is not site:
+                user.replace_input_with(node, site)
     return finish(module)
 
 

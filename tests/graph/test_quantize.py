@@ -44,7 +44,7 @@ def build(
     graph: Graph,
     assignment: Mapping[str, LayerAssignment],
     params: Mapping[str, ActivationParams] | None = None,
-    **options: Mapping[str, torch.Tensor],
+    biases: Mapping[str, torch.Tensor] | None = None,
 ) -> QuantizedGraph:
     return quantize(
         graph,
@@ -53,7 +53,7 @@ def build(
         params=params or {},
         regions=regions_of(graph, ORT),
         rules=RULES,
-        **options,
+        biases=biases,
     )
 
 

@@ -37,7 +37,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor, *start: Tensor) -> Any:
         first = tuple(state.transpose(0, 1) for state in start)
-        y, last = self.net(x, (first if len(first) > 1 else first[0]) if first else None)
+        begin: Any = first if len(first) > 1 else next(iter(first), None)
+        y, last = self.net(x, begin)
         if not self.states:
             return y
         last = last if isinstance(last, tuple) else (last,)

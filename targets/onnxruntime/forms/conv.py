@@ -88,7 +88,8 @@ def spread(value: Any, dimensions: int, default: int) -> list[int]:
     """One number per dimension, from one for all, a list, or nothing."""
     if value is None:
         return [default] * dimensions
-    numbers = [int(number) for number in (value if isinstance(value, (list, tuple)) else [value])]
+    given: list[Any] = [*value] if isinstance(value, (list, tuple)) else [value]
+    numbers = [int(number) for number in given]
     return numbers * dimensions if len(numbers) == 1 else numbers
 
 

@@ -184,7 +184,7 @@ def test_a_product_is_the_textbooks(artifact: OnnxRuntimeArtifact) -> None:
     session = onnxruntime.InferenceSession(
         part.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    (found,) = session.run(None, {quantizer.input[0]: x})
+    found = np.asarray(session.run(None, {quantizer.input[0]: x})[0])
     integers = np.clip(np.rint(x / scale).astype(np.int64) + zero, 0, 255) - zero
     np.testing.assert_allclose(found, integers @ integers * scale**2, rtol=1e-5, atol=1e-6)
 

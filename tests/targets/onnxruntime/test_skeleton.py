@@ -19,7 +19,8 @@ class Bessel(nn.Module):
         self.linear = nn.Linear(4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.bessel_j0(self.linear(x))
+        found: Tensor = torch.special.bessel_j0(self.linear(x))
+        return found
 
 
 def test_an_operator_without_onnx_form_is_named(make_quantized: Quantizer, tmp_path: Path) -> None:
