@@ -114,8 +114,9 @@ def _fastest(points: Sequence[Point]) -> _Found:
 
 
 def _more_accurate(points: Sequence[Point]) -> _Found:
-    claim = "as fast as the fastest other file, with at most 2 % more bytes and less divergence"
-    fastest = _quickest(rivals_of(points))
+    claim = "as fast as the fastest other quantized file, at most 2 % more bytes, less divergence"
+    # float32 loses nothing, so nothing can lose less where it is the fastest.
+    fastest = _quickest([point for point in points if point.origin == "peer"])
     if fastest is None:
         return claim, False, "nothing to compare"
     limit = max(fastest.divergence, NO_LOSS)
