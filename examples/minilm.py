@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +79,8 @@ def model_folder() -> Path:
 @cache
 def encoder() -> SentenceEncoder:
     """The float model, in evaluation mode."""
-    logging.set_verbosity_error()  # it would report the pooling layer, which is left out on purpose
+    quiet: Any = logging.set_verbosity_error  # it has no types
+    quiet()  # it would report the pooling layer, which is left out on purpose
     transformer = AutoModel.from_pretrained(
         model_folder(), local_files_only=True, use_safetensors=True, add_pooling_layer=False
     )
