@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from advisor.errors import UnsupportedError
 from advisor.formats import scheme_named
-from advisor.passes.fx import attribute
+from advisor.passes.fx import argument, attribute
 from advisor.passes.graph import Layer, QuantizedGraph
 from advisor.passes.layers import find_calls
 from advisor.targets.onnxruntime.forms import FORMS
@@ -120,7 +120,7 @@ def _bias(
     """The layer's bias: the planned one where the plan changes it, else the model's own."""
     if layer.op == "embedding" or len(inputs) < 3:  # input, weight, bias
         return None
-    planned = after.args[2] if len(after.args) > 2 else None  # the same
+    planned = argument(after, 2)
     if not isinstance(planned, Node) or planned.op != "get_attr" or layer.bias is None:
         return inputs[2]
     value = attribute(graph.module, str(planned.target))

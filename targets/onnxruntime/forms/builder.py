@@ -101,7 +101,6 @@ MICROSOFT_OPERATORS: Final = frozenset(
         "GatherBlockQuantized",
         "MatMulIntegerToFloat",
         "MatMulNBits",
-        "QLinearAdd",
     }
 )
 """Operators of ONNX Runtime's own domain that are written here."""

@@ -27,6 +27,7 @@ from advisor.targets.onnxruntime.forms.weights import (
     constant_array,
     names_of,
     pack,
+    table_of,
     unpack,
 )
 from advisor.targets.onnxruntime.manifest import LayerRecord
@@ -96,15 +97,15 @@ def read(node: ir.Node, _layer: LayerRecord) -> Found | None:
             return None
         bits = integer(node, "bits")
         name = f"w{bits}-g{integer(node, 'block_size')}"
-        return Found(scheme=name, table=_table(unpack(packed, bits), scale))
+        return Found(scheme=name, table=table_of(unpack(packed, bits), scale))
     if node.op_type == "DequantizeLinear":
         values, scale = _gathered(node.inputs[0]), _gathered(node.inputs[1])
         if values is None or scale is None:
             return None
         if scale.shape[1] == 1:
-            return Found(scheme="w8", table=_table(values, scale.reshape(-1)))
+            return Found(scheme="w8", table=table_of(values, scale.reshape(-1)))
         name = f"w8-g{values.shape[1] // scale.shape[1]}"
-        return Found(scheme=name, table=_table(values, scale))
+        return Found(scheme=name, table=table_of(values, scale))
     values = _gathered(node.inputs[0] if node.op_type == "Cast" else node.outputs[0])
     if values is None:
         return None
@@ -118,10 +119,6 @@ def _gathered(value: ir.Value | None) -> Array | None:
     if producer is None or producer.op_type != "Gather":
         return None
     return constant_array(producer.inputs[0])
-
-
-def _table(values: Array, scale: Array) -> WeightTable:
-    return WeightTable(values=torch.as_tensor(values), scale=torch.as_tensor(scale))
 
 
 def kernels(layer: LayerRecord) -> frozenset[str]:

@@ -17,13 +17,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import torch
-
 from advisor.errors import UnsupportedError
 from advisor.formats import PerBlock
-from advisor.passes.graph import WeightTable
-from advisor.targets.onnxruntime.forms.builder import Array, Builder
+from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input, integer
 from advisor.targets.onnxruntime.forms.weights import (
     array_of,
@@ -32,6 +28,7 @@ from advisor.targets.onnxruntime.forms.weights import (
     float_weight,
     names_of,
     pack,
+    table_of,
     unpack,
 )
 from advisor.targets.onnxruntime.manifest import LayerRecord
@@ -157,7 +154,7 @@ def read(node: ir.Node, layer: LayerRecord) -> Found | None:
         if values is None or scale is None:
             return None
         scheme = "w8a8" if is_static else "w8a8-dynamic"
-        return Found(scheme=scheme, table=_table(values.T, scale))
+        return Found(scheme=scheme, table=table_of(values.T, scale))
     if node.op_type in ("MatMul", "Gemm"):
         return find_float_weight(node.inputs[1], layer.weight_shape)
     return None
@@ -171,13 +168,7 @@ def _read_blocks(node: ir.Node) -> Found | None:
     values = unpack(packed.reshape(packed.shape[0], -1), bits)
     is_dynamic = integer(node, "accuracy_level") == INT8_LEVEL
     activation = "a8-dynamic" if is_dynamic else ""
-    return Found(scheme=f"w{bits}{activation}-g{block}", table=_table(values, scale))
-
-
-def _table(values: Array, scale: Array) -> WeightTable:
-    return WeightTable(
-        values=torch.as_tensor(np.ascontiguousarray(values)), scale=torch.as_tensor(scale)
-    )
+    return Found(scheme=f"w{bits}{activation}-g{block}", table=table_of(values, scale))
 
 
 def kernels(layer: LayerRecord) -> frozenset[str]:

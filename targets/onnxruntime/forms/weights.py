@@ -110,6 +110,13 @@ def constant_array(value: ir.Value | None) -> Array | None:
     return np.array(array.astype(np.int8) if is_narrow else array)
 
 
+def table_of(values: Array, scale: Array) -> WeightTable:
+    """Integers and scales that were read from a file, as the plan has them."""
+    return WeightTable(
+        values=torch.as_tensor(np.ascontiguousarray(values)), scale=torch.as_tensor(scale)
+    )
+
+
 def pack(values: Array, bits: int) -> Array:
     """Signed integers (rows, K) as unsigned ones with the middle as zero point, packed in uint8.
 
