@@ -86,7 +86,8 @@ def _open(module: GraphModule, node: Node, parts: dict[Node, Parts]) -> Parts | 
             one, two = (
                 _call(node, turn, (angle,)) for turn in (aten.cos.default, aten.sin.default)
             )
-            return tuple(_call(node, aten.mul.Tensor, (size, part)) for part in (one, two))  # type: ignore[return-value]  # two of them
+            real = _call(node, aten.mul.Tensor, (size, one))
+            return real, _call(node, aten.mul.Tensor, (size, two))
         if node.target is aten.mul.Tensor:
             return _product(node, parts)
         if node.target in APART and all(source in parts for source in _tensors(node)):
