@@ -257,8 +257,8 @@ def _write(
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,
         baselines=chosen.baselines,
-        pareto=tuple(_as_data(evidence, trial) for trial in front),
-        trials=tuple(_as_data(evidence, trial) for trial in chosen.trials),
+        pareto=tuple(_as_data(evidence, chosen, trial) for trial in front),
+        trials=tuple(_as_data(evidence, chosen, trial) for trial in chosen.trials),
         notes=evidence.notes,
         provenance=provenance,
         bias_correction=bool(winner.knobs.get("bias_correction", False)),
@@ -273,14 +273,14 @@ def _write(
     return bind(plan, setting.graph, tensors)
 
 
-def _as_data(evidence: Evidence, trial: Trial) -> Alternative:
+def _as_data(evidence: Evidence, chosen: Chosen, trial: Trial) -> Alternative:
     knobs = ", ".join(f"{name}={value}" for name, value in sorted(trial.knobs.items()))
     return alternative(
         evidence.prepared.setting,
         f"trial {trial.number}",
         trial.choice,
         metrics_of(evidence, trial.choice, trial.divergence, None),
-        fits=trial.feasible,
+        fits=trial.number in chosen.fitting,
         note=f"{trial.origin}; {knobs}" if knobs else trial.origin,
     )
 

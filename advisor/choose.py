@@ -21,11 +21,12 @@ from advisor.metric import Metric, evaluate_metric
 from advisor.passes.equalise import find_chains
 from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
-from advisor.race import RACED, hold_race
+from advisor.race import hold_race, is_raced, widened
 from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
     Selection,
+    is_measured,
     pareto_front,
     score_for,
     select,
@@ -48,6 +49,10 @@ LADDER: Final = (0.3, 0.1, 0.03)
 """Shares of the divergence limit at which further exact starts are made: the prediction leaves
 interactions out, so the first may turn out worse than predicted."""
 
+NEAR_LIMIT: Final = (0.85, 0.9, 0.95, 1.05, 1.1)
+"""Shares of the latency limit at which further exact starts are made where plans are timed: the
+one predicted right at the limit may be timed on either side of it."""
+
 FINALISTS: Final = 8
 """Trials on which the user's metric is run; it may be expensive."""
 
@@ -64,8 +69,8 @@ _BEST: Final = {
 class Chosen:
     """The winning trial and everything it was compared with.
 
-    metric: the winner's, if any. timings: latencies of the winner and of the uniform plans, where
-    whole models were timed.
+    metric: the winner's, if any. fitting: numbers of the trials inside the budget. timings:
+    latencies of the winner and of the uniform plans, where whole models were timed.
     """
 
     winner: Trial
@@ -74,6 +79,7 @@ class Chosen:
     model_gap: float
     measured_regret: float
     trials: tuple[Trial, ...]
+    fitting: frozenset[int]
     baselines: tuple[Alternative, ...]
     timings: tuple[Measurement, ...] = ()
 
@@ -97,9 +103,13 @@ def choose(
     """
     problem, bounds = evidence.problem, budget.bounds()
     begun = start(problem, budget, objective)
+    if contest is not None and not is_raced(objective, budget):
+        contest = None
     uniform = _uniform_choices(evidence)
-    fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), bounds)]
-    starts = list(dict.fromkeys([begun.choice, *_ladder(evidence, objective, bounds), *fitting]))
+    searched = budget if contest is None else widened(budget)
+    fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), searched.bounds())]
+    ladder = _ladder(evidence, objective, bounds, is_timed=contest is not None)
+    starts = list(dict.fromkeys([begun.choice, *ladder, *fitting]))
     knobs = _offer_knobs(evidence)
     variants = _equalised_starts(evidence, [begun.choice, *fitting]) if "equalise" in knobs else ()
     # Where there are many schemes, their uniform starts must not leave the study without a trial.
@@ -108,7 +118,7 @@ def choose(
         problem,
         starts,
         evidence.simulator.measure,
-        budget=budget,
+        budget=searched,
         trials=count,
         seed=seed,
         storage_path=None if cache is None else _journal(cache, evidence, objective),
@@ -119,17 +129,24 @@ def choose(
     )
     defaults = {name: values[0] for name, values in knobs.items()}
     baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
-    selection = select(found, objective, DIVERGENCE_LIMIT)
-    race = None
-    if contest is not None and objective in RACED:
-        by_scheme = {scheme: choice for scheme, (choice, _) in uniform.items()}
+    race, timed, inside = None, dict[int, float](), found
+    if contest is not None:
+        predicted = [trial for trial in found if within(trial.evaluation, bounds)]
         by_divergence = objective == "auto" and metric is None
-        most = DIVERGENCE_LIMIT if by_divergence else float("inf")
-        race = hold_race(evidence, contest, found, selection.trial, by_scheme, most)
-        selection = select(found, objective, DIVERGENCE_LIMIT, race.by_trial(found, bounds))
-    timed = {} if race is None else race.by_trial(found, bounds)
+        race = hold_race(
+            evidence,
+            contest,
+            found,
+            select(predicted, objective, DIVERGENCE_LIMIT).trial,
+            {scheme: choice for scheme, (choice, _) in uniform.items()},
+            objective=objective,
+            budget=budget,
+            most_divergence=DIVERGENCE_LIMIT if by_divergence else float("inf"),
+        )
+        timed, inside = race.by_trial(found, budget), race.inside(found, budget)
+    selection = select(inside, objective, DIVERGENCE_LIMIT, timed)
     winner, value, outcome = _by_metric(
-        evidence, selection, found, metric, objective, budget, timed
+        evidence, selection, inside, metric, objective, budget, timed
     )
     if race is not None:
         outcome += race.remark(winner.choice, budget)
@@ -140,6 +157,7 @@ def choose(
         model_gap=begun.model_gap,
         measured_regret=selection.measured_regret,
         trials=found,
+        fitting=frozenset(trial.number for trial in inside if is_measured(trial)),
         baselines=baselines,
         timings=() if race is None else race.records(winner.choice),
     )
@@ -196,8 +214,21 @@ def _equalised_starts(
     return tuple(found)
 
 
-def _ladder(evidence: Evidence, objective: str, bounds: Mapping[str, float]) -> list[Choice]:
+def _ladder(
+    evidence: Evidence, objective: str, bounds: Mapping[str, float], *, is_timed: bool
+) -> list[Choice]:
+    """Exact solutions to start from besides the first."""
     found = [solve(evidence.problem, minimise="divergence", bounds=bounds)]
+    if is_timed and "latency_s" in bounds and objective in ("accuracy", "memory"):
+        goal = "divergence" if objective == "accuracy" else "memory_bytes"
+        found += [
+            solve(
+                evidence.problem,
+                minimise=goal,
+                bounds={**bounds, "latency_s": bounds["latency_s"] * share},
+            )
+            for share in NEAR_LIMIT
+        ]
     if objective == "auto":
         found = [
             solve(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -16,7 +16,10 @@ from advisor.search.problem import Choice, evaluate
 from advisor.search.study import Trial
 
 RACED: Final = ("auto", "latency")
-"""Objectives under which plans are timed before one is picked."""
+"""Objectives under which plans are timed before one is picked; under a latency limit all are."""
+
+REACH: Final = 0.15
+"""Share by which a plan may be predicted over or under the latency limit and still be timed."""
 
 ENTRANTS: Final = 8
 """Plans timed beside the uniform ones; their number is what a race takes its time for."""
@@ -38,12 +41,22 @@ class Race:
     timed: TimedPlans
     uniform: Mapping[str, Choice]
 
-    def by_trial(self, trials: Sequence[Trial], bounds: Mapping[str, float]) -> dict[int, float]:
-        """Seconds by trial number; those over the latency limit only when all of them are."""
+    def by_trial(self, trials: Sequence[Trial], budget: Budget) -> dict[int, float]:
+        """Seconds by trial number, of those inside the latency limit; of the fastest if none is."""
         known = dict(zip(self.choices, self.timed.seconds, strict=True))
         found = {t.number: known[t.choice] for t in trials if t.choice in known and is_measured(t)}
-        limit = bounds.get("latency_s", float("inf"))
-        return {number: s for number, s in found.items() if s <= limit} or found
+        limit = max(_limit(budget), min(found.values(), default=0.0))
+        return {number: seconds for number, seconds in found.items() if seconds <= limit}
+
+    def inside(self, trials: Sequence[Trial], budget: Budget) -> tuple[Trial, ...]:
+        """Trials inside the latency limit, by their timing or else by prediction."""
+        kept, limit = self.by_trial(trials, budget), _limit(budget)
+        return tuple(
+            trial
+            for trial in trials
+            if trial.number in kept
+            or (trial.choice not in self.choices and _seconds(trial) <= limit)
+        )
 
     def remark(self, winner: Choice, budget: Budget) -> str:
         """What the outcome should add: a uniform plan won, or the latency limit is not kept."""
@@ -75,12 +88,27 @@ class Race:
         )
 
 
+def is_raced(objective: str, budget: Budget) -> bool:
+    """Whether the latency of whole plans decides which is picked."""
+    return objective in RACED or budget.latency_s is not None
+
+
+def widened(budget: Budget) -> Budget:
+    """The budget to search in when plans are timed after that: predictions may be too high."""
+    if budget.latency_s is None:
+        return budget
+    return replace(budget, latency_s=budget.latency_s * (1 + REACH))
+
+
 def hold_race(
     evidence: Evidence,
     contest: Contest,
     trials: Sequence[Trial],
     favourite: Trial,
     uniform: Mapping[str, Choice],
+    *,
+    objective: str,
+    budget: Budget,
     most_divergence: float,
 ) -> Race:
     """Time the favourite, other promising trials and the uniform plans.
@@ -99,12 +127,14 @@ def hold_race(
         if scheme in ALWAYS or seconds[choice] <= near
     }
     wanted = dict.fromkeys([uniform["fp32"], *baselines.values()])
-    entrants = dict.fromkeys([favourite.choice])
-    for trial in sorted(filter(is_measured, trials), key=_promise):
-        is_near = _seconds(trial) <= NEAR * _seconds(favourite)
-        if len(entrants) < ENTRANTS and is_near and (trial.divergence or 0.0) <= most_divergence:
-            entrants[trial.choice] = None
-    choices = tuple(dict.fromkeys([*wanted, *entrants]))
+    usable = [t for t in trials if is_measured(t) and (t.divergence or 0.0) <= most_divergence]
+    if objective in RACED:
+        promising = [t for t in usable if _seconds(t) <= NEAR * _seconds(favourite)]
+        promising = sorted(promising, key=lambda t: (_seconds(t), t.divergence, t.number))
+    else:
+        promising = _around(_limit(budget), usable, objective)
+    entrants = list(dict.fromkeys([favourite.choice, *(trial.choice for trial in promising)]))
+    choices = tuple(dict.fromkeys([*wanted, *entrants[:ENTRANTS]]))
     simulator = evidence.simulator
     knobs = {trial.choice: trial.knobs for trial in reversed(trials)}
     plans = {
@@ -115,9 +145,30 @@ def hold_race(
     return Race(choices=choices, timed=timed, uniform=baselines)
 
 
+def _limit(budget: Budget) -> float:
+    return float("inf") if budget.latency_s is None else budget.latency_s
+
+
 def _seconds(trial: Trial) -> float:
     return trial.evaluation.latency_s
 
 
-def _promise(trial: Trial) -> tuple[float, float, int]:
-    return _seconds(trial), trial.divergence or 0.0, trial.number
+def _around(limit_s: float, trials: Sequence[Trial], objective: str) -> list[Trial]:
+    """Trials predicted near the limit, of each latency the best one, as evenly as can be.
+
+    The one predicted right at the limit may turn out slower; then a faster one must be there.
+    """
+
+    def wanted(trial: Trial) -> float:
+        is_memory = objective == "memory"
+        return trial.evaluation.memory_bytes if is_memory else trial.divergence or 0.0
+
+    front: list[Trial] = []
+    for trial in sorted(trials, key=lambda t: (_seconds(t), wanted(t), t.number)):
+        if not front or wanted(trial) < wanted(front[-1]):
+            front.append(trial)
+    near = [trial for trial in front if _seconds(trial) >= limit_s * (1 - REACH)]
+    near = front[: len(front) - len(near)][-1:] + near  # one that is surely fast enough
+    step = (len(near) - 1) / max(ENTRANTS - 2, 1)
+    kept = {round(step * place): None for place in range(ENTRANTS - 1)}
+    return [near[place] for place in kept]

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-LOW: Final = 0.1
+LOW: Final = 0.25
 """The quantile that stands for a series: robust against both a lucky run and a busy machine."""
 
 

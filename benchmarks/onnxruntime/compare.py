@@ -143,7 +143,7 @@ def _plans(
         running = [row for row in peers if row.variant is not None]
         quick = _time(case, running, threads, options.seconds / 4)
         fastest = min(running[1:], key=lambda row: quick[row.name]["ratio"], default=None)
-        asks += _questions(fastest, fastest_int8(advisor.evidence), graph_bytes)
+        asks += _questions(fastest, fastest_int8(advisor), graph_bytes)
         if threads == options.threads[0]:
             asks += _at_equal_bytes(running[1:], graph_bytes)
     rows: list[Row] = []

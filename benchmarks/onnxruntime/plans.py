@@ -167,10 +167,19 @@ def uniform_choices(evidence: Evidence) -> dict[str, Choice]:
     return found
 
 
-def fastest_int8(evidence: Evidence) -> float:
-    """Least predicted latency of the all-int8 assignments."""
+def fastest_int8(advisor: Advisor) -> float:
+    """Least latency of the all-int8 assignments, timed where the advisor times plans."""
+    evidence = advisor.evidence
     choices = uniform_choices(evidence)
-    return min(predicted_seconds(evidence, choice) for n, choice in choices.items() if n != "fp32")
+    if advisor.contest is None:
+        seconds = [predicted_seconds(evidence, choice) for choice in choices.values()]
+    else:
+        plans = {
+            choice: partial(evidence.simulator.quantized, choice, {"observer": "mse"})
+            for choice in choices.values()
+        }
+        seconds = list(advisor.contest.hold(evidence.prepared.setting, plans).seconds)
+    return min(seconds[1:])
 
 
 def uniform(evidence: Evidence, scheme: str) -> Choice:

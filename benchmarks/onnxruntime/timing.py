@@ -9,6 +9,8 @@ from statistics import median
 from time import perf_counter
 from typing import Final
 
+from advisor.targets.statistics import low_quantile
+
 CONFIDENCE: Final = 0.95
 MIN_ROUNDS, MAX_ROUNDS = 5, 31
 _NORMAL_QUANTILE: Final = 1.96
@@ -18,10 +20,13 @@ _NORMAL_QUANTILE: Final = 1.96
 class Timing:
     """Seconds per call of one variant, and its share of the reference's in the same round.
 
-    ratio: median over rounds. low, high: interval of that median at ``CONFIDENCE``.
+    min_s, low_s, median_s: least, first quartile and median of the rounds' medians; the quartile
+    is what the package's own measurements go by. ratio: median over rounds. low, high: interval
+    of that median at ``CONFIDENCE``.
     """
 
     min_s: float
+    low_s: float
     median_s: float
     ratio: float
     low: float
@@ -66,6 +71,7 @@ def summarise(values: Sequence[float], reference: Sequence[float], *, calls: int
     low, high = median_interval(ratios)
     return Timing(
         min_s=min(values),
+        low_s=low_quantile(values),
         median_s=median(values),
         ratio=median(ratios),
         low=low,

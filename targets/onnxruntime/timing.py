@@ -1,8 +1,9 @@
 """Time whole models on this machine, and split each one's time over its parts.
 
-The models of one call are timed in turns, so that whatever slows the machine slows them alike, and
-a low quantile of the turns is kept: noise only ever adds. ONNX Runtime's own profiler tells how
-long every node took in a few runs of the same session before that.
+The models of one call are timed in turns, so that whatever slows the machine slows them alike. A
+turn counts with the median of its runs, as users see them, and of the turns a low quantile is kept:
+other load only ever adds. ONNX Runtime's own profiler tells how long every node took in a few runs
+of the same session before that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import numpy as np
@@ -36,10 +38,10 @@ MOST_ROUNDS: Final = 40
 SLOW: Final = 2.5
 """A model this many times slower than the first is timed in the first rounds only."""
 
-VISIT_S: Final = 4e-3
+VISIT_S: Final = 12e-3
 """Runs of one visit to a session: as many as fit into this, at most ``VISIT_RUNS``."""
 
-VISIT_RUNS: Final = 4
+VISIT_RUNS: Final = 24
 MEMORY_SHARE: Final = 0.3
 """Share of the free memory that open sessions may take; more models are timed in batches."""
 
@@ -62,14 +64,14 @@ class _Model:
     seconds: list[float] = field(default_factory=list[float])
 
     def visit(self) -> None:
-        """One warming run and a few timed ones, of which the fastest counts."""
+        """One warming run and a few timed ones, whose median counts."""
         self.session.run(None, self.feed)
         runs: list[float] = []
         while not runs or (sum(runs) < VISIT_S and len(runs) < VISIT_RUNS):
             begin = self.clock()
             self.session.run(None, self.feed)
             runs.append(self.clock() - begin)
-        self.seconds.append(min(runs))
+        self.seconds.append(median(runs))
 
 
 def time_models(

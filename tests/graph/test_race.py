@@ -1,0 +1,113 @@
+"""Timing has the last word under a latency limit: a clock that follows a script, known answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advisor import Plan, advise
+from advisor.passes.graph import QuantizedGraph
+from advisor.planfile import noted_measurements
+from advisor.targets.base import Timing
+
+MICROSECONDS = {"fp32": 4.0, "w8a8": 1.0}
+"""Of every layer of the model, by scheme; nothing else takes any time."""
+
+
+class ScriptedClock:
+    """Layers take what ``MICROSECONDS`` says; whole models in the race ``late`` times that."""
+
+    def __init__(self, late: float) -> None:
+        self.late = late
+
+    def time_models(
+        self,
+        builders: Sequence[Callable[[], QuantizedGraph]],
+        inputs: Sequence[Any],
+        *,
+        threads: int | None,
+        limit_s: float,
+        with_parts: bool,
+        say: Callable[[int, int], None],
+    ) -> tuple[Timing, ...]:
+        del inputs, threads, limit_s, say
+        found: list[Timing] = []
+        for build in builders:
+            parts = {
+                ("layer", name): MICROSECONDS[layer.scheme] * 1e-6
+                for name, layer in build().assignment.items()
+            }
+            seconds = sum(parts.values())
+            found.append(
+                Timing(seconds=seconds, noise=0.0, parts=parts)
+                if with_parts
+                else Timing(seconds=seconds * self.late, noise=0.0, parts={})
+            )
+        return tuple(found)
+
+    def machine(self) -> Mapping[str, str]:
+        return {"cpu": "a scripted clock", "runtime": "none"}
+
+
+class Blocks(nn.Module):
+    """Eight layers, no two of the same shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        sizes = range(16, 25)
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.relu(layer(x))
+        return x
+
+
+def plan_blocks(
+    monkeypatch: pytest.MonkeyPatch, late: float, *, objective: str, microseconds: float
+) -> Plan:
+    monkeypatch.setattr("advisor.api.find_stopwatch", lambda *_: ScriptedClock(late))
+    torch.manual_seed(0)
+    return advise(
+        Blocks(),
+        calibration=[torch.randn(32, 16) for _ in range(2)],
+        target="intel-vnni",
+        budget={"latency": microseconds * 1e-6},
+        objective=objective,
+        schemes=list(MICROSECONDS),
+        trials=12,
+        cache=False,
+    )
+
+
+def latency(plan: Plan) -> float:
+    return {each.subject: each.value for each in noted_measurements(plan)}["plan"]
+
+
+@pytest.mark.parametrize("late", [1.0, 1.1, 0.92])
+def test_the_latency_limit_is_kept_by_the_clock(
+    monkeypatch: pytest.MonkeyPatch, late: float
+) -> None:
+    """20 microseconds are four layers of eight in float, or fewer when the clock is slower."""
+    plan = plan_blocks(monkeypatch, late, objective="accuracy", microseconds=20.5)
+    floats = sum(layer.scheme == "fp32" for layer in plan.layers)
+    assert latency(plan) == pytest.approx(late * (8 + 3 * floats) * 1e-6)
+    assert latency(plan) <= 20.5e-6
+    # One more layer in float would be over the limit, by the clock.
+    assert late * (8 + 3 * (floats + 1)) > 20.5
+
+
+def test_memory_objective_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_blocks(monkeypatch, 1.1, objective="memory", microseconds=30.0)
+    assert latency(plan) <= 30e-6
+
+
+def test_a_limit_no_plan_keeps_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predicted inside, but all plans are late: the fastest comes back, and the plan says so."""
+    plan = plan_blocks(monkeypatch, 3.0, objective="accuracy", microseconds=20.5)
+    assert all(layer.scheme == "w8a8" for layer in plan.layers)
+    assert "over the latency limit" in plan.outcome
+    assert latency(plan) == pytest.approx(24e-6)
