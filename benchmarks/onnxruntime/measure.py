@@ -40,18 +40,11 @@ class Variant:
         return sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.name}*"))
 
 
-def open_variant(
-    variant: Variant, threads: int, *, patterns: bool = True
-) -> onnxruntime.InferenceSession:
-    """A session on the CPU with one inter-op and ``threads`` intra-op threads.
-
-    patterns: keep activations in one planned block, ONNX Runtime's default; sessions of this
-    package go without, to save memory.
-    """
+def open_variant(variant: Variant, threads: int) -> onnxruntime.InferenceSession:
+    """A session on the CPU with one inter-op and ``threads`` intra-op threads."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    options.enable_mem_pattern = patterns
     for key, value in {**TIMING_ENTRIES, **variant.entries}.items():
         options.add_session_config_entry(key, value)
     for name, size in variant.dimensions.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
@@ -17,14 +17,16 @@ from advisor.choose import choose
 from advisor.doctor import check_cache
 from advisor.errors import BudgetError, InfeasibleError
 from advisor.evidence import Evidence, gather
+from advisor.measure.costs import MeasuredCosts
 from advisor.measure.finalists import Contest
 from advisor.measure.machine import find_stopwatch
 from advisor.measure.measure import kept_costs
 from advisor.passes.graph import QuantizedGraph
-from advisor.prepare import check_deployment, prepare
+from advisor.prepare import Prepared, check_deployment, prepare
 from advisor.search.feasibility import check_feasible
-from advisor.search.problem import Choice, evaluate
+from advisor.search.problem import Choice, Problem, evaluate
 from advisor.search.study import Knobs
+from advisor.setting import Deployment, Setting
 from advisor.simulate import Simulator
 from advisor.targets.onnxruntime.export import export_onnx
 from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
@@ -106,7 +108,7 @@ class Advisor:
             trials=self.trials,
             seed=0,
             cache=None,
-            say=_silent,
+            say=silent,
             contest=self.contest,
         )
         winner = chosen.winner
@@ -115,7 +117,7 @@ class Advisor:
             ask=question,
             variant=write_variant(question.name, graph, path, example=self.case.example),
             outcome=chosen.outcome,
-            schemes=count_schemes(self.evidence, winner.choice),
+            schemes=count_schemes(self.evidence.problem, winner.choice),
             predicted_s=predicted_seconds(self.evidence, winner.choice),
         )
 
@@ -128,8 +130,31 @@ def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Gener
     )
     stopwatch = find_stopwatch(deployment.profile, deployment.capability)
     kept = check_cache().path
+    measure = None
+    if stopwatch is not None:
+        measure = partial(
+            kept_costs, stopwatch=stopwatch, deployment=deployment, cache=kept, say=silent
+        )
+    prepared = prepare_case(case, deployment, measure)
+    contest = None
+    if stopwatch is not None:
+        contest = Contest(stopwatch=stopwatch, deployment=deployment, cache=kept, say=silent)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        evidence = gather(
+            prepared, output=case.kind, loss=None, seed=0, folder=Path(folder), say=silent
+        )
+        inner = evidence.simulator
+        copied = {item.name: getattr(inner, item.name) for item in fields(inner)}
+        evidence = replace(evidence, simulator=_RememberingSimulator(**copied))
+        yield Advisor(case=case, evidence=evidence, trials=trials, contest=contest)
+
+
+def prepare_case(
+    case: Case, deployment: Deployment, measure: Callable[[Setting], MeasuredCosts] | None
+) -> Prepared:
+    """The case captured, with every layer's choices and costs. measure: None models the costs."""
     able = deployment.capability.schemes
-    prepared = prepare(
+    return prepare(
         case.model,
         dict(case.example),
         case.calibration,
@@ -138,23 +163,8 @@ def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Gener
         schemes=None if case.is_trained else [name for name in SPEED_SCHEMES if name in able],
         pins={},
         on_unsupported="keep",
-        measure=None
-        if stopwatch is None
-        else partial(
-            kept_costs, stopwatch=stopwatch, deployment=deployment, cache=kept, say=_silent
-        ),
+        measure=measure,
     )
-    contest = None
-    if stopwatch is not None:
-        contest = Contest(stopwatch=stopwatch, deployment=deployment, cache=kept, say=_silent)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        evidence = gather(
-            prepared, output=case.kind, loss=None, seed=0, folder=Path(folder), say=_silent
-        )
-        inner = evidence.simulator
-        copied = {item.name: getattr(inner, item.name) for item in fields(inner)}
-        evidence = replace(evidence, simulator=_RememberingSimulator(**copied))
-        yield Advisor(case=case, evidence=evidence, trials=trials, contest=contest)
 
 
 def uniform_choices(evidence: Evidence) -> dict[str, Choice]:
@@ -232,12 +242,12 @@ def predicted_seconds(evidence: Evidence, choice: Choice) -> float:
     return evaluate(evidence.problem, choice).latency_s
 
 
-def count_schemes(evidence: Evidence, choice: Choice) -> dict[str, int]:
+def count_schemes(problem: Problem, choice: Choice) -> dict[str, int]:
     """How many groups of layers take each scheme."""
-    pairs = zip(evidence.problem.candidates, choice, strict=True)
+    pairs = zip(problem.candidates, choice, strict=True)
     names = [options[index].scheme for options, index in pairs]
     return {name: names.count(name) for name in sorted(set(names))}
 
 
-def _silent(*_: Any) -> None:
-    return None
+def silent(*_: Any) -> None:
+    """Progress that nobody follows."""

@@ -2,9 +2,10 @@
 
     python -m benchmarks.onnxruntime.predict [CASE ...] [--target host] [--threads 1 2] [--plans 8]
 
-The prediction is the one ``advise`` plans with. None of these plans was timed to make it. Each
-setting (model, batch, threads) is kept in ``--work`` when it is done; a run that was stopped goes
-on with the next.
+The costs are found as ``advise`` finds them, from plans that are timed in turns with the random
+ones: in between a shared machine would change its speed by more than predictions are off. None of
+the random plans has a part in the costs. Each setting (model, threads) is kept in ``--work`` when
+it is done; a run that was stopped goes on with the next.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,83 +26,98 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from advisor.assemble import build_problem
 from advisor.atomic import write_text
-from advisor.evidence import Evidence
-from advisor.search.problem import Choice
+from advisor.errors import UsageError
+from advisor.measure.costs import MeasuredCosts
+from advisor.measure.machine import find_stopwatch
+from advisor.measure.measure import LIMIT_S, explain, workbench
+from advisor.measure.terms import designs
+from advisor.passes.shapes import deployment_inputs
+from advisor.prepare import check_deployment
+from advisor.search.problem import Choice, Problem, evaluate
+from advisor.setting import Setting
+from advisor.targets.base import Stopwatch
 from benchmarks.onnxruntime.compare import RESULTS, WORK, say
-from benchmarks.onnxruntime.measure import caller, open_variant
 from benchmarks.onnxruntime.models import Case, case_names, make_case
-from benchmarks.onnxruntime.plans import (
-    count_schemes,
-    open_advisor,
-    predicted_seconds,
-    uniform,
-    write_choice,
-)
+from benchmarks.onnxruntime.plans import count_schemes, prepare_case, silent
 from benchmarks.onnxruntime.rows import describe_machine
 from benchmarks.onnxruntime.summarise import PREDICTION
-from benchmarks.onnxruntime.timing import time_variants
 
 CASES: Final = ("digits_mobilenet", "byte_lm", "minilm", "resnet18", "mobilenet_v2-b16")
-REFERENCE: Final = "reference"
-"""float32: its costs were found from its own timing, so what it is off by is the machine's drift
-between the two runs, and no fault of the prediction."""
 
 
-def predict(
-    case: Case, *, target: str, threads: int, plans: int, seconds: float, work: Path
-) -> dict[str, Any]:
+def predict(case: Case, *, target: str, threads: int, plans: int) -> dict[str, Any]:
     """Predict and time random plans of one setting, all of them in one interleaved run."""
-    say(case, f"threads={threads}: costs")
-    with open_advisor(case, target=target, threads=threads, trials=1) as advisor:
-        evidence = advisor.evidence
-        choices = random_choices(evidence, plans, seed=threads)
-        say(case, f"threads={threads}: {len(choices)} random plans")
-        variants = {
-            f"plan {i}": write_choice(evidence, f"plan {i}", choice, work / f"{i}.onnx")
-            for i, choice in enumerate(choices)
-        }
-        variants[REFERENCE] = write_choice(
-            evidence, REFERENCE, uniform(evidence, "fp32"), work / "reference.onnx"
-        )
-    calls = {
-        name: caller(open_variant(variant, threads, patterns=False), case.example)
-        for name, variant in variants.items()
-    }
-    found = time_variants(calls, reference=REFERENCE, seconds=seconds)
+    say(case, f"threads={threads}: costs and {plans} random plans")
+    deployment = check_deployment(
+        target=target, runtime=None, batch=case.batch, sequence=None, threads=threads
+    )
+    stopwatch = find_stopwatch(deployment.profile, deployment.capability)
+    if stopwatch is None:
+        raise UsageError(f"{target} cannot be timed on this machine; use --target host")
+    measure = _Measure(case=case, stopwatch=stopwatch, plans=plans, seed=threads)
+    prepared = prepare_case(case, deployment, measure)
+    problem = build_problem(prepared.setting)
     rows = [
         {
-            "schemes": count_schemes(evidence, choice),
-            "predicted_s": float(f"{predicted_seconds(evidence, choice):.6g}"),
-            "measured_s": float(f"{found[f'plan {i}'].low_s:.6g}"),
+            "schemes": count_schemes(problem, choice),
+            "predicted_s": float(f"{evaluate(problem, choice).latency_s:.6g}"),
+            "measured_s": float(f"{seconds:.6g}"),
         }
-        for i, choice in enumerate(choices)
+        for choice, seconds in measure.found.items()
     ]
-    reference = {
-        "predicted_s": predicted_seconds(evidence, uniform(evidence, "fp32")),
-        "measured_s": found[REFERENCE].low_s,
-    }
     setting = {"case": case.name, "threads": threads, "target": target}
-    return {**setting, **errors_of(rows), "float32": reference, "plans": rows}
+    return {**setting, **errors_of(rows), "plans": rows}
 
 
-def random_choices(evidence: Evidence, count: int, seed: int) -> list[Choice]:
+@dataclass(slots=True, kw_only=True)
+class _Measure:
+    """Finds the costs of a setting, and times random plans beside. found: their seconds."""
+
+    case: Case
+    stopwatch: Stopwatch
+    plans: int
+    seed: int
+    found: dict[Choice, float] = field(default_factory=dict[Choice, float])
+
+    def __call__(self, setting: Setting) -> MeasuredCosts:
+        fitted, bench = designs(setting), workbench(setting)
+        drawn = random_choices(build_problem(setting), self.plans, self.seed, fitted)
+        every = [*fitted, *drawn]
+        timings = self.stopwatch.time_models(
+            [partial(bench.build, choice) for choice in every],
+            deployment_inputs(setting.graph, self.case.batch, None),
+            threads=setting.threads,
+            limit_s=LIMIT_S * len(every) / len(fitted),
+            with_parts=True,
+            say=silent,
+        )
+        seconds = [timing.seconds for timing in timings]
+        self.found = dict(zip(drawn, seconds[len(fitted) :], strict=True))
+        return explain(setting, fitted, timings[: len(fitted)], self.stopwatch.machine())
+
+
+def random_choices(
+    problem: Problem, count: int, seed: int, others: Sequence[Choice]
+) -> list[Choice]:
     """Plans from nearly uniform to evenly mixed: each draws its own weights for the schemes.
 
     Every group takes a scheme that it can, with a probability in proportion to the plan's weight
-    for it; weights are gamma distributed with shape 0.5, so that a few schemes prevail.
+    for it; weights are gamma distributed with shape 0.5, so that a few schemes prevail. None is
+    one of ``others``.
     """
     draw = random.Random(seed)
-    candidates = evidence.problem.candidates
-    schemes = sorted({option.scheme for options in candidates for option in options})
+    schemes = sorted({option.scheme for options in problem.candidates for option in options})
     found: dict[Choice, None] = {}
     while len(found) < count:
         weight = {scheme: draw.gammavariate(0.5, 1.0) + 1e-9 for scheme in schemes}
         choice = tuple(
             draw.choices(range(len(options)), [weight[option.scheme] for option in options])[0]
-            for options in candidates
+            for options in problem.candidates
         )
-        found[choice] = None
+        if choice not in others:
+            found[choice] = None
     return list(found)
 
 
@@ -130,7 +148,6 @@ def main() -> int:
     parser.add_argument("--target", default="host")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--plans", type=int, default=8, help="of every setting")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of every setting's timing")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--redo", action="store_true", help="also settings that were done before")
@@ -149,8 +166,6 @@ def main() -> int:
                     target=arguments.target,
                     threads=threads,
                     plans=arguments.plans,
-                    seconds=arguments.seconds,
-                    work=work / "files",
                 )
                 write_text(kept, json.dumps(found, indent=1) + "\n")
             settings.append(json.loads(kept.read_text(encoding="utf-8")))
