@@ -83,7 +83,8 @@ def advise(
         runtime: overrides the profile's.
         objective: "auto": the fastest plan whose loss stays within the accuracy budget (by
             default 1 % of the metric, or divergence 0.01), else the least loss; "accuracy",
-            "latency" or "memory": that one first.
+            "latency" or "memory": that one first (of latency, the least loss within 2 % of the
+            fastest plan: no latency is known better).
         batch, sequence, threads: of the deployment. context: not available yet.
         schemes: names to choose from; float32 always stays possible.
         pin: {"*.head": "fp16", "op:embedding": "fp32"}, layer glob or operator type to scheme.

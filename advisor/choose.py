@@ -22,7 +22,8 @@ from advisor.passes.equalise import find_chains
 from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
 from advisor.race import hold_race, is_raced, widened
-from advisor.search.milp import solve, within
+from advisor.search.ladder import further_starts
+from advisor.search.milp import within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
     Selection,
@@ -44,14 +45,6 @@ KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
 
 DROP_LIMIT: Final = 0.01
 """Share of the metric that objective "auto" accepts to lose when no accuracy_drop is given."""
-
-LADDER: Final = (0.3, 0.1, 0.03)
-"""Shares of the divergence limit at which further exact starts are made: the prediction leaves
-interactions out, so the first may turn out worse than predicted."""
-
-NEAR_LIMIT: Final = (0.85, 0.9, 0.95, 1.05, 1.1)
-"""Shares of the latency limit at which further exact starts are made where plans are timed: the
-one predicted right at the limit may be timed on either side of it."""
 
 FINALISTS: Final = 8
 """Trials on which the user's metric is run; it may be expensive."""
@@ -108,7 +101,7 @@ def choose(
     uniform = _uniform_choices(evidence)
     searched = budget if contest is None else widened(budget)
     fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), searched.bounds())]
-    ladder = _ladder(evidence, objective, bounds, is_timed=contest is not None)
+    ladder = further_starts(problem, begun, objective, bounds, is_timed=contest is not None)
     starts = list(dict.fromkeys([begun.choice, *ladder, *fitting]))
     knobs = _offer_knobs(evidence)
     variants = _equalised_starts(evidence, [begun.choice, *fitting]) if "equalise" in knobs else ()
@@ -212,33 +205,6 @@ def _equalised_starts(
         if any(scheme_named(layer.scheme).is_static for layer in assignment.values()):
             found.append((choice, {"equalise": True}))
     return tuple(found)
-
-
-def _ladder(
-    evidence: Evidence, objective: str, bounds: Mapping[str, float], *, is_timed: bool
-) -> list[Choice]:
-    """Exact solutions to start from besides the first."""
-    found = [solve(evidence.problem, minimise="divergence", bounds=bounds)]
-    if is_timed and "latency_s" in bounds and objective in ("accuracy", "memory"):
-        goal = "divergence" if objective == "accuracy" else "memory_bytes"
-        found += [
-            solve(
-                evidence.problem,
-                minimise=goal,
-                bounds={**bounds, "latency_s": bounds["latency_s"] * share},
-            )
-            for share in NEAR_LIMIT
-        ]
-    if objective == "auto":
-        found = [
-            solve(
-                evidence.problem,
-                minimise="latency_s",
-                bounds={**bounds, "divergence": DIVERGENCE_LIMIT * share},
-            )
-            for share in LADDER
-        ] + found
-    return [solution.choice for solution in found if solution is not None]
 
 
 def _uniform_choices(evidence: Evidence) -> dict[str, tuple[Choice, int]]:

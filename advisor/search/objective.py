@@ -20,8 +20,8 @@ DIVERGENCE_LIMIT: Final = 0.01
 """Default loss that "auto" accepts: nats per prediction, or squared error over the power."""
 
 LATENCY_SLACK: Final = 0.02
-"""Share by which "auto" may be slower than the fastest plan when that loses less accuracy: no
-modelled latency is known better than this, so a smaller difference is no reason."""
+"""Share by which "auto" and "latency" may be slower than the fastest plan when that loses less
+accuracy: no latency is known better than this, so a smaller difference is no reason."""
 
 _FIRST: Final[dict[str, str]] = {
     "accuracy": "divergence",
@@ -100,8 +100,10 @@ def select(
 ) -> Selection:
     """The best measured trial inside every limit, by the rule of ``start`` on measurements.
 
+    "auto" and "latency" take the least loss within ``LATENCY_SLACK`` of the fastest.
+
     timed: seconds by trial number where whole models were timed; only those trials can win, and
-    "auto" and "latency" go by them, the least loss within ``LATENCY_SLACK`` of the fastest.
+    how fast they are goes by it.
 
     Ties go to less divergence, then less latency, less size, and the first choice in order; of
     several trials of one choice and one set of knobs the earliest counts.
@@ -126,12 +128,9 @@ def select(
     if objective == "auto" and accurate:
         best = fastest_of(accurate, timed)
         case = f"{fastest} with measured divergence within {limit}"
-    elif objective == "latency" and timed:
+    elif objective == "latency":
         best = fastest_of(usable, timed)
         case = f"least loss within {LATENCY_SLACK:.0%} of the {fastest}"
-    elif objective == "latency":
-        best = min(usable, key=lambda trial: (trial.evaluation.latency_s, *_ties(trial)))
-        case = "least latency"
     elif objective == "memory":
         best = min(usable, key=lambda trial: (trial.evaluation.memory_bytes, *_ties(trial)))
         case = "least memory"
@@ -179,7 +178,9 @@ def score_for(
 ) -> Callable[[float, Evaluation], float]:
     """What the study minimises: a number that orders measured trials as ``select`` does.
 
-    For "auto": below 1 for accurate trials, by latency; above 1 for the others, by divergence.
+    latency_scale_s: of the starting plan. For "auto": below 1 for accurate trials, by latency;
+    above 1 for the others, by divergence. For "latency": below 1 for trials within
+    ``LATENCY_SLACK`` of the starting plan, by divergence; above 1 for the others, by latency.
 
     Raises:
         UsageError: unknown objective, or a bad divergence limit.
@@ -188,7 +189,9 @@ def score_for(
 
     def score(divergence: float, evaluation: Evaluation) -> float:
         if objective == "latency":
-            return evaluation.latency_s
+            if evaluation.latency_s <= latency_scale_s * (1 + LATENCY_SLACK):
+                return divergence / (divergence + divergence_limit)
+            return evaluation.latency_s / latency_scale_s
         if objective == "memory":
             return evaluation.memory_bytes
         if objective == "accuracy":
