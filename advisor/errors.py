@@ -41,7 +41,7 @@ class UnsupportedError(UsageError):
 
 
 class PlanError(UsageError):
-    """A plan file is corrupt, of a newer schema, incomplete, or made for another model."""
+    """A plan file is corrupt, of another schema, incomplete, or made for another model."""
 
 
 class ProfileError(UsageError):

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
     from advisor.targets.base import Artifact
 
-SCHEMA = 1
-"""Version of plan.json. A file of a higher version is refused, never guessed at."""
+SCHEMA = 2
+"""Version of plan.json: raised when a field is added, dropped or changes its meaning. A file of
+another version is refused, never guessed at."""
 
 Origin = Literal["measured", "modelled"]
 
@@ -230,7 +231,7 @@ class Plan:
         """Read a saved plan; ``model`` (the float model) lets apply and compile work.
 
         Raises:
-            PlanError: corrupt, of a newer schema, tensors missing, or for another model.
+            PlanError: corrupt, of another schema, tensors missing, or for another model.
         """
         from advisor.planfile import load_plan
 

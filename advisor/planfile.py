@@ -78,7 +78,7 @@ def plan_from_json(text: str, source: str) -> Plan:
     """
     try:
         document = _parse_json(text, source)
-        _check_schema(document, source, SCHEMA)
+        _check_schema(document, source, SCHEMA, "make the plan again")
         plan = parse_record(Plan, document)
         check_plan(plan)
     except FieldError as error:
@@ -271,12 +271,17 @@ def _object_without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object
     return result
 
 
-def _check_schema(document: object, source: str, known: int) -> None:
+def _check_schema(document: object, source: str, known: int, renew: str) -> None:
+    """Refuse another version; ``renew`` is how to replace an older file."""
     if not isinstance(document, dict):
         raise FieldError("", "expected an object at the top")
     schema = cast("dict[str, object]", document).get("schema", known)
     if isinstance(schema, int) and not isinstance(schema, bool) and schema != known:
-        cure = "install a newer quantadvisor" if schema > known else "make the plan again"
+        cure = (
+            "install a newer quantadvisor"
+            if schema > known
+            else f"{renew}, or install the older quantadvisor that wrote it"
+        )
         raise PlanError(f"{source} has schema {schema}, this quantadvisor reads {known}; {cure}")
 
 
@@ -285,7 +290,7 @@ def _read_measurements(path: Path) -> tuple[Measurement, ...]:
         return ()
     try:
         document = _parse_json(_read_text(path), str(path))
-        _check_schema(document, str(path), MEASURED_SCHEMA)
+        _check_schema(document, str(path), MEASURED_SCHEMA, "move it away and measure again")
         return parse_record(Measurements, document).records
     except FieldError as error:
         raise PlanError(f"{path} is not a valid list of measurements: {error}") from error

@@ -251,7 +251,7 @@ def test_report_on_the_terminal_as_json_and_to_a_file(tmp_path: Path) -> None:
     assert run("report", str(plan), "-o", str(tmp_path / "r.xml")).exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"schema": 2}', "[]"])
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 1}', '{"schema": 99}', "[]"])
 def test_a_corrupt_plan_exits_with_2(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     for command in (["report"], ["compile", "-o", str(tmp_path / "out")]):

@@ -168,7 +168,14 @@ def test_a_missing_field_is_refused_unless_it_is_a_free_key(place: Place) -> Non
         assert f"{place[-1]}: missing field" in refusal(bad)
 
 
-@pytest.mark.parametrize(("schema", "cure"), [(SCHEMA + 1, "newer quantadvisor"), (0, "again")])
+@pytest.mark.parametrize(
+    ("schema", "cure"),
+    [
+        (SCHEMA + 1, "install a newer quantadvisor"),
+        (1, "make the plan again, or install the older quantadvisor that wrote it"),
+        (0, "make the plan again"),
+    ],
+)
 def test_another_schema_is_refused_before_its_fields_are_read(schema: int, cure: str) -> None:
     message = refusal({"schema": schema, "a_field_of_the_future": 1})
     assert f"schema {schema}" in message
@@ -288,4 +295,7 @@ def test_corrupt_measurements_are_refused(tmp_path: Path) -> None:
     path = save_plan(make_plan(), tmp_path)
     (tmp_path / "plan.measured.json").write_text('{"schema": 1, "records": [{"value": 1}]}')
     with pytest.raises(PlanError, match=r"records\[0\]\.quantity: missing field"):
+        load_measurements(path)
+    (tmp_path / "plan.measured.json").write_text('{"schema": 0, "records": []}')
+    with pytest.raises(PlanError, match=r"has schema 0.*move it away and measure again"):
         load_measurements(path)
