@@ -19,6 +19,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from advisor.errors import PlanError
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
 from advisor.passes.equalise import equalise
 from advisor.passes.fx import attribute
@@ -32,7 +33,7 @@ from advisor.passes.graph import (
 )
 from advisor.passes.quantize import quantize
 from advisor.plan import LayerDecision, Plan
-from advisor.setting import graph_for, regions_of
+from advisor.setting import graph_for
 from advisor.targets.registry import capability_named
 
 CONSTANTS = (type(None), bool, int, float, str)

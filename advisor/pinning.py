@@ -24,7 +24,7 @@ from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
 from advisor.formats import scheme_named
-from advisor.passes.candidates import find_candidates
+from advisor.passes.candidates import find_candidates, regions_of
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, WeightTable
 from advisor.passes.group import group_layers
@@ -36,7 +36,7 @@ from advisor.profiles.loader import load_profile
 from advisor.profiles.schema import Profile
 from advisor.search.milp import value_of
 from advisor.search.problem import Candidate, Evaluation, evaluate
-from advisor.setting import Deployment, make_setting, regions_of
+from advisor.setting import Deployment, make_setting
 from advisor.targets.registry import capability_named
 
 BOUNDARIES_LEFT: Final = "; conversions between schemes as before the pin"

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from advisor.formats import DTYPE_BITS, scheme_named
 from advisor.measure.costs import MeasuredCosts
 from advisor.passes.attention import open_products
-from advisor.passes.candidates import SIMULATED_ACTIVATIONS, Space
+from advisor.passes.candidates import Space, regions_of
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.group import Group
 from advisor.passes.layers import find_layers
-from advisor.passes.regions import Regions, find_regions
+from advisor.passes.regions import Regions
 from advisor.passes.shapes import TensorInfo, deployment_inputs, infer_shapes
 from advisor.profiles.cost import LayerCost, Traffic, layer_cost
 from advisor.profiles.schema import Profile
@@ -142,15 +142,3 @@ def graph_for(graph: Graph, capability: Capability) -> Graph:
     """The captured graph as the runtime's plans see it: products are layers where it quantizes
     some, and attention is then spelled out."""
     return open_products(graph) if capability.quantizes_products else graph
-
-
-def regions_of(graph: Graph, capability: Capability) -> Regions:
-    """The tensors that the runtime may quantize in this graph."""
-    schemes = [scheme_named(name) for name in SIMULATED_ACTIVATIONS]
-    static = [scheme for scheme in schemes if scheme.is_static]
-    capable = {
-        layer.name
-        for layer in graph.layers
-        if any(capability.support(layer, scheme).ok for scheme in static)
-    }
-    return find_regions(graph, capability.static, capable)

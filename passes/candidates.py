@@ -8,10 +8,11 @@ from typing import Final
 
 import torch
 
-from advisor.formats import SCHEMES, Scheme
+from advisor.formats import SCHEMES, Scheme, scheme_named
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, Layer
 from advisor.passes.group import Group
+from advisor.passes.regions import Regions, find_regions
 from advisor.passes.rounding import ALGORITHMS, IMPLEMENTED_DTYPES
 from advisor.search.problem import Candidate
 from advisor.targets.capability import Capability, Support
@@ -94,6 +95,17 @@ def can_take(
         if largest > FLOAT16_MAX:
             return Support(ok=False, reason=f"weight {largest:.3g} overflows float16 (65504)")
     return Support(ok=True)
+
+
+def regions_of(graph: Graph, capability: Capability) -> Regions:
+    """The tensors that some plan for the runtime quantizes in this graph."""
+    static = [scheme for name in SIMULATED_ACTIVATIONS if (scheme := scheme_named(name)).is_static]
+    capable = {
+        layer.name
+        for layer in graph.layers
+        if any(capability.support(layer, scheme).ok for scheme in static)
+    }
+    return find_regions(graph, capability.static, capable)
 
 
 def _algorithms(scheme: Scheme) -> list[Candidate]:

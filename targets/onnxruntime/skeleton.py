@@ -10,8 +10,8 @@ import torch
 from torch.fx import GraphModule
 
 from advisor.errors import UnsupportedError
+from advisor.passes.candidates import regions_of
 from advisor.passes.graph import Graph
-from advisor.setting import regions_of
 from advisor.targets.capability import load_capability
 from advisor.targets.onnxruntime.markers import mark, translations
 from advisor.targets.onnxruntime.reexport import quiet, reexport

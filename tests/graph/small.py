@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from advisor.passes.calibrate import CalibrationData, Observations, observe, spool_calibration
-from advisor.passes.candidates import find_candidates
+from advisor.passes.candidates import find_candidates, regions_of
 from advisor.passes.capture import capture
 from advisor.passes.divergence import OutputKind, measure_powers
 from advisor.passes.graph import Graph
@@ -20,7 +20,7 @@ from advisor.passes.group import class_tensors, group_layers
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.profiles.loader import load_profile
-from advisor.setting import Setting, graph_for, regions_of
+from advisor.setting import Setting, graph_for
 from advisor.simulate import Simulator
 from advisor.targets.capability import Capability, load_capability
 

@@ -17,6 +17,7 @@ from advisor.errors import UsageError
 from advisor.passes import ops
 from advisor.passes.apply import quantize_dequantize_samples
 from advisor.passes.batching import Place, join_samples, split_samples
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
 from advisor.passes.divergence import measure_powers
 from advisor.passes.graph import (
@@ -33,7 +34,7 @@ from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Question, probe
 from advisor.passes.spool import Spool
 from advisor.search.problem import Choice
-from advisor.setting import Setting, regions_of
+from advisor.setting import Setting
 from advisor.targets.capability import DynamicRules, load_capability
 from tests.graph.small import (
     images,

@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import Dim, export
 
 from advisor.passes.calibrate import Observations, observe
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
 from advisor.passes.graph import (
     ActivationParams,
@@ -24,7 +25,6 @@ from advisor.passes.graph import (
 )
 from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
 from advisor.passes.spool import Spool
-from advisor.setting import regions_of
 from advisor.targets.capability import load_capability
 from tests.graph.small import images, sentences, trained_cnn, trained_transformer
 

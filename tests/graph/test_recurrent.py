@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from advisor.formats import scheme_named
 from advisor.passes.apply import dequantize
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
 from advisor.passes.graph import Graph, LayerAssignment
 from advisor.passes.group import group_layers
@@ -20,7 +21,6 @@ from advisor.passes.rounding import round_weight
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Question, probe
 from advisor.passes.spool import Spool
-from advisor.setting import regions_of
 from advisor.targets.capability import DynamicRules, load_capability
 from tests.graph.models import seeded
 

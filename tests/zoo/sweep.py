@@ -17,9 +17,9 @@ from advisor import Plan, advise
 from advisor.binding import binding_of, params_of
 from advisor.errors import AdvisorError
 from advisor.inputs import normalise_inputs
+from advisor.passes.candidates import regions_of
 from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph
 from advisor.passes.quantize import fit_biases, quantize, round_weights
-from advisor.setting import regions_of
 from advisor.targets.onnxruntime import TARGET
 from tests.zoo.models import Architecture
 

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from advisor import advise
 from advisor.passes.attention import open_products
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
 from advisor.passes.graph import ActivationParams, Graph, LayerAssignment, QuantizedGraph, name_of
 from advisor.passes.observers import activation_params
 from advisor.passes.quantize import quantize, round_weights
-from advisor.setting import regions_of
 from advisor.targets.capability import StaticRules, load_capability
 from advisor.targets.onnxruntime import TARGET
 from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact

@@ -12,11 +12,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
 from advisor.passes.graph import LayerAssignment, QuantizedGraph
 from advisor.passes.quantize import quantize, round_weights
 from advisor.passes.recurrent import LSTM_DYNAMIC
-from advisor.setting import regions_of
 from advisor.targets.capability import load_capability
 from advisor.targets.onnxruntime import TARGET
 from advisor.targets.onnxruntime.session import open_session
