@@ -37,16 +37,10 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
         integers_of(call.layer.name, call.inputs[0])
     else:
         weight = float_weight(build, call, call.inputs[1])
-    x, dimensions = call.inputs[0], len(call.layer.weight_shape) - 2
-    has_batch = x.shape is None or len(x.shape) == dimensions + 2
-    if not has_batch:
-        raise UnsupportedError(
-            f"{call.layer.name} convolves an input without a batch dimension; add one of size 1"
-        )
     return (
         build.node(
             "Conv",
-            [x, weight, call.bias],
+            [batched_input(call), weight, call.bias],
             role="op",
             **attributes(call.node, call.layer.weight_shape),
         ),
@@ -60,6 +54,20 @@ def _dequantized(build: Builder, call: Call) -> ir.Value:
     stored = build.constant(integers, array_of(table.values))
     scale = build.constant(f"{scales}s", array_of(table.scale).reshape(-1))
     return build.node("DequantizeLinear", [stored, scale], role="weight", axis=0)
+
+
+def batched_input(call: Call) -> ir.Value:
+    """The layer's input; torch convolves one without a batch dimension too, ONNX does not.
+
+    Raises:
+        UnsupportedError: there is no batch dimension.
+    """
+    x = call.inputs[0]
+    if x.shape is not None and len(x.shape) != len(call.layer.weight_shape):
+        raise UnsupportedError(
+            f"{call.layer.name} convolves an input without a batch dimension; add one of size 1"
+        )
+    return x
 
 
 def attributes(node: Node, weight_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from advisor.errors import UnsupportedError
 from advisor.passes.fx import argument
 from advisor.targets.onnxruntime.forms.builder import Builder
-from advisor.targets.onnxruntime.forms.conv import spread
+from advisor.targets.onnxruntime.forms.conv import batched_input, spread
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input
 from advisor.targets.onnxruntime.forms.weights import find_float_weight, float_weight
 from advisor.targets.onnxruntime.manifest import LayerRecord
@@ -25,17 +24,13 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
     """ConvTranspose of (input, weight, bias, stride, padding, output padding, groups, dilation)."""
     kernel = call.layer.weight_shape[2:]
     dimensions = len(kernel)
-    x, weight = call.inputs[0], float_weight(build, call, call.inputs[1])
-    if x.shape is not None and len(x.shape) != dimensions + 2:
-        raise UnsupportedError(
-            f"{call.layer.name} convolves an input without a batch dimension; add one of size 1"
-        )
+    weight = float_weight(build, call, call.inputs[1])
     strides, dilations = (spread(argument(call.node, i), dimensions, 1) for i in (3, 7))
     padding, extra = (spread(argument(call.node, i), dimensions, 0) for i in (4, 5))
     return (
         build.node(
             "ConvTranspose",
-            [x, weight, call.bias],
+            [batched_input(call), weight, call.bias],
             role="op",
             kernel_shape=list(kernel),
             strides=strides,
