@@ -56,6 +56,10 @@ def measure_profile(say: Say | None = None) -> str:
 
 def write_profile(rates: Rates, cpu: Cpu, version: str) -> str:
     """The TOML text of a profile from what was measured."""
+
+    def of_peak(ops_per_s: float, what: str) -> tuple[float, str]:
+        return _share(ops_per_s, rates.float32_ops_per_s), f"{what} against the peak above"
+
     figures = {
         "memory.bandwidth_bytes_per_s": (rates.bandwidth_bytes_per_s, "Add on arrays of 34 MB"),
         "memory.fraction": (1.0, "the bandwidth above was sustained, not a peak"),
@@ -63,25 +67,17 @@ def write_profile(rates: Rates, cpu: Cpu, version: str) -> str:
             min(rates.core_bandwidth_bytes_per_s, rates.bandwidth_bytes_per_s),
             "the same Add with one thread",
         ),
-        "efficiency.linear": (
-            _share(rates.linear_ops_per_s, rates.float32_ops_per_s),
-            "MatMul 128 x 768 x 768 against the peak above",
-        ),
-        "efficiency.conv": (
-            _share(rates.conv_ops_per_s, rates.float32_ops_per_s),
-            "Conv 3x3, 64 to 64 channels, 56 x 56, against the peak above",
-        ),
-        "efficiency.depthwise": (
-            _share(rates.depthwise_ops_per_s, rates.float32_ops_per_s),
-            "depthwise Conv 3x3, 192 channels, 56 x 56, against the peak above",
+        "efficiency.linear": of_peak(rates.linear_ops_per_s, "MatMul 128 x 768 x 768"),
+        "efficiency.conv": of_peak(rates.conv_ops_per_s, "Conv 3x3, 64 to 64 channels, 56 x 56,"),
+        "efficiency.depthwise": of_peak(
+            rates.depthwise_ops_per_s, "depthwise Conv 3x3, 192 channels, 56 x 56,"
         ),
         "efficiency.embedding": (
             _share(rates.gather_bytes_per_s, rates.bandwidth_bytes_per_s),
             "Gather of 16384 rows of 384 against the bandwidth above",
         ),
-        "efficiency.elementwise": (
-            _share(4 * rates.convert_elements_per_s, rates.float32_ops_per_s),
-            "QuantizeLinear of 2^20 elements, 4 operations each, against the peak above",
+        "efficiency.elementwise": of_peak(
+            4 * rates.convert_elements_per_s, "QuantizeLinear of 2^20 elements, 4 operations each,"
         ),
         "overhead.launch_s": (max(rates.launch_s, 1e-9), "per node of a chain of 200 tiny Adds"),
         "overhead.dispatch_s": (max(rates.dispatch_s, 1e-9), "a model of one tiny Add"),
