@@ -42,7 +42,9 @@ python -m benchmarks.onnxruntime.summarise
   the power for embeddings.
 - **Bytes** are those of the files, graph included.
 - `static`, `dynamic`: `onnxruntime.quantization`'s `quantize_static` and `quantize_dynamic` with
-  their defaults after `quant_pre_process`, calibrated on the same data as the plans. `matmul`:
+  their defaults after `quant_pre_process` (without its symbolic shape inference where that fails,
+  as on MiniLM), calibrated on the same data as the plans. "layers only" quantizes Conv, Gather,
+  Gemm and MatMul instead of every operator that can be, attention masks included. `matmul`:
   `MatMulNBitsQuantizer` with its defaults; "int8 products" is accuracy level 4 of the same kernel.
 - Rows named like `latency (threads=1)` are what `advise` answered for that objective, budget and
   number of threads. `uniform` rows are one scheme wherever a layer can take it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scipy.stats import binom
 from torch import nn
 
 from benchmarks.onnxruntime import claims, compare, models, peers, summarise
+from benchmarks.onnxruntime.floatmodel import FEEDS, export_float
 from benchmarks.onnxruntime.measure import Variant, divergence_of, open_variant, outputs_of
 from benchmarks.onnxruntime.predict import errors_of, overall
 from benchmarks.onnxruntime.timing import median_interval, time_variants
@@ -106,6 +108,27 @@ def test_tools_failures_are_kept_with_their_message(tmp_path: Path) -> None:
     peer = peers.make_peer("dynamic", source, tmp_path / "feeds.npz", tmp_path / "out.onnx")
     assert peer.failure
     assert not peer.path.exists()
+
+
+class UnitLength(Tiny):
+    """ONNX Runtime's symbolic shape inference fails on the norm of this."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(super().forward(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["static", "static per channel, layers only", "dynamic"])
+def test_a_model_that_the_tool_infers_no_shapes_of(tmp_path: Path, method: str) -> None:
+    case = replace(tiny_case(), model=UnitLength().eval())
+    source = export_float(case, tmp_path / "float.onnx")
+    peer = peers.make_peer(method, source, tmp_path / FEEDS, tmp_path / "out.onnx")
+    assert peer.failure is None
+    expected, found = (
+        torch.cat(outputs_of(open_variant(Variant(name="", path=file), 1), case.evaluation))
+        for file in (source, peer.path)
+    )
+    assert 0 < float((found - expected).square().mean() / expected.square().mean()) < 0.05
 
 
 @pytest.mark.slow
