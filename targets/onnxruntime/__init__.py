@@ -72,7 +72,7 @@ class OnnxRuntimeTarget:
         """Execute with flat named inputs; flat named outputs as torch tensors."""
         from torch import as_tensor
 
-        from advisor.targets.onnxruntime.signature import bind
+        from advisor.targets.signature import bind
 
         loaded = self.load(artifact.path)
         results = loaded.run_flat(bind(loaded.manifest, (), inputs))

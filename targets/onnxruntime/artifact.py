@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 import torch
 
+from advisor.targets.acceptance import verify_all, write_acceptance
+from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements
 from advisor.targets.base import LayerFormat, Mismatch, Verification
 from advisor.targets.benchmark import Benchmark, Progress
-from advisor.targets.onnxruntime.agreement import (
-    FLOAT_TOLERANCE,
-    Agreement,
-    check_layers,
-    compare_end_to_end,
-    rounds_states,
-    run_shaken,
-    run_tapped,
-)
+from advisor.targets.compare import compare_layers, compare_tensors
+from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
+from advisor.targets.onnxruntime.agreement import check_layers, rounds_states
 from advisor.targets.onnxruntime.benchmark import ROUNDS, SECONDS, run_benchmark
-from advisor.targets.onnxruntime.compare import compare_layers, compare_tensors
-from advisor.targets.onnxruntime.kernels import executed_kernels
-from advisor.targets.onnxruntime.manifest import (
-    CHECK_FOLDER,
-    MODEL_FILE,
-    Manifest,
-    read_manifest,
-    read_session_entries,
-    write_json,
-)
+from advisor.targets.onnxruntime.kernels import acceptable_kernels, executed_kernels
+from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entries
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.readback import read_layers, read_tensors
 from advisor.targets.onnxruntime.session import Session, open_session, runtime_version
-from advisor.targets.onnxruntime.signature import bind, build_outputs
-from advisor.targets.onnxruntime.simulation import Simulation, flat_tensors, load_simulation
+from advisor.targets.signature import bind, build_outputs
+from advisor.targets.simulation import Simulation, flat_tensors, load_simulation
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-ACCEPTANCE_FILE: Final = "acceptance.json"
 _PACKAGES: Final = ("onnxruntime", "onnx", "torch")
 
 
@@ -122,31 +108,24 @@ class OnnxRuntimeArtifact:
         """
         simulation = load_simulation(self.path / CHECK_FOLDER)
         formats = self.read_back()
-        mismatches = compare_layers(self.manifest.layers, formats)
+        mismatches = compare_layers(self.manifest.layers, formats, acceptable_kernels)
         mismatches += compare_tensors(
             self.manifest.tensors,
             read_tensors(self._load(), [record.name for record in self.manifest.tensors]),
         )
         flat = self._examples(simulation)
         agreements = self._check(simulation, flat)
-        mismatches += [
-            Mismatch(name=found.layer, expected="the simulation's numbers", found=found.problem)
-            for found in agreements
-            if found.problem
-        ]
         worst, outside = self._end_to_end(simulation, flat)
-        layers = {layer.name for layer in self.manifest.layers}
-        broken = layers & {mismatch.name for mismatch in mismatches}
-        verification = Verification(
-            layers_matched=len(layers) - len(broken),
-            layers_total=len(layers),
-            mismatches=(*mismatches, *outside),
+        verification = verify_all(
+            self.manifest,
+            agreements,
+            (*mismatches, *outside),
             max_abs_error=worst,
             executed_by=runtime_version(),
-            flips=sum(found.flips for found in agreements),
-            compared=sum(found.compared for found in agreements),
         )
-        self._write_acceptance(verification, formats, agreements)
+        write_acceptance(
+            self.path, self.manifest, verification, formats, agreements, packages=_PACKAGES
+        )
         return verification
 
     def debug(self, *inputs: Any, **named: Any) -> str:
@@ -165,17 +144,7 @@ class OnnxRuntimeArtifact:
         else:
             flat = self._examples(simulation)
         agreements = self._check(simulation, flat)
-        for found in agreements:
-            if found.problem:
-                return f"{found.layer}: {found.problem}"
-        worst = max(agreements, key=lambda found: found.error, default=None)
-        if worst is None:
-            return "no layer to compare"
-        unit = "steps" if worst.compared else "of its largest value"
-        return (
-            f"all {len(agreements)} layers agree with the simulation; "
-            f"the largest difference is {worst.error:.2g} {unit}, in {worst.layer}"
-        )
+        return describe_agreements(agreements)
 
     def benchmark(
         self,
@@ -226,58 +195,15 @@ class OnnxRuntimeArtifact:
     def _end_to_end(
         self, simulation: Simulation, flat: Sequence[torch.Tensor]
     ) -> tuple[float, list[Mismatch]]:
-        names = [record.name for record in self.manifest.outputs]
         inputs = {
             record.name: tensor.numpy()
             for record, tensor in zip(self.manifest.inputs, flat, strict=True)
         }
-        expected = run_tapped(simulation.module, (), flat, lambda tap, feed, end: None)
         # Whoever rounds the states of a batch together does so per thread: the simulation has one.
         alone = replace(self, threads=1, _session=None) if self._rounds_states else self
-        found = alone.run_flat(inputs)
-        simulated = [tensor.numpy() for tensor in expected]
-        floats = [simulation.floats[name].numpy() for name in names]
-        result = compare_end_to_end(names, found, simulated, floats)
-        if not result[1]:
-            return result
-        shaken = [tensor.numpy() for tensor in run_shaken(simulation.module, flat)]
-        return compare_end_to_end(names, found, simulated, floats, shaken)
+        names = [record.name for record in self.manifest.outputs]
+        return compare_outputs(simulation, flat, names, alone.run_flat(inputs))
 
     @property
     def _rounds_states(self) -> bool:
         return any(rounds_states(layer) for layer in self.manifest.layers)
-
-    def _write_acceptance(
-        self,
-        verification: Verification,
-        formats: Mapping[str, LayerFormat],
-        agreements: Sequence[Agreement],
-    ) -> None:
-        by_layer = {found.layer: found for found in agreements}
-        rows: list[dict[str, Any]] = []
-        for layer in self.manifest.layers:
-            row: dict[str, Any] = {"name": layer.name, "planned": layer.scheme}
-            if layer.name in formats:
-                row |= asdict(formats[layer.name])
-            if layer.name in by_layer:
-                found = by_layer[layer.name]
-                row |= {
-                    "error": found.error,
-                    "flips": found.flips,
-                    "compared": found.compared,
-                    "problem": found.problem,
-                }
-            rows.append(row)
-        write_json(
-            self.path / ACCEPTANCE_FILE,
-            {
-                "ok": verification.ok,
-                "layers_matched": verification.layers_matched,
-                "layers_total": verification.layers_total,
-                "max_abs_error": verification.max_abs_error,
-                "float_tolerance": FLOAT_TOLERANCE,
-                "mismatches": [asdict(mismatch) for mismatch in verification.mismatches],
-                "layers": rows,
-                "versions": {name: version(name) for name in _PACKAGES},
-            },
-        )

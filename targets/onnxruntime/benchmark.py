@@ -20,17 +20,13 @@ from advisor.targets.benchmark import (
     summarise,
     time_in_turns,
 )
+from advisor.targets.manifest import CHECK_FOLDER, Manifest
 from advisor.targets.onnxruntime.floatmodel import FLOAT_FILE
-from advisor.targets.onnxruntime.manifest import (
-    CHECK_FOLDER,
-    MODEL_FILE,
-    Manifest,
-    read_session_entries,
-)
+from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entries
 from advisor.targets.onnxruntime.memory import measure_memory
 from advisor.targets.onnxruntime.session import open_session, runtime_version
-from advisor.targets.onnxruntime.signature import takes
-from advisor.targets.onnxruntime.simulation import EXAMPLES_FILE
+from advisor.targets.signature import takes
+from advisor.targets.simulation import EXAMPLES_FILE
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

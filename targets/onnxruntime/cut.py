@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms import form_of
-from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model, save_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY, ROLE_PROPERTY

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms import form_of
-from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from advisor.passes.digest import table_sha256
 from advisor.passes.graph import WeightTable
 from advisor.targets.base import LayerFormat
+from advisor.targets.manifest import LayerRecord, TensorRecord
 from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.forms.form import FLOAT_KINDS, Found
 from advisor.targets.onnxruntime.forms.weights import constant_array
-from advisor.targets.onnxruntime.manifest import LayerRecord, TensorRecord
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY, ROLE_PROPERTY
 
 if TYPE_CHECKING:
@@ -57,19 +56,6 @@ def read_tensors(model: ir.Model, names: Iterable[str]) -> dict[str, tuple[Tenso
                 )
             )
     return {name: tuple(records) for name, records in found.items()}
-
-
-def expected_scheme(layer: LayerRecord) -> str:
-    """The scheme to find for a layer: an embedding has no activations to quantize."""
-    is_static = layer.op == "embedding" and layer.scheme == "w8a8"
-    return "w8" if is_static else layer.scheme
-
-
-def same_scheme(layer: LayerRecord, found: str) -> bool:
-    """Whether ``found`` is the planned scheme; one block per row is one scale per channel."""
-    wanted = expected_scheme(layer)
-    inputs = int(np.prod(layer.weight_shape[1:], dtype=np.int64))
-    return found == wanted or found == f"{wanted}-g{inputs}" or wanted == f"{found}-g{inputs}"
 
 
 def _find_constant(model: ir.Model, layer: LayerRecord) -> Found | None:

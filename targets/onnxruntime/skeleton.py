@@ -14,8 +14,8 @@ from advisor.passes.candidates import regions_of
 from advisor.passes.graph import Graph
 from advisor.targets.capability import load_capability
 from advisor.targets.onnxruntime.markers import mark, translations
-from advisor.targets.onnxruntime.reexport import quiet, reexport
 from advisor.targets.onnxruntime.tidy import tidy
+from advisor.targets.reexport import quiet, reexport
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms import (
     conv,
     conv_transpose,
@@ -17,7 +18,6 @@ from advisor.targets.onnxruntime.forms import (
     recurrent,
 )
 from advisor.targets.onnxruntime.forms.form import Form
-from advisor.targets.onnxruntime.manifest import LayerRecord
 
 FORMS: Final[dict[str, Form]] = {
     "linear": linear.FORM,

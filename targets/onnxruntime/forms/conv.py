@@ -9,6 +9,7 @@ import torch
 from advisor.errors import UnsupportedError
 from advisor.passes.fx import argument
 from advisor.passes.graph import WeightTable
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input
 from advisor.targets.onnxruntime.forms.linear import integers_of
@@ -19,7 +20,6 @@ from advisor.targets.onnxruntime.forms.weights import (
     float_weight,
     names_of,
 )
-from advisor.targets.onnxruntime.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir

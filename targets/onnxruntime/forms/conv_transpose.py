@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from advisor.passes.fx import argument
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.conv import batched_input, spread
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input
 from advisor.targets.onnxruntime.forms.weights import find_float_weight, float_weight
-from advisor.targets.onnxruntime.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir

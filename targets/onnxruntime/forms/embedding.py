@@ -18,6 +18,7 @@ import torch
 from advisor.errors import UnsupportedError
 from advisor.formats import PerBlock
 from advisor.passes.graph import WeightTable
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Array, Builder
 from advisor.targets.onnxruntime.forms.form import FLOAT_KINDS, Call, Form, Found, integer
 from advisor.targets.onnxruntime.forms.linear import BLOCK_BITS
@@ -30,7 +31,6 @@ from advisor.targets.onnxruntime.forms.weights import (
     table_of,
     unpack,
 )
-from advisor.targets.onnxruntime.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from advisor.errors import UnsupportedError
 from advisor.formats import Scheme, scheme_named
 from advisor.passes.graph import Layer, WeightTable
-from advisor.targets.onnxruntime.manifest import LayerRecord
+from advisor.targets.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir

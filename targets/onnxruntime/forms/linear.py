@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from advisor.errors import UnsupportedError
 from advisor.formats import PerBlock
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input, integer
 from advisor.targets.onnxruntime.forms.weights import (
@@ -31,7 +32,6 @@ from advisor.targets.onnxruntime.forms.weights import (
     table_of,
     unpack,
 )
-from advisor.targets.onnxruntime.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir

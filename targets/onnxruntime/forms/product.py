@@ -14,10 +14,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found
 from advisor.targets.onnxruntime.forms.linear import integers_of
-from advisor.targets.onnxruntime.manifest import LayerRecord
 from advisor.targets.onnxruntime.rewrite import before_views
 
 if TYPE_CHECKING:

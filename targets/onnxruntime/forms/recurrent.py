@@ -17,6 +17,7 @@ import torch
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Layer, WeightTable
 from advisor.passes.recurrent import WEIGHTS_AT
+from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Form, Found, first_input
 from advisor.targets.onnxruntime.forms.weights import (
@@ -26,7 +27,6 @@ from advisor.targets.onnxruntime.forms.weights import (
     float_weight,
     names_of,
 )
-from advisor.targets.onnxruntime.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import onnx_ir as ir

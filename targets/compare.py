@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
 
 from advisor.targets.base import LayerFormat, Mismatch
-from advisor.targets.onnxruntime.kernels import acceptable_kernels
-from advisor.targets.onnxruntime.manifest import LayerRecord, TensorRecord
-from advisor.targets.onnxruntime.readback import expected_scheme, same_scheme
+from advisor.targets.manifest import LayerRecord, TensorRecord
 
 
 def compare_layers(
-    layers: Sequence[LayerRecord], formats: Mapping[str, LayerFormat]
+    layers: Sequence[LayerRecord],
+    formats: Mapping[str, LayerFormat],
+    acceptable_kernels: Callable[[LayerRecord], Collection[str]],
 ) -> list[Mismatch]:
-    """Layers whose format, numbers or executed operator are not the plan's."""
+    """Layers whose format, numbers or executed operator are not the plan's.
+
+    acceptable_kernels: operators that may run a layer; none when any may.
+    """
     mismatches: list[Mismatch] = []
 
     def report(layer: LayerRecord, expected: str, found: str) -> None:
@@ -40,6 +45,19 @@ def compare_layers(
                 f"executed by {found.kernel or 'nothing that could be found'}",
             )
     return mismatches
+
+
+def expected_scheme(layer: LayerRecord) -> str:
+    """The scheme to find for a layer: an embedding has no activations to quantize."""
+    is_static = layer.op == "embedding" and layer.scheme == "w8a8"
+    return "w8" if is_static else layer.scheme
+
+
+def same_scheme(layer: LayerRecord, found: str) -> bool:
+    """Whether ``found`` is the planned scheme; one block per row is one scale per channel."""
+    wanted = expected_scheme(layer)
+    inputs = int(np.prod(layer.weight_shape[1:], dtype=np.int64))
+    return found == wanted or found == f"{wanted}-g{inputs}" or wanted == f"{found}-g{inputs}"
 
 
 def compare_tensors(

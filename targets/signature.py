@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 from advisor.errors import InputError, UnsupportedError
 from advisor.passes.fx import placeholders
 from advisor.passes.graph import Graph
-from advisor.targets.onnxruntime.manifest import InputRecord, Manifest, OutputRecord
-from advisor.targets.onnxruntime.reexport import argument_names
+from advisor.targets.manifest import InputRecord, Manifest, OutputRecord
+from advisor.targets.reexport import argument_names
 
 Array = np.ndarray[Any, Any]
 

@@ -16,7 +16,7 @@ from advisor.inputs import Inputs
 from advisor.passes import ops
 from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.pt2 import load_program
-from advisor.targets.onnxruntime.reexport import reexport
+from advisor.targets.reexport import reexport
 
 PROGRAM_FILE: Final = "simulation.pt2"
 EXAMPLES_FILE: Final = "examples.safetensors"
