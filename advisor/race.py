@@ -35,15 +35,27 @@ HOW: Final = "whole models timed in turns, low quantile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
-    """Seconds of whole plans. uniform: the uniform plan of each scheme that was timed."""
+    """Seconds of whole plans, the first of which is float32.
+
+    uniform: the uniform plan of each scheme that was timed. reference_s: float32's seconds when
+    the costs were measured. A machine that shares its processor runs at another speed by now, all
+    models alike, and a latency limit is about the speed that was predicted with.
+    """
 
     choices: tuple[Choice, ...]
     timed: TimedPlans
     uniform: Mapping[str, Choice]
+    reference_s: float
+
+    @property
+    def seconds(self) -> dict[Choice, float]:
+        """Seconds by choice, at the machine's speed when the costs were measured."""
+        scale = self.reference_s / self.timed.seconds[0]
+        return {c: s * scale for c, s in zip(self.choices, self.timed.seconds, strict=True)}
 
     def by_trial(self, trials: Sequence[Trial], budget: Budget) -> dict[int, float]:
         """Seconds by trial number, of those inside the latency limit; of the fastest if none is."""
-        known = dict(zip(self.choices, self.timed.seconds, strict=True))
+        known = self.seconds
         found = {t.number: known[t.choice] for t in trials if t.choice in known and is_measured(t)}
         limit = max(_limit(budget), min(found.values(), default=0.0))
         return {number: seconds for number, seconds in found.items() if seconds <= limit}
@@ -64,8 +76,7 @@ class Race:
         for scheme, choice in self.uniform.items():
             if choice == winner:
                 added = f"; timed on this machine, no mixed plan beats {scheme} wherever it can be"
-        seconds = dict(zip(self.choices, self.timed.seconds, strict=True))
-        if budget.latency_s is not None and seconds.get(winner, 0.0) > budget.latency_s:
+        if self.seconds.get(winner, 0.0) > _limit(budget):
             added += "; timed on this machine it is over the latency limit, as all plans timed are"
         return added
 
@@ -141,8 +152,14 @@ def hold_race(
         choice: partial(simulator.quantized, choice, knobs.get(choice, favourite.knobs))
         for choice in choices
     }
-    timed = contest.hold(evidence.prepared.setting, plans)
-    return Race(choices=choices, timed=timed, uniform=baselines)
+    setting = evidence.prepared.setting
+    timed = contest.hold(setting, plans)
+    return Race(
+        choices=choices,
+        timed=timed,
+        uniform=baselines,
+        reference_s=timed.seconds[0] if setting.measured is None else setting.measured.reference_s,
+    )
 
 
 def _limit(budget: Budget) -> float:

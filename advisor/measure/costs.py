@@ -14,14 +14,16 @@ from advisor.parse import dump_record
 class MeasuredCosts:
     """Seconds that add up to the latency of any plan of one setting, on one machine.
 
-    rest_s: everything that is no layer, with float tensors. layers: by layer name and scheme.
-    quantize_s, dequantize_s: of a tensor on its own, by tensor name. integer_s: what an operator
-    without weights takes more (or, negative, less) on integers than on floats, by the name of its
-    output. noise: relative difference expected of a repeated timing. error: median relative
-    difference of the sums from the timed models they were found from, each left out in turn.
-    models: how many were timed. machine: what they were timed on.
+    reference_s: the float32 model as it was timed; a later timing of it tells how much faster or
+    slower the machine runs by then. rest_s: everything that is no layer, with float tensors.
+    layers: by layer name and scheme. quantize_s, dequantize_s: of a tensor on its own, by tensor
+    name. integer_s: what an operator without weights takes more (or, negative, less) on integers
+    than on floats, by the name of its output. noise: relative difference expected of a repeated
+    timing. error: median relative difference of the sums from the timed models they were found
+    from, each left out in turn. models: how many were timed. machine: what they were timed on.
     """
 
+    reference_s: float
     rest_s: float
     layers: Mapping[str, Mapping[str, float]]
     quantize_s: Mapping[str, float]

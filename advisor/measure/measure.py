@@ -186,15 +186,15 @@ def explain(
         / sums[i]
         for i in range(len(plans))
     ]
-    return _as_costs(terms, found, noise, float(np.median(residuals)), len(plans), machine)
+    return _as_costs(terms, found, timings, noise, float(np.median(residuals)), machine)
 
 
 def _as_costs(
     terms: Terms,
     found: FloatArray,
+    timings: Sequence[Timing],
     noise: float,
     error: float,
-    models: int,
     machine: Mapping[str, str],
 ) -> MeasuredCosts:
     setting = terms.setting
@@ -218,6 +218,7 @@ def _as_costs(
         }
 
     return MeasuredCosts(
+        reference_s=timings[0].seconds,
         rest_s=max(float(found[terms.columns[REST]]), 0.0),
         layers=layers,
         quantize_s=of("quantize", 0.0),
@@ -225,7 +226,7 @@ def _as_costs(
         integer_s=of("integer", -float("inf")),
         noise=noise,
         error=error,
-        models=models,
+        models=len(timings),
         machine=dict(machine),
     )
 

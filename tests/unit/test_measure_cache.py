@@ -18,6 +18,7 @@ from advisor.targets.registry import capability_named
 
 def costs(rest_s: float = 1.5e-3) -> MeasuredCosts:
     return MeasuredCosts(
+        reference_s=4e-3,
         rest_s=rest_s,
         layers={"fc": {"fp32": 2e-3, "w8a8": 5e-4}},
         quantize_s={"x": 1e-5},
