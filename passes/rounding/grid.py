@@ -33,7 +33,9 @@ def to_rows(weight: torch.Tensor, fmt: TensorFormat) -> torch.Tensor:
             return weight.movedim(axis, 0).reshape(weight.shape[axis], -1)
         case PerBlock(size=size):
             flat = weight.reshape(weight.shape[0], -1)
-            return F.pad(flat, (0, -flat.shape[1] % size)).reshape(-1, size)
+            missing = -flat.shape[1] % size
+            padded = F.pad(flat, (0, missing)) if missing else flat  # pad always copies
+            return padded.reshape(-1, size)
 
 
 def from_rows(

@@ -179,6 +179,19 @@ def test_the_scale_of_the_numbers_does_not_matter(magnitude: float) -> None:
     assert float((moved.values - usual.values).abs().float().mean()) < 1e-3
 
 
+@pytest.mark.parametrize("granularity", [PerChannel(0), PerBlock(32)])
+def test_rows_of_a_large_weight_are_rounded_like_each_alone(granularity: Granularity) -> None:
+    weight = torch.randn(1001, 300, generator=torch.Generator().manual_seed(0))
+    fmt = TensorFormat(dtype="int4", granularity=granularity)
+    whole = round_weight(weight, fmt, "mse")
+    assert whole.scale is not None
+    for start in range(0, 1001, 100):
+        part = round_weight(weight[start : start + 100], fmt, "mse")
+        assert torch.equal(whole.values[start : start + 100], part.values)
+        assert part.scale is not None
+        assert torch.equal(whole.scale[start : start + 100], part.scale)
+
+
 def test_float_formats_are_casts() -> None:
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(9))
     for dtype, expected in (("float16", weight.half()), ("bfloat16", weight.bfloat16())):
