@@ -33,7 +33,6 @@ from advisor.plan import Alternative, Calibration, Plan, Provenance
 from advisor.planfile import note_measurements
 from advisor.prepare import check_deployment, check_whole, prepare
 from advisor.search.objective import check_objective, pareto_front
-from advisor.search.problem import evaluate
 from advisor.search.study import Trial
 from advisor.simulate import Loss
 
@@ -221,6 +220,7 @@ def _write(
 ) -> Plan:
     """The Plan, tied to the model and its tensors."""
     setting, winner = evidence.prepared.setting, chosen.winner
+    sensitivity = evidence.under(winner.knobs).sensitivity
     quantized = evidence.simulator.quantized(winner.choice, winner.knobs)
     tensors, tree = plan_tensors(
         setting.graph,
@@ -242,18 +242,14 @@ def _write(
         sequence=sequence,
         threads=setting.threads,
         fingerprint=fingerprint(setting.graph),
-        layers=decide_layers(
-            setting, winner.choice, evidence.sensitivity, evidence.prepared.pinned
-        ),
+        layers=decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned),
         tensors=decide_tensors(
             setting,
             evidence.simulator.params(winner.knobs),
             setting.regions.quantized(static),
-            evidence.sensitivity,
+            sensitivity,
         ),
-        predicted=modelled(
-            evaluate(evidence.problem, winner.choice), setting.profile.name, setting.latency_source
-        ),
+        predicted=modelled(winner.evaluation, setting.profile.name, setting.latency_source),
         measured=measured_of(evidence, winner.divergence, chosen.metric),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,
@@ -280,7 +276,7 @@ def _as_data(evidence: Evidence, chosen: Chosen, trial: Trial) -> Alternative:
         evidence.prepared.setting,
         f"trial {trial.number}",
         trial.choice,
-        metrics_of(evidence, trial.choice, trial.divergence, None),
+        metrics_of(evidence, trial.evaluation, trial.divergence, None),
         fits=trial.number in chosen.fitting,
         note=f"{trial.origin}; {knobs}" if knobs else trial.origin,
     )

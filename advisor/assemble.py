@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch.fx import Node
 
 from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
 from advisor.indicators import Indicators
 from advisor.passes.fx import constant_value
-from advisor.passes.graph import Layer, name_of
+from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.liveness import VIEWS, program_points
 from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
@@ -21,6 +23,8 @@ from advisor.profiles.roofline import boundary_seconds, dispatch_seconds
 from advisor.search.problem import Candidate, FloatArray, Linear, Problem
 from advisor.setting import Setting
 from advisor.targets.capability import Capability
+
+aten = torch.ops.aten
 
 if TYPE_CHECKING:
     from advisor.passes.sensitivity import Column, Sensitivity
@@ -57,6 +61,27 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
         if energy is None
         else Linear(per_group=energy, per_indicator=np.zeros(indicated)),
     )
+
+
+def build_rescaled(
+    setting: Setting, graph: Graph, sensitivity: Sensitivity | None = None
+) -> Problem:
+    """The problem of the same layers in a graph where some tensors take a multiplication more.
+
+    Where seconds are measured, such a multiplication counts as long as quantizing that tensor,
+    which is as short an operator that reads as much, or as modelled where that was not measured.
+    """
+    other = setting.with_graph(graph)
+    measured = setting.measured
+    if measured is not None:
+        before = {node.name: node.target for node in setting.graph.module.graph.nodes}
+        nodes = graph.module.graph.find_nodes(op="call_function", target=aten.mul.Tensor)
+        added = [node for node in nodes if before.get(node.name) is not node.target]
+        seconds = (
+            measured.quantize_s.get(name_of(node), _plain_seconds(other, node)) for node in added
+        )
+        other = replace(other, measured=replace(measured, rest_s=measured.rest_s + sum(seconds)))
+    return build_problem(other, sensitivity)
 
 
 def weight_column(layer: Layer, candidate: Candidate) -> Column:
@@ -135,18 +160,21 @@ def _other_seconds(setting: Setting) -> float:
         is_layer = name_of(node) in layer_names
         if node.op != "call_function" or is_layer or node.name not in setting.shapes:
             continue
-        if short_op(node) in VIEWS:
-            continue
-        inputs = [n.name for n in node.all_input_nodes if n.name in setting.shapes]
-        moved = sum(setting.bytes_of(name) for name in (*inputs, node.name))
-        total += plain_seconds(
-            setting.profile,
-            macs=_product_macs(node, setting.shapes),
-            moved_bytes=moved,
-            capability=setting.capability,
-            threads=setting.threads,
-        )
+        if short_op(node) not in VIEWS:
+            total += _plain_seconds(setting, node)
     return total
+
+
+def _plain_seconds(setting: Setting, node: Node) -> float:
+    """Modelled seconds of an operator that is no layer."""
+    inputs = [n.name for n in node.all_input_nodes if n.name in setting.shapes]
+    return plain_seconds(
+        setting.profile,
+        macs=_product_macs(node, setting.shapes),
+        moved_bytes=sum(setting.bytes_of(name) for name in (*inputs, node.name)),
+        capability=setting.capability,
+        threads=setting.threads,
+    )
 
 
 def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:

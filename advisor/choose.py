@@ -18,12 +18,11 @@ from advisor.evidence import Evidence, Progress
 from advisor.formats import scheme_named
 from advisor.measure.finalists import Contest
 from advisor.metric import Metric, evaluate_metric
-from advisor.passes.equalise import find_chains
 from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
 from advisor.race import hold_race, is_raced, widened
 from advisor.search.ladder import further_starts
-from advisor.search.milp import within
+from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
     Selection,
@@ -33,7 +32,7 @@ from advisor.search.objective import (
     select,
     start,
 )
-from advisor.search.problem import Choice, evaluate
+from advisor.search.problem import Choice, Evaluation, evaluate
 from advisor.search.study import Knobs, Trial, refine
 
 KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
@@ -104,7 +103,9 @@ def choose(
     ladder = further_starts(problem, begun, objective, bounds, is_timed=contest is not None)
     starts = list(dict.fromkeys([begun.choice, *ladder, *fitting]))
     knobs = _offer_knobs(evidence)
-    variants = _equalised_starts(evidence, [begun.choice, *fitting]) if "equalise" in knobs else ()
+    variants = _equalised_starts(
+        evidence, [begun.choice, *fitting], objective, budget, is_timed=contest is not None
+    )
     # Where there are many schemes, their uniform starts must not leave the study without a trial.
     count = max(trials, len(starts) + len(variants) + trials // 4)
     found = refine(
@@ -118,6 +119,7 @@ def choose(
         knobs=knobs,
         variants=variants,
         score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
+        problem_under=lambda knobs: evidence.under(knobs).problem,
         on_trial=lambda trial: say("search", trial.number + 1, count),
     )
     defaults = {name: values[0] for name, values in knobs.items()}
@@ -142,7 +144,7 @@ def choose(
         evidence, selection, inside, metric, objective, budget, timed
     )
     if race is not None:
-        outcome += race.remark(winner.choice, budget)
+        outcome += race.remark(winner, budget)
     return Chosen(
         winner=winner,
         metric=value,
@@ -152,18 +154,16 @@ def choose(
         trials=found,
         fitting=frozenset(trial.number for trial in inside if is_measured(trial)),
         baselines=baselines,
-        timings=() if race is None else race.records(winner.choice),
+        timings=() if race is None else race.records(winner),
     )
 
 
 def metrics_of(
-    evidence: Evidence, choice: Choice, divergence: float | None, metric: float | None
+    evidence: Evidence, evaluation: Evaluation, divergence: float | None, metric: float | None
 ) -> Metrics:
     """Modelled costs and measured losses of a choice."""
     setting = evidence.prepared.setting
-    costs = modelled(
-        evaluate(evidence.problem, choice), setting.profile.name, setting.latency_source
-    )
+    costs = modelled(evaluation, setting.profile.name, setting.latency_source)
     seen = measured_of(evidence, divergence, metric)
     return replace(costs, divergence=seen.divergence, metric=seen.metric)
 
@@ -183,26 +183,37 @@ def measured_of(evidence: Evidence, divergence: float | None, metric: float | No
 def _offer_knobs(evidence: Evidence) -> dict[str, tuple[str, ...] | tuple[bool, ...]]:
     """The knobs that can change something for this model and runtime."""
     setting = evidence.prepared.setting
-    options = (option for each in setting.space.candidates.values() for option in each)
     idle: set[str] = set() if setting.regions.sites else {"observer"}
-    is_static = any(scheme_named(option.scheme).is_static for option in options)
-    if not is_static or not find_chains(setting.graph):
+    if evidence.equalised is None:
         idle.add("equalise")
     return {name: values for name, values in KNOBS.items() if name not in idle}
 
 
 def _equalised_starts(
-    evidence: Evidence, starts: Sequence[Choice]
+    evidence: Evidence,
+    starts: Sequence[Choice],
+    objective: str,
+    budget: Budget,
+    *,
+    is_timed: bool,
 ) -> tuple[tuple[Choice, Knobs], ...]:
-    """The starts in which a layer is static, equalised.
+    """The starts in which a layer reads integers, and the best ones for the equalised model.
 
-    Equalisation can turn a hopeless static plan into a good one, which suggestions around the
+    Equalisation can turn a hopeless integer plan into a good one, which suggestions around the
     exact start, made from what the model loses as it is, would hardly come upon.
     """
+    if evidence.equalised is None:
+        return ()
+    problem, bounds = evidence.equalised.problem, budget.bounds()
+    best: list[Choice] = []
+    if solve(problem, minimise="divergence", bounds=bounds) is not None:
+        begun = start(problem, budget, objective)
+        further = further_starts(problem, begun, objective, bounds, is_timed=is_timed)
+        best = [begun.choice, *further]
     found: list[tuple[Choice, Knobs]] = []
-    for choice in dict.fromkeys(starts):
+    for choice in dict.fromkeys([*starts, *best]):
         assignment = evidence.simulator.assignment(choice)
-        if any(scheme_named(layer.scheme).is_static for layer in assignment.values()):
+        if any(scheme_named(layer.scheme).activation for layer in assignment.values()):
             found.append((choice, {"equalise": True}))
     return tuple(found)
 
@@ -244,14 +255,15 @@ def _measure_uniform(
         if divergence is None:
             divergence = evidence.simulator.measure(choice, knobs)
         value = _metric_of(evidence, metric, choice, knobs)
+        evaluation = evaluate(evidence.problem, choice)
         note = f"{unable} layers cannot take {scheme} and stay in float" if unable else ""
         results.append(
             alternative(
                 evidence.prepared.setting,
                 scheme,
                 choice,
-                metrics_of(evidence, choice, divergence, value),
-                fits=within(evaluate(evidence.problem, choice), bounds),
+                metrics_of(evidence, evaluation, divergence, value),
+                fits=within(evaluation, bounds),
                 note=note,
             )
         )

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from advisor.assemble import build_problem, error_columns
+from advisor.assemble import build_problem, build_rescaled, error_columns
 from advisor.inferred import synthetic_calibration
 from advisor.inputs import check_finite, check_inputs, split_label
 from advisor.outputs import choose_kinds
@@ -22,7 +22,9 @@ from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Column, Question, Sensitivity, probe
 from advisor.prepare import Prepared
 from advisor.search.problem import Problem
-from advisor.simulate import Loss, Simulator
+from advisor.search.study import Knobs
+from advisor.setting import Setting
+from advisor.simulate import Loss, Simulator, can_equalise
 from advisor.targets.capability import DynamicRules
 
 Progress = Callable[[str, int, int], None]
@@ -37,12 +39,23 @@ LOSS_NOTE: Final = (
     "a loss was given: predictions are of the outputs' divergence, but every number measured as "
     "divergence is that loss, and the limits on divergence are held against it"
 )
-PROBE_KNOBS: Final = {"observer": "mse"}
+PROBE_KNOBS: Final[Knobs] = {"observer": "mse"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictions:
+    """What every choice is predicted to cost and to lose."""
+
+    sensitivity: Sensitivity
+    problem: Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """outputs: by output name, its kind and why. notes: what a user should know of all this."""
+    """sensitivity, problem: of the model itself. equalised: the same of the model equalised, where
+    that can change something. outputs: by output name, its kind and why. notes: what a user should
+    know of all this.
+    """
 
     prepared: Prepared
     simulator: Simulator
@@ -51,6 +64,13 @@ class Evidence:
     outputs: Mapping[str, str]
     synthetic: bool
     notes: tuple[str, ...]
+    equalised: Predictions | None = None
+
+    def under(self, knobs: Knobs) -> Predictions:
+        """The predictions for trials with these knobs."""
+        if self.equalised is not None and knobs.get("equalise", False):
+            return self.equalised
+        return Predictions(sensitivity=self.sensitivity, problem=self.problem)
 
 
 def gather(
@@ -87,7 +107,9 @@ def gather(
     )
     say("calibrate", 1, 1)
     say("score", 0, 1)
-    sensitivity = _score(prepared, simulator, seed)
+    sensitivity = _score(prepared, simulator, PROBE_KNOBS, seed)
+    simulator.losses = input_losses(setting, sensitivity)
+    equalised = _predict_equalised(prepared, simulator, seed) if can_equalise(setting) else None
     say("score", 1, 1)
     synthetic = prepared.batches is None
     notes = (prepared.example.note, *graph.notes, *data.notes)
@@ -101,7 +123,24 @@ def gather(
         outputs=said,
         synthetic=synthetic,
         notes=tuple(dict.fromkeys(note for note in notes if note)),
+        equalised=equalised,
     )
+
+
+def input_losses(setting: Setting, sensitivity: Sensitivity) -> dict[str, float]:
+    """Predicted divergence of rounding what linear layers read, by tensor: the most of any way."""
+    ways: dict[str, dict[str, list[Column]]] = {}
+    inputs = {layer.name: layer.input for layer in setting.graph.layers if layer.op == "linear"}
+    for column in sensitivity.scores:
+        kind, first, second = column
+        reader = {"edge": second, "dynamic": first}.get(kind, "")
+        if reader in inputs:
+            way = second if kind == "dynamic" else ""
+            ways.setdefault(inputs[reader], {}).setdefault(way, []).append(column)
+    return {
+        tensor: max(sensitivity.divergence(*columns) for columns in each.values())
+        for tensor, each in ways.items()
+    }
 
 
 def _has_input_mean(layer: Layer) -> bool:
@@ -113,8 +152,17 @@ def _has_input_mean(layer: Layer) -> bool:
     return layer.frozen is None and not unfit and layer.bias is not None
 
 
-def _score(prepared: Prepared, simulator: Simulator, seed: int) -> Sensitivity:
-    setting = prepared.setting
+def _predict_equalised(prepared: Prepared, simulator: Simulator, seed: int) -> Predictions:
+    knobs: Knobs = {**PROBE_KNOBS, "equalise": True}
+    sensitivity = _score(prepared, simulator, knobs, seed)
+    graph = simulator.basis(knobs).graph
+    return Predictions(
+        sensitivity=sensitivity, problem=build_rescaled(prepared.setting, graph, sensitivity)
+    )
+
+
+def _score(prepared: Prepared, simulator: Simulator, knobs: Knobs, seed: int) -> Sensitivity:
+    setting, basis = prepared.setting, simulator.basis(knobs)
     layers = {layer.name: layer for layer in setting.graph.layers}
     weights: dict[Column, tuple[Layer, str, str]] = {}
     dynamic: dict[Column, tuple[Layer, DynamicRules]] = {}
@@ -128,16 +176,16 @@ def _score(prepared: Prepared, simulator: Simulator, seed: int) -> Sensitivity:
                         scheme, _, algorithm = column[2].partition("/")
                         weights[column] = (layer, scheme, algorithm)
     return probe(
-        setting.graph,
+        basis.graph,
         simulator.data.scoring,
         Question(
             weights=tuple(weights.values()),
             dynamic=tuple(dynamic.values()),
             batch=setting.batch,
             sites=setting.regions.sites,
-            params=simulator.params(PROBE_KNOBS),
+            params=simulator.params(knobs),
         ),
-        rounded=simulator.rounded,
+        rounded=basis.rounded,
         kinds=simulator.kinds,
         powers=simulator.powers,
         seed=seed,

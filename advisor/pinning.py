@@ -54,13 +54,13 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         for decision in _move(groups[group], scheme, pattern)
     }
     layers = tuple(moved.get(decision.name, decision) for decision in plan.layers)
-    evaluation = _evaluate(plan, binding.graph, layers)
+    graph = planned_graph(plan, binding)
+    evaluation = _evaluate(plan, graph, layers)
     _check_budget(plan, evaluation)
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
     capability = capability_named(plan.runtime)
     quantized = regions_of(binding.graph, capability).quantized(static)
     tensors = tuple(replace(tensor, quantized=tensor.name in quantized) for tensor in plan.tensors)
-    graph = planned_graph(plan, binding)
     weights = fit_biases(
         graph,
         assignment_of(layers),

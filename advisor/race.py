@@ -9,11 +9,11 @@ from typing import Final
 
 from advisor.budget import Budget
 from advisor.evidence import Evidence
-from advisor.measure.finalists import Contest, TimedPlans
+from advisor.measure.finalists import Contest, Entrant, TimedPlans
 from advisor.planfile import Measurement
 from advisor.search.objective import is_measured
 from advisor.search.problem import Choice, evaluate
-from advisor.search.study import Trial
+from advisor.search.study import Knobs, Trial
 
 RACED: Final = ("auto", "latency")
 """Objectives under which plans are timed before one is picked; under a latency limit all are."""
@@ -32,6 +32,9 @@ ALWAYS: Final = ("fp32", "w8a8", "w8a8-dynamic")
 
 HOW: Final = "whole models timed in turns, low quantile"
 
+Plan = tuple[Choice, bool]
+"""What decides a plan's speed: the choice, and whether the model is equalised."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Race:
@@ -42,21 +45,23 @@ class Race:
     models alike, and a latency limit is about the speed that was predicted with.
     """
 
-    choices: tuple[Choice, ...]
+    plans: tuple[Plan, ...]
     timed: TimedPlans
-    uniform: Mapping[str, Choice]
+    uniform: Mapping[str, Plan]
     reference_s: float
 
     @property
-    def seconds(self) -> dict[Choice, float]:
-        """Seconds by choice, at the machine's speed when the costs were measured."""
+    def seconds(self) -> dict[Plan, float]:
+        """Seconds by plan, at the machine's speed when the costs were measured."""
         scale = self.reference_s / self.timed.seconds[0]
-        return {c: s * scale for c, s in zip(self.choices, self.timed.seconds, strict=True)}
+        return {p: s * scale for p, s in zip(self.plans, self.timed.seconds, strict=True)}
 
     def by_trial(self, trials: Sequence[Trial], budget: Budget) -> dict[int, float]:
         """Seconds by trial number, of those inside the latency limit; of the fastest if none is."""
         known = self.seconds
-        found = {t.number: known[t.choice] for t in trials if t.choice in known and is_measured(t)}
+        found = {
+            t.number: known[plan_of(t)] for t in filter(is_measured, trials) if plan_of(t) in known
+        }
         limit = max(_limit(budget), min(found.values(), default=0.0))
         return {number: seconds for number, seconds in found.items() if seconds <= limit}
 
@@ -67,35 +72,36 @@ class Race:
             trial
             for trial in trials
             if trial.number in kept
-            or (trial.choice not in self.choices and _seconds(trial) <= limit)
+            or (plan_of(trial) not in self.plans and _seconds(trial) <= limit)
         )
 
-    def remark(self, winner: Choice, budget: Budget) -> str:
+    def remark(self, winner: Trial, budget: Budget) -> str:
         """What the outcome should add: a uniform plan won, or the latency limit is not kept."""
         added = ""
-        for scheme, choice in self.uniform.items():
-            if choice == winner:
+        plan = plan_of(winner)
+        for scheme, uniform in self.uniform.items():
+            if uniform == plan:
                 added = f"; timed on this machine, no mixed plan beats {scheme} wherever it can be"
-        if self.seconds.get(winner, 0.0) > _limit(budget):
+        if self.seconds.get(plan, 0.0) > _limit(budget):
             added += "; timed on this machine it is over the latency limit, as all plans timed are"
         return added
 
-    def records(self, winner: Choice) -> tuple[Measurement, ...]:
+    def records(self, winner: Trial) -> tuple[Measurement, ...]:
         """The latencies of the winner and of every uniform plan, as they are saved."""
-        subjects = {"plan": winner, **self.uniform}
-        seconds = dict(zip(self.choices, self.timed.seconds, strict=True))
+        subjects = {"plan": plan_of(winner), **self.uniform}
+        seconds = dict(zip(self.plans, self.timed.seconds, strict=True))
         machine = self.timed.machine
         return tuple(
             Measurement(
                 quantity="latency_s",
-                value=seconds[choice],
+                value=seconds[plan],
                 when=self.timed.when,
                 machine=f"{machine['cpu']}, {machine['runtime']}",
                 how=HOW,
                 subject=subject,
             )
-            for subject, choice in subjects.items()
-            if choice in seconds
+            for subject, plan in subjects.items()
+            if plan in seconds
         )
 
 
@@ -109,6 +115,11 @@ def widened(budget: Budget) -> Budget:
     if budget.latency_s is None:
         return budget
     return replace(budget, latency_s=budget.latency_s * (1 + REACH))
+
+
+def plan_of(trial: Trial) -> Plan:
+    """The plan that a trial measured."""
+    return trial.choice, bool(trial.knobs.get("equalise", False))
 
 
 def hold_race(
@@ -133,29 +144,36 @@ def hold_race(
     seconds = {choice: evaluate(evidence.problem, choice).latency_s for choice in uniform.values()}
     near = NEAR * min(*seconds.values(), favourite.evaluation.latency_s)
     baselines = {
-        scheme: choice
+        scheme: (choice, False)
         for scheme, choice in uniform.items()
         if scheme in ALWAYS or seconds[choice] <= near
     }
-    wanted = dict.fromkeys([uniform["fp32"], *baselines.values()])
+    wanted = dict.fromkeys([(uniform["fp32"], False), *baselines.values()])
     usable = [t for t in trials if is_measured(t) and (t.divergence or 0.0) <= most_divergence]
     if objective in RACED:
         promising = [t for t in usable if _seconds(t) <= NEAR * _seconds(favourite)]
         promising = sorted(promising, key=lambda t: (_seconds(t), t.divergence, t.number))
     else:
         promising = _around(_limit(budget), usable, objective)
-    entrants = list(dict.fromkeys([favourite.choice, *(trial.choice for trial in promising)]))
-    choices = tuple(dict.fromkeys([*wanted, *entrants[:ENTRANTS]]))
+    entrants = list(dict.fromkeys(map(plan_of, [favourite, *promising])))
+    plans = tuple(dict.fromkeys([*wanted, *entrants[:ENTRANTS]]))
     simulator = evidence.simulator
-    knobs = {trial.choice: trial.knobs for trial in reversed(trials)}
-    plans = {
-        choice: partial(simulator.quantized, choice, knobs.get(choice, favourite.knobs))
-        for choice in choices
-    }
+    known: dict[Plan, Knobs] = {plan_of(trial): trial.knobs for trial in reversed(trials)}
+    found: list[Entrant] = []
+    for plan in plans:
+        choice, is_equalised = plan
+        knobs = known.get(plan, {**favourite.knobs, "equalise": is_equalised})
+        found.append(
+            Entrant(
+                choice=choice,
+                rescaled=tuple(simulator.basis(knobs).factors),
+                build=partial(simulator.quantized, choice, knobs),
+            )
+        )
     setting = evidence.prepared.setting
-    timed = contest.hold(setting, plans)
+    timed = contest.hold(setting, found)
     return Race(
-        choices=choices,
+        plans=plans,
         timed=timed,
         uniform=baselines,
         reference_s=timed.seconds[0] if setting.measured is None else setting.measured.reference_s,

@@ -23,9 +23,9 @@ from advisor.targets.capability import Capability
 class Setting:
     """One planning problem before its sensitivities.
 
-    shapes: by node name at the deployment's ``batch``. measured: seconds found on this machine,
-    which replace the modelled ones. costs, counts: what was computed so far, by (layer, scheme)
-    and elements by tensor name.
+    shapes: by node name at the deployment's ``batch`` and ``sequence``. measured: seconds found on
+    this machine, which replace the modelled ones. costs, counts: what was computed so far, by
+    (layer, scheme) and elements by tensor name.
     """
 
     graph: Graph
@@ -37,6 +37,7 @@ class Setting:
     shapes: Mapping[str, TensorInfo]
     batch: int
     threads: int | None = None
+    sequence: int | None = None
     measured: MeasuredCosts | None = None
     costs: dict[tuple[str, str], LayerCost] = field(
         default_factory=dict[tuple[str, str], LayerCost]
@@ -68,6 +69,11 @@ class Setting:
     def with_measured(self, measured: MeasuredCosts) -> Setting:
         """This setting with seconds from this machine in place of the modelled ones."""
         return replace(self, measured=measured, costs={})
+
+    def with_graph(self, graph: Graph) -> Setting:
+        """This setting for a graph of the same layers that has other operators between them."""
+        flat = deployment_inputs(graph, self.batch, self.sequence)
+        return replace(self, graph=graph, shapes=infer_shapes(graph.module, flat), counts={})
 
     @property
     def latency_source(self) -> str:
@@ -135,6 +141,7 @@ def make_setting(
         shapes=shapes,
         batch=deployment.batch,
         threads=deployment.threads,
+        sequence=deployment.sequence,
     )
 
 

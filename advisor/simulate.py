@@ -11,13 +11,14 @@ from torch.fx import Node, map_arg
 from torch.utils import _pytree as pytree
 
 from advisor.errors import UsageError
+from advisor.formats import scheme_named
 from advisor.passes.apply import dynamic_rules, quantize_dequantize_samples
 from advisor.passes.batching import Places, batch_symbols
 from advisor.passes.calibrate import (
     CalibrationData,
     Observations,
     observe,
-    observe_input_maxima,
+    observe_channels,
     static_params,
 )
 from advisor.passes.divergence import OutputKind, divergence
@@ -34,6 +35,7 @@ from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
 from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
 from advisor.passes.recurrent import LSTM_DYNAMIC, run_in_batches
 from advisor.passes.rounding.store import RoundedWeights
+from advisor.passes.smooth import Site, find_sites, find_smoothing
 from advisor.search.problem import Choice
 from advisor.search.study import Knobs
 from advisor.setting import Setting
@@ -54,10 +56,45 @@ class Basis:
     factors: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
+def rescalable(setting: Setting) -> tuple[Site, ...]:
+    """Tensors to smooth: integers may be made of them only for the linear layers that read them.
+
+    A tensor that is computed as integers has no place for a multiplication, and one between two
+    layers of a chain is equalised already.
+    """
+    able = {
+        layer
+        for group in setting.groups
+        for option in setting.space.candidates[group.name]
+        if scheme_named(option.scheme).activation is not None
+        for layer in group.layers
+    }
+    chained = {chain.second.input for chain in find_chains(setting.graph)}
+    return tuple(
+        site
+        for site in find_sites(setting.graph)
+        if site.tensor not in chained
+        and site.tensor not in setting.regions.produced
+        and any(reader.name in able for reader in site.readers)
+    )
+
+
+def can_equalise(setting: Setting) -> bool:
+    """Whether some channels can be rescaled, and some activations be integers."""
+    schemes = {
+        scheme_named(option.scheme)
+        for options in setting.space.candidates.values()
+        for option in options
+    }
+    is_static = any(scheme.is_static for scheme in schemes)
+    return bool(rescalable(setting)) or (is_static and bool(find_chains(setting.graph)))
+
+
 @dataclass(slots=True, kw_only=True)
 class Simulator:
     """Builds and measures quantized graphs of one setting on one set of calibration data.
 
+    losses: predicted divergence of rounding what linear layers read, by tensor; None: unknown.
     equalised: the basis of trials that equalise, once the first of them asked for it.
     """
 
@@ -69,6 +106,7 @@ class Simulator:
     powers: Sequence[float]
     rounded: RoundedWeights
     loss: Loss | None = None
+    losses: Mapping[str, float] | None = None
     equalised: Basis | None = None
 
     def basis(self, knobs: Knobs) -> Basis:
@@ -84,8 +122,11 @@ class Simulator:
     def _equalise(self) -> Basis:
         graph, scoring = self.setting.graph, self.data.scoring
         chains = find_chains(graph)
-        maxima = observe_input_maxima(graph, scoring, [chain.second for chain in chains])
-        factors = find_factors(graph, chains, maxima)
+        sites = rescalable(self.setting)
+        readers = [*(chain.second for chain in chains), *(site.readers[0] for site in sites)]
+        seen = observe_channels(graph, scoring, readers)
+        factors = find_factors(graph, chains, {name: each.largest for name, each in seen.items()})
+        factors |= find_smoothing(equalise(graph, factors), sites, seen, self.losses)
         equal = equalise(graph, factors)
         known = self.observations
         layers = [layer for layer in equal.layers if layer.name in known.input_means]

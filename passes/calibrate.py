@@ -46,6 +46,20 @@ class Observations:
     input_means: Mapping[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelStats:
+    """What was seen of every input channel of a layer: extremes, and the mean of the squares."""
+
+    minimum: torch.Tensor
+    maximum: torch.Tensor
+    square: torch.Tensor
+
+    @property
+    def largest(self) -> torch.Tensor:
+        """Largest magnitude of every channel."""
+        return torch.maximum(self.maximum.abs(), self.minimum.abs())
+
+
 def spool_calibration(
     graph: Graph, batches: Iterable[Sequence[Any]], folder: Path
 ) -> CalibrationData:
@@ -148,23 +162,19 @@ def observe(
     )
 
 
-def observe_input_maxima(
-    graph: Graph, data: Spool, layers: Sequence[Layer]
-) -> dict[str, torch.Tensor]:
-    """Largest magnitude of every input channel, by layer name, over the spooled batches."""
-    readers: dict[str, list[Layer]] = {}
+def observe_channels(graph: Graph, data: Spool, layers: Sequence[Layer]) -> dict[str, ChannelStats]:
+    """What every layer reads, by layer name and channel, over the spooled batches."""
+    observers = {layer.name: _ChannelObserver(layer) for layer in layers}
+    readers: dict[str, list[_ChannelObserver]] = {}
     for layer in layers:
-        readers.setdefault(layer.input, []).append(layer)
-    found: dict[str, torch.Tensor] = {}
+        readers.setdefault(layer.input, []).append(observers[layer.name])
 
     def see(name: str, value: torch.Tensor) -> None:
-        for layer in readers.get(name, ()):
-            largest = _by_channel(layer, value).abs().amax(dim=0)
-            known = found.get(layer.name, largest)
-            found[layer.name] = torch.maximum(known, largest)
+        for reader in readers.get(name, ()):
+            reader.update(value)
 
     _watch(graph, data, see)
-    return found
+    return {name: observer.result() for name, observer in observers.items()}
 
 
 def static_params(
@@ -209,6 +219,31 @@ class _MeanObserver:
     def result(self) -> torch.Tensor:
         assert self.total is not None  # data is never empty
         return (self.total / self.count).float()
+
+
+class _ChannelObserver:
+    """Extremes and mean square of every input channel of a layer."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.extremes: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.total = torch.zeros(())
+        self.count = 0
+
+    def update(self, value: torch.Tensor) -> None:
+        rows = _by_channel(self.layer, value)
+        low, high = rows.amin(dim=0), rows.amax(dim=0)
+        if self.extremes is not None:
+            low = torch.minimum(low, self.extremes[0])
+            high = torch.maximum(high, self.extremes[1])
+        self.extremes = low, high
+        self.total = self.total + rows.double().square().sum(dim=0)
+        self.count += rows.shape[0]
+
+    def result(self) -> ChannelStats:
+        assert self.extremes is not None  # data is never empty
+        low, high = self.extremes
+        return ChannelStats(minimum=low, maximum=high, square=self.total / self.count)
 
 
 def _by_channel(layer: Layer, value: torch.Tensor) -> torch.Tensor:

@@ -37,12 +37,12 @@ from math import prod
 from typing import Any, Final
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-from advisor.errors import PlanError
 from advisor.passes.fx import argument, attribute, clone, finish, set_constant
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.layers import LAYER_OPS, input_argument
+from advisor.passes.smooth import count_readers, smooth
 
 aten = torch.ops.aten
 
@@ -94,7 +94,7 @@ def find_chains(graph: Graph) -> tuple[Chain, ...]:
         for node in graph.module.graph.nodes
         if node.target in LAYER_OPS and (layer := layers.get(name_of(node))) is not None
     }
-    readers = _count_readers(graph.module)
+    readers = count_readers(graph.module)
     found: list[Chain] = []
     for name, node in calls.items():
         first = layers[name]
@@ -149,19 +149,15 @@ def equalise(graph: Graph, factors: Mapping[str, torch.Tensor]) -> Graph:
     """Apply factors.
 
     Given: a normalised graph, and a factor > 0 per output channel by name of a chain's first
-    layer. Result: a graph of equal outputs; the rows and the bias of that layer are divided by
-    its factors, the columns of the second are multiplied by them. ``graph`` is unchanged.
+    layer, or per channel by name of a tensor to be smoothed (``passes.smooth``). Result: a graph
+    of equal outputs; the rows and the bias of that layer are divided by its factors, the columns
+    of the second are multiplied by them. ``graph`` is unchanged.
 
     Raises:
-        PlanError: a factor is of a layer that begins no chain.
+        PlanError: a factor is of a layer that begins no chain and of no tensor to be smoothed.
     """
     chains = [chain for chain in find_chains(graph) if chain.first.name in factors]
-    strange = factors.keys() - {chain.first.name for chain in chains}
-    if strange:
-        raise PlanError(
-            f"channels behind {', '.join(sorted(strange))} cannot be rescaled: what reads them is "
-            "not one layer, or not through functions that keep factors; make the plan again"
-        )
+    chained = {chain.first.name for chain in chains}
     changed: dict[str, torch.Tensor] = {}
 
     def own(target: str) -> torch.Tensor:
@@ -179,15 +175,9 @@ def equalise(graph: Graph, factors: Mapping[str, torch.Tensor]) -> Graph:
     module = clone(graph.module)
     for target, value in changed.items():
         set_constant(module, target, torch.nn.Parameter(value, requires_grad=False))
-    return replace(graph, module=finish(module))
-
-
-def _count_readers(module: GraphModule) -> dict[str, int]:
-    """How many operators read each constant."""
-    found: dict[str, int] = {}
-    for node in module.graph.find_nodes(op="get_attr"):
-        found[str(node.target)] = found.get(str(node.target), 0) + len(node.users)
-    return found
+    rescaled = replace(graph, module=finish(module))
+    smoothed = {name: factor for name, factor in factors.items() if name not in chained}
+    return smooth(rescaled, smoothed) if smoothed else rescaled
 
 
 def _follow(node: Node, channel: int) -> tuple[Node, int, int] | None:

@@ -35,6 +35,15 @@ class TimedPlans:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entrant:
+    """A plan to time. rescaled: names of what it rescales, which may take time of its own."""
+
+    choice: Choice
+    build: Callable[[], QuantizedGraph]
+    rescaled: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contest:
     """What it takes to time plans as they will be deployed. cache: None times anew."""
 
@@ -43,9 +52,7 @@ class Contest:
     cache: Path | None
     say: Progress
 
-    def hold(
-        self, setting: Setting, plans: Mapping[Choice, Callable[[], QuantizedGraph]]
-    ) -> TimedPlans:
+    def hold(self, setting: Setting, entrants: Sequence[Entrant]) -> TimedPlans:
         """Time the plans, the first of which is the reference; times kept from before are used.
 
         Raises:
@@ -59,12 +66,16 @@ class Contest:
             "sequence": self.deployment.sequence,
             "threads": self.deployment.threads,
             "plans": [
-                sorted((layer.name, scheme) for layer, scheme in schemes_of(setting, choice))
-                for choice in plans
+                [
+                    *sorted((layer.name, s) for layer, s in schemes_of(setting, each.choice)),
+                    *sorted(each.rescaled),
+                ]
+                for each in entrants
             ],
         }
         folder = None if self.cache is None else self.cache / "contests"
-        return keep(folder, key, TimedPlans, partial(self._time, setting, tuple(plans.values())))
+        builders = tuple(each.build for each in entrants)
+        return keep(folder, key, TimedPlans, partial(self._time, setting, builders))
 
     def _time(
         self, setting: Setting, builders: Sequence[Callable[[], QuantizedGraph]]

@@ -348,7 +348,7 @@ def _provenance(data: ReportData) -> Section:
         ("Pins", ", ".join(f"{glob}={scheme}" for glob, scheme in data.pins.items()) or "none"),
         ("Bias correction", "on" if data.bias_correction else "off"),
         ("Observer of static ranges", data.observer),
-        ("Cross-layer equalisation", "on" if data.equalise else "off"),
+        ("Channels rescaled", "on" if data.equalise else "off"),
         ("Seed", str(made.seed)),
         ("Trials", str(made.trials)),
         ("Profile digest", made.profile_digest),

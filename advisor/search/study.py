@@ -75,6 +75,7 @@ def refine(
     trust_radius: int = 1,
     max_groups: int = 16,
     score: Score | None = None,
+    problem_under: Callable[[Knobs], Problem] | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> tuple[Trial, ...]:
     """Measure the starts, then plans near the first of them; every trial is returned, in order.
@@ -101,6 +102,7 @@ def refine(
         trust_radius: steps on each group's own Pareto front.
         max_groups: how many groups may leave the first start.
         score: what the study minimises, of (divergence, evaluation); None: the divergence.
+        problem_under: predicted quantities under knobs that change them; None: always ``problem``.
         on_trial: called once per trial, reused ones included.
 
     Raises:
@@ -124,6 +126,7 @@ def refine(
         seed=seed,
         measure=evaluate_choice,
         score=score or (lambda divergence, _: divergence),
+        problem_under=problem_under or (lambda _: problem),
     )
     with _quiet_optuna():
         return _continue(run, trials, storage_path, on_trial)
@@ -139,6 +142,7 @@ class _Run:
     seed: int
     measure: Measure
     score: Score
+    problem_under: Callable[[Knobs], Problem]
 
 
 def _continue(
@@ -202,7 +206,7 @@ def _suggest(
         asked = study.ask(space)
         wanted = tuple(asked.params.get(f"group:{g}", i) for g, i in enumerate(run.region.anchor))
         knobs: dict[str, Knob] = {knob: asked.params[f"knob:{knob}"] for knob in run.knobs}
-        choice = repair(run.problem, run.region, wanted, run.bounds) or wanted
+        choice = repair(run.problem_under(knobs), run.region, wanted, run.bounds) or wanted
         known = tried.get(_key(choice, knobs))
         if known is None:
             return asked, choice, knobs
@@ -222,7 +226,7 @@ def _try(
     number: int,
     origin: Literal["start", "search"],
 ) -> Trial:
-    evaluation = evaluate(run.problem, choice)
+    evaluation = evaluate(run.problem_under(knobs), choice)
     feasible = within(evaluation, run.bounds)
     measured = float(run.measure(choice, knobs)) if feasible else None
     record = {
@@ -253,12 +257,13 @@ def _tell(run: _Run, study: Study, asked: OptunaTrial, trial: Trial) -> None:
 def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
     record = attributes["record"]
     choice = tuple(int(index) for index in record["choice"])
-    evaluation = evaluate(run.problem, choice)
+    knobs: Knobs = dict(record["knobs"])
+    evaluation = evaluate(run.problem_under(knobs), choice)
     divergence = record["divergence"]
     return Trial(
         number=int(record["number"]),
         choice=choice,
-        knobs=dict(record["knobs"]),
+        knobs=knobs,
         divergence=None if divergence is None else float(divergence),
         evaluation=evaluation,
         feasible=within(evaluation, run.bounds),

@@ -18,7 +18,7 @@ from advisor.doctor import check_cache
 from advisor.errors import BudgetError, InfeasibleError
 from advisor.evidence import Evidence, gather
 from advisor.measure.costs import MeasuredCosts
-from advisor.measure.finalists import Contest
+from advisor.measure.finalists import Contest, Entrant
 from advisor.measure.machine import find_stopwatch
 from advisor.measure.measure import kept_costs
 from advisor.passes.graph import QuantizedGraph
@@ -184,10 +184,13 @@ def fastest_int8(advisor: Advisor) -> float:
     if advisor.contest is None:
         seconds = [predicted_seconds(evidence, choice) for choice in choices.values()]
     else:
-        plans = {
-            choice: partial(evidence.simulator.quantized, choice, {"observer": "mse"})
+        plans = [
+            Entrant(
+                choice=choice,
+                build=partial(evidence.simulator.quantized, choice, {"observer": "mse"}),
+            )
             for choice in choices.values()
-        }
+        ]
         seconds = list(advisor.contest.hold(evidence.prepared.setting, plans).seconds)
         costs = evidence.prepared.setting.measured
         if costs is not None:  # at the speed of the machine that plans are predicted with

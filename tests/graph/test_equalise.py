@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advisor.errors import PlanError
 from advisor.formats import scheme_named
-from advisor.passes.calibrate import observe_input_maxima
+from advisor.passes.calibrate import observe_channels
 from advisor.passes.capture import capture
 from advisor.passes.equalise import LARGEST, equalise, find_chains, find_factors
 from advisor.passes.fx import attribute
@@ -210,14 +210,15 @@ def test_what_cannot_be_rescaled_is_left_alone(name: str) -> None:
 
 def test_factors_of_a_layer_that_begins_no_chain_are_refused() -> None:
     graph = graph_of(*NO_CHAINS["relu6"])
-    with pytest.raises(PlanError, match="channels behind 0 cannot be rescaled"):
+    with pytest.raises(PlanError, match="channels of 0 cannot be rescaled"):
         equalise(graph, {"0": torch.ones(8)})
 
 
 def observed(graph: Graph, x: Tensor, folder: Path) -> dict[str, Tensor]:
     spool = Spool(folder)
     spool.append([x], batch=len(x))
-    return observe_input_maxima(graph, spool, [chain.second for chain in find_chains(graph)])
+    seen = observe_channels(graph, spool, [chain.second for chain in find_chains(graph)])
+    return {name: stats.largest for name, stats in seen.items()}
 
 
 def centred(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

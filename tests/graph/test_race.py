@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 from advisor import Plan, advise
+from advisor.budget import Budget
+from advisor.measure.finalists import TimedPlans
 from advisor.passes.graph import QuantizedGraph
 from advisor.planfile import noted_measurements
+from advisor.race import Race, plan_of
+from advisor.search.problem import Evaluation
+from advisor.search.study import Trial
 from advisor.targets.base import Timing
 
 MICROSECONDS = {"fp32": 4.0, "w8a8": 1.0}
@@ -112,3 +117,27 @@ def test_a_limit_no_plan_keeps_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(layer.scheme == "w8a8" for layer in plan.layers)
     assert "over the latency limit" in plan.outcome
     assert latency(plan) == pytest.approx(24e-6)
+
+
+def test_a_plan_equalised_has_a_time_of_its_own() -> None:
+    """The same choice may take multiplications more."""
+    evaluation = Evaluation(size_bytes=1, memory_bytes=1, latency_s=1.0, divergence=0.1)
+    trials = [
+        Trial(
+            number=number,
+            choice=(1,),
+            knobs={"equalise": bool(number)},
+            divergence=0.1,
+            evaluation=evaluation,
+            feasible=True,
+            origin="start",
+        )
+        for number in range(2)
+    ]
+    plans = tuple(plan_of(trial) for trial in trials)
+    timed = TimedPlans(seconds=(1.0, 2.0), noise=(0.0, 0.0), when="", machine={})
+    race = Race(plans=plans, timed=timed, uniform={"w8a8": plans[0]}, reference_s=1.0)
+    assert race.by_trial(trials, Budget()) == {0: 1.0, 1: 2.0}
+    assert [t.number for t in race.inside(trials, Budget(latency_s=1.5))] == [0]
+    assert "w8a8" in race.remark(trials[0], Budget())
+    assert race.remark(trials[1], Budget()) == ""

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from advisor import Plan, advise
 from advisor.binding import bind, binding_of
 from advisor.errors import PlanError
 from advisor.planfile import plan_to_json
 from advisor.report import render_markdown
-from tests.graph.small import images, trained_transformer
+from tests.graph.small import images, trained_cnn
 from tests.graph.test_equalise import badly_scaled
 
 INPUTS = images(128)[0]
@@ -44,7 +46,7 @@ def test_the_search_finds_it(plan: Plan) -> None:
     assert plain.metrics.divergence is not None
     assert plan.measured.divergence is not None
     assert plan.measured.divergence.value < plain.metrics.divergence.value / 20
-    assert "| Cross-layer equalisation | on |" in render_markdown(plan)
+    assert "| Channels rescaled | on |" in render_markdown(plan)
 
 
 def test_it_survives_saving_compiling_and_pinning(plan: Plan, tmp_path: Path) -> None:
@@ -78,10 +80,77 @@ def test_a_plan_that_contradicts_its_factors_is_refused(plan: Plan) -> None:
 
 
 def test_it_is_offered_only_where_it_can_matter() -> None:
-    """A transformer whose feed-forward layers have a GELU between them has no chain."""
-    ids = torch.randint(0, 24, (64, 12), generator=torch.Generator().manual_seed(0))
-    plan = make_plan(trained_transformer(), ids, pin=None, trials=2)
-    assert not plan.equalise
-    assert all("equalise" not in trial.note for trial in plan.trials)
+    """Neither where no activation can be integers, nor where no channels can be rescaled."""
     weights_only = make_plan(badly_scaled(), INPUTS, pin=None, schemes=["w8"], trials=2)
-    assert all("equalise" not in trial.note for trial in weights_only.trials)
+    stuck = make_plan(trained_cnn(), INPUTS, pin={"*": "fp32"}, schemes=["w8a8"], trials=2)
+    for plan in (weights_only, stuck):
+        assert not plan.equalise
+        assert all("equalise" not in trial.note for trial in plan.trials)
+
+
+class PostNorm(nn.Module):
+    """A post-norm feed-forward block; two channels of the norm and one of the GELU stand out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.up, self.down = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.head = nn.Linear(32, 6)
+        with torch.no_grad():
+            self.norm.weight[3], self.norm.weight[20] = 30, 12
+            self.up.weight[:, [3, 20]] /= 20
+            self.up.weight[7] *= 20
+            self.down.weight[:, 7] /= 20
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm(x)
+        logits: torch.Tensor = self.head(F.layer_norm(x + self.down(F.gelu(self.up(x))), [32]))
+        return logits
+
+
+TOKENS = torch.randn(512, 4, 32, generator=torch.Generator().manual_seed(0))
+
+
+def plan_smoothed() -> Plan:
+    return make_plan(
+        PostNorm().eval(),
+        TOKENS,
+        calibration=list(torch.split(TOKENS, 64)),
+        schemes=["w8a8", "w8a8-dynamic"],
+        pin={"up": "w8a8", "down": "w8a8-dynamic", "head": "w8a8"},
+    )
+
+
+@pytest.fixture(scope="module")
+def smoothed() -> Plan:
+    return plan_smoothed()
+
+
+def test_outliers_are_smoothed(smoothed: Plan, tmp_path: Path) -> None:
+    """Multiplications are in the plan's cost, in the simulation and in the artifact."""
+    plan = smoothed
+    assert plan.equalise
+    targets = [name for name in binding_of(plan).tensors if name.endswith("/factors")]
+    assert {"norm/factors", "gelu/factors"} <= set(targets)
+    plain = next(each for each in plan.trials if "equalise=False" in each.note and each.fits)
+    assert plan.measured.divergence is not None
+    assert plain.metrics.divergence is not None
+    assert plan.measured.divergence.value < plain.metrics.divergence.value / 4
+    assert plan.predicted.latency_s is not None
+    assert plain.metrics.latency_s is not None
+    assert plan.predicted.latency_s.value > plain.metrics.latency_s.value
+    wanted = plan.apply()(TOKENS)
+    loaded = Plan.load(plan.save(tmp_path / "plan.json"), model=PostNorm().eval())
+    assert torch.equal(loaded.apply()(TOKENS), wanted)
+    artifact = loaded.compile(tmp_path / "build")
+    assert artifact.verify().ok
+    found = torch.as_tensor(artifact.run(TOKENS[:1]))
+    assert torch.allclose(found, plan.apply()(TOKENS[:1]), atol=1e-3, rtol=1e-2)
+    moved = loaded.pin("head", "w8a8-dynamic")
+    assert moved.equalise
+    exact = PostNorm().eval()(TOKENS)
+    assert (moved.apply()(TOKENS) - exact).norm() < 0.1 * exact.norm()
+
+
+def test_same_seed_same_smoothed_plan(smoothed: Plan) -> None:
+    assert plan_to_json(plan_smoothed()) == plan_to_json(smoothed)
