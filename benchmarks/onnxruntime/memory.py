@@ -3,8 +3,9 @@
     python -m benchmarks.onnxruntime.memory [--models NAME ...] [--out FILE]
 
 Every model is written once per scheme and once with schemes in turn ("mixed"), opened and run in a
-process of its own. Predicted are the plan's memory and what the runtime adds. Weights of all but
-the digits network and MiniLM are random: memory does not depend on their values.
+process of its own, at batch 1; in float32 and int8 also at batch 16. Predicted are the plan's
+memory and what the runtime adds. Weights of all but the digits network and MiniLM are random:
+memory does not depend on their values.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle
 from pathlib import Path
@@ -32,6 +33,7 @@ from advisor.passes.divergence import measure_powers
 from advisor.passes.fx import flatten_inputs
 from advisor.passes.group import class_tensors
 from advisor.passes.rounding.store import RoundedWeights
+from advisor.passes.shapes import deployment_inputs
 from advisor.prepare import Prepared, check_deployment, prepare
 from advisor.profiles.cost import process_overhead_bytes
 from advisor.search.problem import Choice, evaluate
@@ -44,7 +46,10 @@ from advisor.targets.onnxruntime.session import runtime_version
 
 SCHEMES: Final = ("fp32", "w8a8", "w8", "w4-g32")
 MIXED: Final = "mixed"
+ALL: Final = (*SCHEMES, MIXED)
 RUNS: Final = 16
+LARGE: Final = 16
+"""The other batch."""
 VOCABULARY: Final = 30_522
 TOKENS: Final = 128
 
@@ -54,6 +59,7 @@ class Row:
     """One model under one choice; bytes. error: predicted over measured peak, less one."""
 
     model: str
+    batch: int
     schemes: str
     file_bytes: int
     predicted_peak_bytes: int
@@ -93,6 +99,14 @@ def resnet() -> tuple[nn.Module, Any]:
     return model.eval(), torch.randn(1, 3, 224, 224)
 
 
+def mobilenet() -> tuple[nn.Module, Any]:
+    """The shape of MobileNetV2 and one image of 224 pixels."""
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
+
+    model: nn.Module = MobileNetV2ForImageClassification(MobileNetV2Config())
+    return model.eval(), torch.randn(1, 3, 224, 224)
+
+
 def bert() -> tuple[nn.Module, Any]:
     """The shape of BERT-base and one sequence of 128 tokens."""
     from transformers import BertConfig, BertModel
@@ -105,6 +119,7 @@ MODELS: Final[dict[str, Callable[[], tuple[nn.Module, Any]]]] = {
     "digits": digits,
     "minilm": minilm,
     "resnet": resnet,
+    "mobilenet": mobilenet,
     "bert": bert,
 }
 
@@ -117,10 +132,11 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[Row] = []
     for name in arguments.models:
-        for row in measure_model(name):
+        for row in [*measure_model(name, 1, ALL), *measure_model(name, LARGE, ALL[:2])]:
             rows.append(row)
             print(
-                f"{row.model:8} {row.schemes:8} predicted {row.predicted_peak_bytes / 1e6:7.1f} MB "
+                f"{row.model:9} {row.batch:2} {row.schemes:8} "
+                f"predicted {row.predicted_peak_bytes / 1e6:7.1f} MB "
                 f"measured {row.measured_peak_bytes / 1e6:7.1f} MB {row.error:+.1%} "
                 f"(opening {row.opening_peak_bytes / 1e6:.1f}, running "
                 f"{row.running_peak_bytes / 1e6:.1f}, resident {row.resident_bytes / 1e6:.1f}, "
@@ -136,12 +152,12 @@ def main() -> None:
     arguments.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
-def measure_model(name: str) -> Iterator[Row]:
-    """One row per uniform scheme and one with the schemes in turn."""
+def measure_model(name: str, batch: int, choices: Sequence[str]) -> Iterator[Row]:
+    """One row per uniform scheme, or ``MIXED``, at a batch."""
     torch.default_generator.manual_seed(0)
     model, inputs = MODELS[name]()
     deployment = check_deployment(
-        target="intel-vnni", runtime="onnxruntime", batch=1, sequence=None, threads=1
+        target="intel-vnni", runtime="onnxruntime", batch=batch, sequence=None, threads=1
     )
     prepared = prepare(
         model,
@@ -155,7 +171,7 @@ def measure_model(name: str) -> Iterator[Row]:
     )
     with tempfile.TemporaryDirectory() as folder:
         simulator = _simulator(prepared, Path(folder))
-        for schemes in (*SCHEMES, MIXED):
+        for schemes in choices:
             yield _measure(name, schemes, prepared, simulator, Path(folder))
 
 
@@ -177,6 +193,7 @@ def _measure(
     measured = memory.runtime_bytes + max(memory.loading_peak_bytes, memory.running_peak_bytes)
     return Row(
         model=name,
+        batch=prepared.setting.batch,
         schemes=schemes,
         file_bytes=sum(file.stat().st_size for file in target.iterdir()),
         predicted_peak_bytes=round(predicted),
@@ -192,7 +209,7 @@ def _measure(
 def _inputs(prepared: Prepared) -> Iterator[dict[str, Any]]:
     """Arrays by name for each run; token ids move on, until every row of a table was near one."""
     graph = prepared.setting.graph
-    flat = flatten_inputs(graph.module, graph.args, graph.kwargs)
+    flat = deployment_inputs(graph, prepared.setting.batch, None)
     for run in range(RUNS):
         found: dict[str, Any] = {}
         for name, value in zip(graph.input_names, flat, strict=True):

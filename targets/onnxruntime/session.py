@@ -71,8 +71,6 @@ def open_session(
     onnxruntime = _onnxruntime()
     options: Any = onnxruntime.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
-    # A pattern is a second copy of the activations' memory, laid out as the first run had them.
-    options.enable_mem_pattern = False
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
     if threads is not None:
