@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from advisor.errors import PlanError
 from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
+from advisor.passes.digest import bytes_of
 from advisor.passes.equalise import equalise
 from advisor.passes.fx import attribute
 from advisor.passes.graph import (
@@ -180,7 +181,7 @@ def fingerprint(graph: Graph) -> str:
     for target in sorted({str(n.target) for n in graph.module.graph.find_nodes(op="get_attr")}):
         value: torch.Tensor = attribute(graph.module, target)
         digest.update(f"{target} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(tensor_bytes(value))
+        digest.update(bytes_of(value))
     return digest.hexdigest()
 
 
@@ -204,14 +205,8 @@ def content_digest(tensors: Mapping[str, torch.Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(tensor_bytes(value))
+        digest.update(bytes_of(value))
     return digest.hexdigest()
-
-
-def tensor_bytes(value: torch.Tensor) -> bytes:
-    """The elements of a tensor in row-major order."""
-    dense = value.detach().cpu().contiguous().reshape(-1)
-    return dense.view(torch.uint8).numpy().tobytes() if dense.numel() else b""
 
 
 def plan_tensors(

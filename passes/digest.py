@@ -13,7 +13,7 @@ from advisor.passes.graph import WeightTable
 class Digest(Protocol):
     """What hashlib returns."""
 
-    def update(self, data: bytes, /) -> None:
+    def update(self, data: bytes | memoryview, /) -> None:
         """Take more bytes."""
 
 
@@ -38,6 +38,10 @@ def _add(digest: Digest, tensor: torch.Tensor | None) -> None:
         return
     rows = tensor.detach().cpu().reshape(tensor.shape[0] if tensor.ndim else 1, -1)
     digest.update(f"{tensor.dtype}{tuple(rows.shape)};".encode())
-    if rows.dtype == torch.bfloat16:  # numpy has no such dtype
-        rows = rows.view(torch.int16)
-    digest.update(rows.numpy().tobytes())
+    digest.update(bytes_of(rows))
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The elements in row-major order; those of a contiguous tensor are not copied."""
+    dense = tensor.detach().cpu().contiguous().reshape(-1)
+    return dense.view(torch.uint8).numpy().data

@@ -12,12 +12,17 @@ import torch
 
 from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements
-from advisor.targets.base import LayerFormat, Mismatch, Verification
+from advisor.targets.base import LayerFormat, Verification
 from advisor.targets.benchmark import Benchmark, Progress
 from advisor.targets.compare import compare_layers, compare_tensors
 from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
 from advisor.targets.onnxruntime.agreement import check_layers, rounds_states
-from advisor.targets.onnxruntime.benchmark import ROUNDS, SECONDS, run_benchmark
+from advisor.targets.onnxruntime.benchmark import (
+    ROUNDS,
+    SECONDS,
+    load_examples,
+    run_benchmark,
+)
 from advisor.targets.onnxruntime.kernels import acceptable_kernels, executed_kernels
 from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entries
 from advisor.targets.onnxruntime.onnxfile import load_model
@@ -106,8 +111,10 @@ class OnnxRuntimeArtifact:
             PlanError: the files to check against are missing.
             MissingDependencyError: onnxruntime is not installed.
         """
-        simulation = load_simulation(self.path / CHECK_FOLDER)
+        # One after the other: each holds the weights, and a model may just fit into memory.
         formats = self.read_back()
+        found = self._run_examples()
+        simulation = load_simulation(self.path / CHECK_FOLDER)
         mismatches = compare_layers(self.manifest.layers, formats, acceptable_kernels)
         mismatches += compare_tensors(
             self.manifest.tensors,
@@ -115,7 +122,8 @@ class OnnxRuntimeArtifact:
         )
         flat = self._examples(simulation)
         agreements = self._check(simulation, flat)
-        worst, outside = self._end_to_end(simulation, flat)
+        names = [record.name for record in self.manifest.outputs]
+        worst, outside = compare_outputs(simulation, flat, names, found)
         verification = verify_all(
             self.manifest,
             agreements,
@@ -192,17 +200,15 @@ class OnnxRuntimeArtifact:
             read_session_entries(self.path),
         )
 
-    def _end_to_end(
-        self, simulation: Simulation, flat: Sequence[torch.Tensor]
-    ) -> tuple[float, list[Mismatch]]:
-        inputs = {
-            record.name: tensor.numpy()
-            for record, tensor in zip(self.manifest.inputs, flat, strict=True)
-        }
+    def _run_examples(self) -> list[np.ndarray[Any, Any]]:
+        """The outputs for the examples, of a session that is closed again."""
+        examples = load_examples(self.path)
         # Whoever rounds the states of a batch together does so per thread: the simulation has one.
-        alone = replace(self, threads=1, _session=None) if self._rounds_states else self
-        names = [record.name for record in self.manifest.outputs]
-        return compare_outputs(simulation, flat, names, alone.run_flat(inputs))
+        threads = 1 if self._rounds_states else self.threads
+        alone = replace(self, threads=threads, _session=None)
+        return alone.run_flat(
+            {record.name: examples[record.name] for record in self.manifest.inputs}
+        )
 
     @property
     def _rounds_states(self) -> bool:

@@ -20,6 +20,9 @@ _PREFIX: Final = "(fused )?"
 _RENAMED: Final = r"(_token_\d+|_nchwc|/\w*Fusion/?)*"
 """What ONNX Runtime's graph transformers put around the name of a node they replace."""
 
+NOT_PACKED: Final = {"session.disable_prepacking": "1"}
+"""No copy of each weight in its kernel's layout: nothing is run here."""
+
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """Operators that compute the layer as planned; empty when any does."""
@@ -33,7 +36,7 @@ def executed_kernels(
     """The operator of ONNX Runtime's optimised graph by layer name; missing when not found."""
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(model, {**entries, **EXTERNAL}, optimized=optimized)
+        open_session(model, {**entries, **EXTERNAL, **NOT_PACKED}, optimized=optimized)
         graph = load_model(optimized).graph
         return {layer.name: kernel for layer in layers if (kernel := _kernel(graph, layer))}
 

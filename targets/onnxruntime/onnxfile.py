@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -47,11 +48,15 @@ def write_model(model: ir.Model, path: Path) -> None:
     """
     tensors = [value.const_value for value in model.graph.initializers.values()]
     held = [tensor for tensor in tensors if tensor is not None]
-    candidates = [tensor for tensor in held if tensor.nbytes >= LEAST_SHARED_BYTES]
-    digests = {sha256(tensor.tobytes()).digest() for tensor in candidates}
-    if sum(tensor.nbytes for tensor in held) > LARGE_BYTES or len(digests) < len(candidates):
+    if sum(tensor.nbytes for tensor in held) > LARGE_BYTES or _has_copies(held):
         _move_outside(model, path.with_name(f"{path.name}.data"))
     save_model(model, path)
+
+
+def _has_copies(tensors: Sequence[ir.TensorProtocol]) -> bool:
+    candidates = [tensor for tensor in tensors if tensor.nbytes >= LEAST_SHARED_BYTES]
+    digests = {sha256(tensor.tobytes()).digest() for tensor in candidates}
+    return len(digests) < len(candidates)
 
 
 def _move_outside(model: ir.Model, file: Path) -> None:
