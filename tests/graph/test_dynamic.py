@@ -36,6 +36,7 @@ from advisor.passes.spool import Spool
 from advisor.search.problem import Choice
 from advisor.setting import Setting
 from advisor.targets.capability import DynamicRules, load_capability
+from advisor.targets.onnxruntime import TARGET
 from tests.graph.small import (
     images,
     make_setting,
@@ -251,6 +252,16 @@ def test_the_simulated_layer_is_matmul_nbits_at_level_4(bits: int, block: int, r
     (weight_only,) = run_node("MatMulNBits", x.numpy(), constants, accuracy_level=0, **sizes)
     assert distance < 2e-6
     assert np.linalg.norm(found - weight_only) / np.linalg.norm(wanted) > 1e-3
+
+
+@pytest.mark.parametrize("scheme", ["w4a8-dynamic-g32", "w8a8-dynamic-g32"])
+def test_long_sums_of_one_sign_verify(scheme: str, tmp_path: Path) -> None:
+    """MatMulNBits takes off 8 or 128 times the sum of its inputs, far more than what is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sigmoid(), nn.Linear(16_384, 64))
+    _, quantized = layer_with(model, torch.randn(16, 16_384), scheme)
+    verified = TARGET.emit(quantized, tmp_path).verify()
+    assert verified.ok, verified.mismatches
 
 
 @pytest.mark.parametrize("bits", [4, 8])
