@@ -1,11 +1,11 @@
 """A model whose files pass protobuf's 2 GiB: planned, compiled, verified and run.
 
-    python -m benchmarks.onnxruntime.big [--blocks N] [--folder DIR] [--out FILE]
+    python -m benchmarks.onnxruntime.big [--blocks N] [--plans NAME ...] [--out FILE]
 
-A decoder of random weights (2.8 GB of float32 with 12 blocks). Both of its plans write the float
+A decoder of random weights (2.9 GB of float32 with 12 blocks). Both of its plans write the float
 model beside the artifact; "mixed" keeps the blocks in float32, so that its own file passes the
 limit too, and "w4a8-dynamic-g32" quantizes everything. Each step's peak is the process's whole
-resident size, files of weights that it has mapped included.
+resident size, files of weights that it has mapped included. Needs 11 GB of memory.
 """
 
 from __future__ import annotations
