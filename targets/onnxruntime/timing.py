@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -34,7 +35,12 @@ Array = np.ndarray[Any, Any]
 PROFILED_RUNS: Final = 8
 PROFILED_S: Final = 0.5
 LEAST_ROUNDS: Final = 3
-MOST_ROUNDS: Final = 40
+ENOUGH_ROUNDS: Final = 40
+"""Rounds after which timing ends as soon as the halves of every series agree."""
+
+AGREEMENT: Final = 0.01
+"""Relative difference of the halves of a series that is no longer worth waiting for."""
+
 SLOW: Final = 2.5
 """A model this many times slower than the first is timed in the first rounds only."""
 
@@ -130,13 +136,16 @@ def time_models(
 def _take_turns(models: Sequence[_Model], limit_s: float) -> None:
     """Visit the models round after round; much slower ones than the first only as often as must."""
     begin = time.monotonic()
-    for turn in range(MOST_ROUNDS):
+    for turn in count():
         if turn >= LEAST_ROUNDS and time.monotonic() - begin > limit_s:
             return
         slow = SLOW * min(models[0].seconds, default=float("inf"))
-        for model in models:
-            if turn < LEAST_ROUNDS or min(model.seconds) <= slow:
-                model.visit()
+        quick = [model for model in models if turn < LEAST_ROUNDS or min(model.seconds) <= slow]
+        agree = all(split_half_noise(model.seconds) <= AGREEMENT for model in quick)
+        if turn >= ENOUGH_ROUNDS and agree:
+            return
+        for model in quick:
+            model.visit()
 
 
 def _open(
