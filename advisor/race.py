@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -26,6 +26,9 @@ ENTRANTS: Final = 8
 
 NEAR: Final = 1.3
 """Plans predicted slower than the fastest by more than this are not worth timing."""
+
+CLOSE: Final = 1.1
+"""Plans predicted slower than the fastest by less than this may be the fastest."""
 
 ALWAYS: Final = ("fp32", "w8a8", "w8a8-dynamic")
 """Uniform plans that are always timed: nothing slower than the best of these is returned."""
@@ -151,8 +154,7 @@ def hold_race(
     wanted = dict.fromkeys([(uniform["fp32"], False), *baselines.values()])
     usable = [t for t in trials if is_measured(t) and (t.divergence or 0.0) <= most_divergence]
     if objective in RACED:
-        promising = [t for t in usable if _seconds(t) <= NEAR * _seconds(favourite)]
-        promising = sorted(promising, key=lambda t: (_seconds(t), t.divergence, t.number))
+        promising = _fast(usable, _seconds(favourite))
     else:
         promising = _around(_limit(budget), usable, objective)
     entrants = list(dict.fromkeys(map(plan_of, [favourite, *promising])))
@@ -188,22 +190,46 @@ def _seconds(trial: Trial) -> float:
     return trial.evaluation.latency_s
 
 
+def _fast(trials: Sequence[Trial], least_s: float) -> list[Trial]:
+    """Trials predicted near the fastest: half the places for the most accurate of each latency.
+
+    The fastest ones differ by less than any clock can tell, and the least loss among them wins.
+    """
+    near = sorted((t for t in trials if _seconds(t) <= NEAR * least_s), key=_seconds)
+    front = _front([t for t in near if _seconds(t) <= CLOSE * least_s], _divergence)
+    return [*_spread(front, ENTRANTS // 2), *near]
+
+
 def _around(limit_s: float, trials: Sequence[Trial], objective: str) -> list[Trial]:
     """Trials predicted near the limit, of each latency the best one, as evenly as can be.
 
     The one predicted right at the limit may turn out slower; then a faster one must be there.
     """
+    front = _front(trials, _memory if objective == "memory" else _divergence)
+    near = [trial for trial in front if _seconds(trial) >= limit_s * (1 - REACH)]
+    near = front[: len(front) - len(near)][-1:] + near  # one that is surely fast enough
+    return _spread(near, ENTRANTS - 1)
 
-    def wanted(trial: Trial) -> float:
-        is_memory = objective == "memory"
-        return trial.evaluation.memory_bytes if is_memory else trial.divergence or 0.0
 
+def _front(trials: Sequence[Trial], wanted: Callable[[Trial], float]) -> list[Trial]:
+    """Those that no trial as fast beats in ``wanted``, the fastest first."""
     front: list[Trial] = []
     for trial in sorted(trials, key=lambda t: (_seconds(t), wanted(t), t.number)):
         if not front or wanted(trial) < wanted(front[-1]):
             front.append(trial)
-    near = [trial for trial in front if _seconds(trial) >= limit_s * (1 - REACH)]
-    near = front[: len(front) - len(near)][-1:] + near  # one that is surely fast enough
-    step = (len(near) - 1) / max(ENTRANTS - 2, 1)
-    kept = {round(step * place): None for place in range(ENTRANTS - 1)}
-    return [near[place] for place in kept]
+    return front
+
+
+def _spread(trials: Sequence[Trial], count: int) -> list[Trial]:
+    """``count`` of them (fewer if there are fewer), first and last included, as evenly as can be."""
+    last = len(trials) - 1
+    places = dict.fromkeys(round(n * last / max(count - 1, 1)) for n in range(count))
+    return [trials[place] for place in places if trials]
+
+
+def _divergence(trial: Trial) -> float:
+    return trial.divergence or 0.0
+
+
+def _memory(trial: Trial) -> float:
+    return trial.evaluation.memory_bytes
