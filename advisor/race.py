@@ -221,7 +221,7 @@ def _front(trials: Sequence[Trial], wanted: Callable[[Trial], float]) -> list[Tr
 
 
 def _spread(trials: Sequence[Trial], count: int) -> list[Trial]:
-    """``count`` of them (fewer if there are fewer), first and last included, as evenly as can be."""
+    """``count`` of them (or all), first and last included, as evenly as can be."""
     last = len(trials) - 1
     places = dict.fromkeys(round(n * last / max(count - 1, 1)) for n in range(count))
     return [trials[place] for place in places if trials]
