@@ -121,7 +121,8 @@ def _prediction(prediction: Mapping[str, Any]) -> str:
     errors = [f"{total['median_error']:.1%}", f"{total['p90_error']:.1%}"]
     rows.append(["all", "", str(count), *errors, f"{total['spearman']:.3f}"])
     heads = ["model", "threads", "random plans", "median error", "p90", "rank correlation"]
-    return _table(heads, rows)
+    pooled = f"Over all plans at once the rank correlation is {total['pooled_spearman']:.3f}."
+    return f"{_table(heads, rows)}\n\n{pooled}"
 
 
 def _variants(result: Mapping[str, Any], threads: str) -> str:

@@ -240,3 +240,5 @@ def test_prediction_errors_by_hand() -> None:
         {"plans": rows[::-1], "spearman": 1.0},
     ]
     assert overall(settings)["spearman"] == pytest.approx(0.75)
+    # Every row twice: ranks 3.5, 1.5, 5.5 against 1.5, 3.5, 5.5, twice each.
+    assert overall(settings)["pooled_spearman"] == pytest.approx(0.5)
