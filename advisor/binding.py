@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -288,7 +288,7 @@ def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> 
             weights[path] = WeightTable(values=tensor, scale=tensors.get(f"{path}/scale"))
         elif kind == "bias":
             biases[path] = tensor
-    return quantize(
+    quantized = quantize(
         graph,
         assignment_of(plan.layers),
         weights=weights,
@@ -298,6 +298,7 @@ def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> 
         dynamic=capability.dynamic,
         biases=biases,
     )
+    return replace(quantized, batch=plan.batch, sequence=plan.sequence)
 
 
 def _load_recorded(plan: Plan) -> Any:

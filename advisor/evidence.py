@@ -102,7 +102,7 @@ def gather(
         classes=class_tensors(graph, setting.capability),
         kinds=kinds,
         powers=measure_powers(data.references),
-        rounded=RoundedWeights(graph),
+        rounded=RoundedWeights(graph, block_scale=setting.capability.block_scale_rounding),
         loss=loss,
     )
     say("calibrate", 1, 1)

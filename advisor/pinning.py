@@ -219,7 +219,9 @@ def _weights(
             tables[decision.weight] = WeightTable(values=values, scale=scale)
         else:
             weight = attribute(graph.module, decision.weight)
-            tables[decision.weight] = round_weight(weight, fmt, decision.algorithm)
+            tables[decision.weight] = round_weight(
+                weight, fmt, decision.algorithm, capability_named(plan.runtime).block_scale_rounding
+            )
     return tables
 
 

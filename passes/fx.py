@@ -173,6 +173,17 @@ def flatten_inputs(module: GraphModule, args: Iterable[Any], kwargs: dict[str, A
     return flat
 
 
+def unflatten_inputs(
+    module: GraphModule, flat: Iterable[Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Undo ``flatten_inputs``: args and kwargs from one value per placeholder."""
+    info = getattr(_signature(module.graph), "pytree_info", None)
+    if info is None:
+        return tuple(flat), {}
+    args, kwargs = pytree.tree_unflatten(list(flat), info.in_spec)
+    return tuple(args), dict(kwargs)
+
+
 def placeholders(module: GraphModule) -> list[Node]:
     """The input nodes in order."""
     return [node for node in module.graph.nodes if node.op == "placeholder"]

@@ -155,7 +155,8 @@ class QuantizedGraph:
     ``advisor::quantize_dequantize_dynamic`` (role "dynamic", named like the first layer that reads
     it). float_graph: the graph it was made from. assignment: by layer name. weights: by weight
     name. activations: by tensor name, exactly the quantized ones. dynamic: by layer name, exactly
-    the dynamic layers. biases: corrected biases by name.
+    the dynamic layers. biases: corrected biases by name. batch, sequence: of the deployment, for
+    runtimes whose files have fixed shapes; None: as in the graph's example inputs.
     """
 
     module: GraphModule
@@ -165,3 +166,5 @@ class QuantizedGraph:
     activations: dict[str, ActivationParams]
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, "DynamicRules"])
     biases: dict[str, torch.Tensor] = field(default_factory=dict[str, "torch.Tensor"])
+    batch: int | None = None
+    sequence: int | None = None

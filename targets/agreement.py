@@ -40,6 +40,7 @@ QUANTIZERS: Final = frozenset({ops.QUANTIZE_STATIC, ops.QUANTIZE_DEQUANTIZE_DYNA
 FUSED: Final = frozenset(
     {
         torch.ops.aten.relu.default,
+        torch.ops.aten.relu6.default,
         torch.ops.aten.hardtanh.default,
         torch.ops.aten.clamp.default,
     }

@@ -33,6 +33,7 @@ that the data can speak of them."""
 
 TENSOR_OPS: Final = (
     "relu",
+    "relu6",
     "hardtanh",
     "clamp",
     "add",

@@ -16,7 +16,10 @@ from advisor.targets.capability import Capability, capability_names, load_capabi
 
 GROUP: Final = "advisor.targets"
 
-BUILT_IN: Final = {"onnxruntime": "advisor.targets.onnxruntime:TARGET"}
+BUILT_IN: Final = {
+    "onnxruntime": "advisor.targets.onnxruntime:TARGET",
+    "tflite": "advisor.targets.tflite:TARGET",
+}
 """Runtimes of this package with an emitter, and the object that is their ``Target``."""
 
 _PARTS: Final = ("capability", "emit", "load", "read_back", "run")

@@ -96,7 +96,11 @@ def workbench(setting: Setting) -> Workbench:
     if rules is not None:
         dtypes = {site.tensor: site.dtype for site in setting.regions.sites}
         params = static_params(observations, classes, "minmax", rules, dtypes)
-    return Workbench(setting=setting, params=params, rounded=RoundedWeights(graph))
+    return Workbench(
+        setting=setting,
+        params=params,
+        rounded=RoundedWeights(graph, block_scale=setting.capability.block_scale_rounding),
+    )
 
 
 def kept_costs(

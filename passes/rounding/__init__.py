@@ -12,8 +12,9 @@ from typing import Final
 import torch
 
 from advisor.errors import UsageError
-from advisor.formats import TensorFormat
+from advisor.formats import PerBlock, TensorFormat
 from advisor.passes.graph import WeightTable
+from advisor.passes.rounding.grid import round_to_coarse_scales
 from advisor.passes.rounding.mse import round_by_mse
 from advisor.passes.rounding.rtn import round_to_nearest
 
@@ -26,10 +27,13 @@ IMPLEMENTED_DTYPES: Final = frozenset({"float32", "float16", "bfloat16", "int8",
 """Weight dtypes that ``round_weight`` can make today."""
 
 
-def round_weight(weight: torch.Tensor, fmt: TensorFormat, algorithm: str) -> WeightTable:
+def round_weight(
+    weight: torch.Tensor, fmt: TensorFormat, algorithm: str, block_scale: str = "float32"
+) -> WeightTable:
     """The weight in ``fmt``: integers and scales, or the cast floats.
 
-    weight: torch layout (out, ...), float32.
+    weight: torch layout (out, ...), float32. block_scale: dtype that the runtime rounds the scales
+    of blocks to (``Capability.block_scale_rounding``).
 
     Raises:
         UsageError: unknown algorithm, or a format without an implementation.
@@ -43,4 +47,7 @@ def round_weight(weight: torch.Tensor, fmt: TensorFormat, algorithm: str) -> Wei
         return WeightTable(values=weight.to(getattr(torch, fmt.dtype)))
     if algorithm not in ALGORITHMS:
         raise UsageError(f"unknown algorithm {algorithm!r}; possible: {', '.join(ALGORITHMS)}")
-    return ALGORITHMS[algorithm](weight, fmt)
+    table = ALGORITHMS[algorithm](weight, fmt)
+    if isinstance(fmt.granularity, PerBlock) and block_scale != "float32":
+        return round_to_coarse_scales(weight, table, fmt, getattr(torch, block_scale))
+    return table

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 
 from advisor.formats import PerBlock, PerChannel, PerTensor, TensorFormat
 from advisor.passes.graph import WeightTable
+
+LEAST_COARSE: Final = 2.0**-17
+"""Smallest scale that is rounded to eight bits: below it, float16 (in which runtimes store such
+scales) has fewer. Weights of blocks that small are about zero either way."""
 
 
 def integer_range(fmt: TensorFormat) -> tuple[int, int]:
@@ -58,6 +63,16 @@ def from_rows(
             rows, inputs = shape[0], prod(shape[1:])
             flat = values.reshape(rows, -1)[:, :inputs].contiguous()
             return WeightTable(values=flat, scale=scale.reshape(rows, -1))
+
+
+def round_to_coarse_scales(
+    weight: torch.Tensor, table: WeightTable, fmt: TensorFormat, dtype: torch.dtype
+) -> WeightTable:
+    """The nearest integers to the weight once every scale of ``table`` is rounded to ``dtype``."""
+    assert table.scale is not None  # a format with blocks has one per block
+    scale = table.scale.to(dtype).to(torch.float32).clamp_min(LEAST_COARSE).reshape(-1)
+    rows = to_rows(weight, fmt)
+    return from_rows(quantize_rows(rows, scale, integer_range(fmt)), scale, weight.shape, fmt)
 
 
 def safe_scale(scale: torch.Tensor) -> torch.Tensor:

@@ -19,13 +19,19 @@ class RoundedWeights:
     """The tables of one graph's weights by (weight, format, algorithm), made on demand.
 
     base: of a graph that this one was made from; weights still the same are rounded there.
+    block_scale: dtype that the runtime rounds the scales of blocks to.
     """
 
     def __init__(
-        self, graph: Graph, limit_bytes: int = LIMIT_BYTES, base: RoundedWeights | None = None
+        self,
+        graph: Graph,
+        limit_bytes: int = LIMIT_BYTES,
+        base: RoundedWeights | None = None,
+        block_scale: str = "float32",
     ) -> None:
         self._graph = graph
         self._base = base
+        self._block_scale: str = block_scale if base is None else base._block_scale
         self._limit = limit_bytes
         self._kept_bytes = 0
         self._tables: dict[tuple[str, str, str], WeightTable] = {}
@@ -37,7 +43,7 @@ class RoundedWeights:
         key = (weight, repr(fmt), algorithm)
         table = self._tables.get(key)
         if table is None:
-            table = round_weight(self._value(weight), fmt, algorithm)
+            table = round_weight(self._value(weight), fmt, algorithm, self._block_scale)
             size = table.values.numel() * table.values.element_size()
             if self._kept_bytes + size <= self._limit:
                 self._tables[key] = table

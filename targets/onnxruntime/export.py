@@ -18,9 +18,10 @@ from advisor.targets.onnxruntime.forms.form import Call
 from advisor.targets.onnxruntime.forms.weights import array_of
 from advisor.targets.onnxruntime.markers import DOMAIN, LAYER
 from advisor.targets.onnxruntime.rewrite import replace_value
-from advisor.targets.onnxruntime.sites import find_uses, sites_of, write_site
+from advisor.targets.onnxruntime.sites import write_site
 from advisor.targets.onnxruntime.skeleton import OPSET, skeleton_of
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+from advisor.targets.uses import find_uses, sites_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir

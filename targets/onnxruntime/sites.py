@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from torch.fx import GraphModule
 
-from advisor.passes import ops
-from advisor.passes.graph import ActivationParams, name_of
-from advisor.passes.layers import can_be_layer
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.rewrite import before_views, replace_value
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+from advisor.targets.uses import Use
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,36 +20,6 @@ MOVED_ACROSS: Final = frozenset(
     {"MaxPool", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"}
 )
 """ONNX Runtime 1.31 moves a QuantizeLinear from behind these operators to before them."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """How a tensor is quantized. node: name of the graph node that computes it. readers: layers
-    that see integers, None when everybody does."""
-
-    node: str
-    params: ActivationParams
-    readers: frozenset[str] | None
-
-
-def find_uses(module: GraphModule) -> dict[str, Use]:
-    """The statically quantized tensors of a quantized graph, by tensor name."""
-    found: dict[str, Use] = {}
-    for node in module.graph.nodes:
-        if node.target is not ops.QUANTIZE_STATIC:
-            continue
-        (source,) = node.all_input_nodes
-        scale, zero_point, dtype = node.args[1:4]
-        everyone = all(user is node for user in source.users)
-        readers = {
-            name_of(user) for back in node.users for user in back.users if can_be_layer(user)
-        }
-        found[name_of(node)] = Use(
-            node=source.name,
-            params=ActivationParams(scale=scale, zero_point=zero_point, dtype=dtype),
-            readers=None if everyone else frozenset(readers),
-        )
-    return found
 
 
 def write_site(model: ir.Model, marker: ir.Node, use: Use | None, counter: Counter[str]) -> None:
@@ -110,8 +76,3 @@ def _keep_from_outputs(build: Builder, value: ir.Value) -> None:
             node.replace_input_with(0, apart)
             return
         node = source.producer()
-
-
-def sites_of(uses: Mapping[str, Use]) -> frozenset[str]:
-    """Names of the graph nodes whose values are quantized."""
-    return frozenset(use.node for use in uses.values())

@@ -1,0 +1,83 @@
+"""LiteRT (TFLite) with XNNPACK: one flatbuffer that holds the plan's integers as they are.
+
+Importing this package loads neither torch nor LiteRT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from advisor.targets.capability import Capability
+
+if TYPE_CHECKING:
+    import torch
+
+    from advisor.passes.graph import QuantizedGraph
+    from advisor.targets.base import Artifact, LayerFormat
+    from advisor.targets.tflite.artifact import TfliteArtifact
+
+NAME = "tflite"
+PACKAGES = ("litert_torch", "ai_edge_litert", "safetensors")
+
+
+@dataclass(slots=True)
+class TfliteTarget:
+    """Lowers quantized graphs to TFLite, reads them back, and runs them."""
+
+    _capability: Capability | None = None
+
+    @property
+    def capability(self) -> Capability:
+        """What LiteRT supports, from tflite.toml."""
+        if self._capability is None:
+            from advisor.targets.capability import load_capability
+
+            self._capability = load_capability(NAME)
+        return self._capability
+
+    def emit(self, graph: QuantizedGraph, out: Path) -> TfliteArtifact:
+        """Write the artifact into the existing, empty folder ``out``.
+
+        Raises:
+            MissingDependencyError: a package is missing; says how to install it.
+            InputError: the model does not accept the deployment's batch or sequence.
+            UnsupportedError: an operator or a layer has a form that TFLite does not have.
+        """
+        from advisor.targets.tflite.packages import require
+
+        require(*PACKAGES)
+        from advisor.targets.tflite.emit import write_artifact
+
+        write_artifact(graph, out)
+        return self.load(out)
+
+    def load(self, folder: Path) -> TfliteArtifact:
+        """The artifact that ``emit`` wrote.
+
+        Raises:
+            PlanError: the folder holds no artifact, or a corrupt one.
+        """
+        from advisor.targets.tflite.artifact import TfliteArtifact
+
+        return TfliteArtifact.load(folder)
+
+    def read_back(self, artifact: Artifact) -> Mapping[str, LayerFormat]:
+        """The precision of every layer, from the files alone."""
+        return self.load(artifact.path).read_back()
+
+    def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+        """Execute with flat named inputs; flat named outputs as torch tensors."""
+        from torch import as_tensor
+
+        from advisor.targets.signature import bind
+
+        loaded = self.load(artifact.path)
+        results = loaded.run_flat(bind(loaded.manifest, (), inputs))
+        names = (record.name for record in loaded.manifest.outputs)
+        return {name: as_tensor(result) for name, result in zip(names, results, strict=True)}
+
+
+TARGET = TfliteTarget()

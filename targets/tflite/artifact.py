@@ -1,0 +1,219 @@
+"""The TFLite artifact: run it, verify it, find where it goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+
+from advisor.targets.acceptance import verify_all, write_acceptance
+from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements
+from advisor.targets.base import LayerFormat, Verification
+from advisor.targets.benchmark import Benchmark, Progress
+from advisor.targets.compare import compare_layers, compare_tensors
+from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
+from advisor.targets.signature import bind, build_outputs
+from advisor.targets.simulation import Simulation, flat_tensors, load_simulation
+from advisor.targets.tflite.agreement import check_layers
+from advisor.targets.tflite.benchmark import ROUNDS, SECONDS, run_benchmark
+from advisor.targets.tflite.emit import MODEL_FILE, FixedShapes, read_shapes
+from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.interpreter import LiteModel, runtime_version
+from advisor.targets.tflite.pieces import run_pieces
+from advisor.targets.tflite.readback import read_layers, read_tensors
+
+MOST_PIECES: Final = 4
+"""Batches that every layer is run alone on."""
+
+_PACKAGES: Final = ("ai-edge-litert", "litert-torch", "torch")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class TfliteArtifact:
+    """A folder with model.tflite, shapes.json, artifact.json and what to check it against.
+
+    threads: that run the model, or None for LiteRT's own choice, which is one.
+    """
+
+    path: Path
+    manifest: Manifest
+    shapes: FixedShapes
+    threads: int | None = None
+    _model: LiteModel | None = None
+
+    @classmethod
+    def load(cls, folder: str | Path, *, threads: int | None = None) -> Self:
+        """The artifact that ``plan.compile`` wrote into ``folder``.
+
+        Raises:
+            PlanError: the folder holds no artifact, or a corrupt one.
+        """
+        path = Path(folder)
+        manifest = read_manifest(path)
+        return cls(path=path, manifest=manifest, shapes=read_shapes(path), threads=threads)
+
+    @property
+    def model(self) -> LiteModel:
+        """The model, opened at the first use."""
+        if self._model is None:
+            self._model = LiteModel((self.path / MODEL_FILE).read_bytes(), self.threads)
+        return self._model
+
+    def run(self, *inputs: Any, **named: Any) -> Any:
+        """Execute. Takes what the model takes and returns its structure.
+
+        Torch tensors give torch tensors, numpy arrays numpy arrays; a ModelOutput is a dict. Any
+        number of rows runs in pieces of the compiled batch.
+
+        Raises:
+            InputError: an input is missing, unknown, or of another shape or dtype.
+            MissingDependencyError: ai-edge-litert is not installed.
+        """
+        arrays = bind(self.manifest, inputs, named)
+        results: Sequence[Any] = self.run_flat(arrays)
+        if flat_tensors((inputs, named)):
+            results = [torch.as_tensor(result) for result in results]
+        return build_outputs(self.manifest.structure, results)
+
+    def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """Execute on arrays by input name; the outputs in order, in the model's own dtypes."""
+        results = run_pieces(self.model.run, self.manifest.inputs, self.shapes, arrays)
+        return [
+            np.asarray(result, dtype=record.dtype)
+            for result, record in zip(results, self.manifest.outputs, strict=True)
+        ]
+
+    def read_back(self) -> dict[str, LayerFormat]:
+        """The format of every layer, from the file alone."""
+        return read_layers(self._load(), self.manifest.layers)
+
+    def verify(self) -> Verification:
+        """Read back every layer, run it alone and in the whole, compare with the simulation.
+
+        Writes acceptance.json with every number, and with how XNNPACK splits the model.
+
+        Raises:
+            PlanError: the files to check against are missing.
+            MissingDependencyError: ai-edge-litert is not installed.
+        """
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        flat = [simulation.inputs[record.name] for record in self.manifest.inputs]
+        agreements, kernels = self._check(simulation, flat)
+        formats = {
+            name: replace(found, kernel=kernels.get(name, ""))
+            for name, found in self.read_back().items()
+        }
+        mismatches = compare_layers(self.manifest.layers, formats, _any_kernel)
+        mismatches += compare_tensors(
+            self.manifest.tensors,
+            read_tensors(self._load(), [record.name for record in self.manifest.tensors]),
+        )
+        found = self.run_flat(
+            {
+                record.name: tensor.numpy()
+                for record, tensor in zip(self.manifest.inputs, flat, strict=True)
+            }
+        )
+        names = [record.name for record in self.manifest.outputs]
+        worst, outside = compare_outputs(simulation, flat, names, found)
+        verification = verify_all(
+            self.manifest,
+            agreements,
+            (*mismatches, *outside),
+            max_abs_error=worst,
+            executed_by=runtime_version(),
+        )
+        write_acceptance(
+            self.path,
+            self.manifest,
+            verification,
+            formats,
+            agreements,
+            packages=_PACKAGES,
+            partitions=asdict(self.model.partitions()),
+        )
+        return verification
+
+    def debug(self, *inputs: Any, **named: Any) -> str:
+        """The first layer whose output leaves the simulation, and by how much.
+
+        Every layer gets the simulation's own input, so the first is where it starts.
+
+        Raises:
+            InputError: the inputs do not fit the model.
+            PlanError: the files to check against are missing.
+        """
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        if inputs or named:
+            arrays = bind(self.manifest, inputs, named)
+            flat = [torch.as_tensor(arrays[record.name]) for record in self.manifest.inputs]
+        else:
+            flat = [simulation.inputs[record.name] for record in self.manifest.inputs]
+        return describe_agreements(self._check(simulation, flat)[0])
+
+    def benchmark(
+        self,
+        *,
+        batch: int | None = None,
+        sequence: int | None = None,
+        threads: int | None = None,
+        rounds: int = ROUNDS,
+        seconds: float | None = None,
+        progress: Progress | None = None,
+    ) -> Benchmark:
+        """Latency and throughput of the float model and of the plan, side by side.
+
+        Raises:
+            InputError: another batch or sequence than the compiled one.
+            PlanError: the files to compare with are missing.
+            UsageError: too few rounds, or no time.
+            MissingDependencyError: ai-edge-litert is not installed.
+        """
+        return run_benchmark(
+            self.path,
+            self.manifest,
+            self.shapes,
+            batch=batch,
+            sequence=sequence,
+            threads=self.threads if threads is None else threads,
+            rounds=rounds,
+            seconds=SECONDS if seconds is None else seconds,
+            progress=progress,
+        )
+
+    def _load(self) -> FlatModel:
+        return FlatModel((self.path / MODEL_FILE).read_bytes())
+
+    def _check(
+        self, simulation: Simulation, flat: Sequence[torch.Tensor]
+    ) -> tuple[list[Agreement], dict[str, str]]:
+        axes = [
+            record.shape.index("batch") if "batch" in record.shape else None
+            for record in self.manifest.inputs
+        ]
+        size = self.shapes.batch
+        rows = [t.shape[axis] for t, axis in zip(flat, axes, strict=True) if axis is not None]
+        count = max(min([r // size for r in rows] + [MOST_PIECES]), 1)
+        pieces = [
+            [
+                tensor if axis is None else _rows(tensor, axis, index * size, size)
+                for tensor, axis in zip(flat, axes, strict=True)
+            ]
+            for index in range(count)
+        ]
+        return check_layers(self._load(), simulation.module, self.manifest.layers, pieces)
+
+
+def _rows(tensor: torch.Tensor, axis: int, start: int, size: int) -> torch.Tensor:
+    """``size`` rows from ``start``; from the beginning again where there are not enough."""
+    wanted = torch.arange(start, start + size) % tensor.shape[axis]
+    return tensor.index_select(axis, wanted)
+
+
+def _any_kernel(layer: LayerRecord) -> frozenset[str]:
+    """XNNPACK's arithmetic is what is checked, and built-in kernels that agree are as good."""
+    return frozenset()

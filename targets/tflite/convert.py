@@ -1,0 +1,90 @@
+"""A float graph in, the bytes of a TFLite model with markers out."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from advisor.errors import UnsupportedError
+from advisor.passes.graph import Graph
+from advisor.passes.shapes import deployment_inputs
+from advisor.targets.tflite.markers import mark, register_lowering, values_of
+from advisor.targets.tflite.packages import load
+
+
+def convert(graph: Graph, batch: int, sequence: int | None) -> bytes:
+    """The graph as a flatbuffer of fixed shapes, with a marker behind every value to find again.
+
+    Its inputs are the tensor inputs of the graph in order, its outputs the tensors it returns.
+
+    Raises:
+        InputError: the model does not accept this batch or sequence.
+        UnsupportedError: the converter has no form of an operator.
+    """
+    flat = deployment_inputs(graph, batch, sequence)
+    module = _Flat(mark(graph, values_of(graph)), flat)
+    tensors = tuple(value for value in flat if isinstance(value, torch.Tensor))
+    with quiet():
+        litert_torch = load("litert_torch")
+        register_lowering()
+        try:
+            model: Any = litert_torch.convert(module.eval(), tensors)
+            return bytes(model.model_content())
+        # litert-torch and MLIR raise these for what they cannot write; a fault of this package
+        # would show in every model.
+        except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
+            raise UnsupportedError(
+                f"litert-torch cannot convert the model: {_first_line(error)}; rewrite that "
+                "operator with others, or plan for another runtime (runtime='onnxruntime')"
+            ) from error
+
+
+class _Flat(nn.Module):
+    """The graph as a function of tensors alone, which returns a tuple of tensors."""
+
+    def __init__(self, module: GraphModule, flat: list[Any]) -> None:
+        super().__init__()
+        module.graph.set_codegen(CodeGen())  # takes and returns flat lists
+        module.recompile()
+        self.inner = module
+        self.flat = flat
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        remaining = iter(tensors)
+        values = [next(remaining) if isinstance(v, torch.Tensor) else v for v in self.flat]
+        outputs = pytree.tree_leaves(self.inner(*values))
+        return tuple(value for value in outputs if isinstance(value, torch.Tensor))
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Silence the converter: progress on stdout, warnings and log lines about its own workings."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

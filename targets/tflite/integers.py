@@ -1,0 +1,302 @@
+"""Statically quantized activations: which operators run on int8, and QUANTIZE, DEQUANTIZE between.
+
+A tensor that the plan quantizes gets a twin of int8 beside it. Operators between quantized tensors
+read and write twins; where an operator reads floats of an integer tensor, or integers of a float
+one, the conversion is written once, just before the first reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from advisor.errors import UnsupportedError
+from advisor.formats import scheme_named
+from advisor.passes.graph import ActivationParams, Layer, QuantizedGraph
+from advisor.passes.layers import find_calls
+from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.markers import end_of, fused_operators
+from advisor.targets.tflite.skeleton import Skeleton, segment
+from advisor.targets.tflite.values import TWIN
+from advisor.targets.tflite.weights import per_axis
+from advisor.targets.uses import find_uses
+
+MOVES: Final = frozenset(
+    {
+        "AVERAGE_POOL_2D",
+        "CONCATENATION",
+        "EXPAND_DIMS",
+        "MAX_POOL_2D",
+        "PAD",
+        "PADV2",
+        "RESHAPE",
+        "SLICE",
+        "SQUEEZE",
+        "STRIDED_SLICE",
+        "TRANSPOSE",
+    }
+)
+"""Operators whose output has the scale and zero point of its inputs."""
+
+CLAMPS: Final = frozenset({"MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1"})
+"""Activation functions that the converter did not fuse. Rounding is monotone, so that clamping
+before it or after it gives the same integers."""
+
+COMPUTES: Final = frozenset({"ADD", "MEAN", "MUL", "SUB"})
+"""Operators whose output has a scale of its own."""
+
+FLOATS: Final = "FLOAT32"
+
+VERSIONS: Final = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "EXPAND_DIMS": 1, "FULLY_CONNECTED": 5}
+VERSIONS_1: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
+"""Operator versions for int8, where they are not 2 (tflite/tools/versioning/op_version.cc)."""
+
+GROUPED: Final = 6
+"""Version of a grouped CONV_2D."""
+
+Params = ActivationParams
+
+
+@dataclass(slots=True)
+class Assigned:
+    """What runs in integers. reads, writes: by (operator's id, tensor) its parameters.
+
+    quantized: by tensor, those that every reader sees rounded.
+    """
+
+    reads: dict[tuple[int, int], Params] = field(default_factory=dict[tuple[int, int], Params])
+    writes: dict[tuple[int, int], Params] = field(default_factory=dict[tuple[int, int], Params])
+    quantized: dict[int, Params] = field(default_factory=dict[int, Params])
+
+
+def write_integers(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> None:
+    """Quantize the activations that the plan quantizes.
+
+    Raises:
+        UnsupportedError: a static layer has an operator in it that has no integer form.
+    """
+    assigned = _assign(model, graph, skeleton)
+    if assigned.reads or assigned.quantized:
+        _Writer(model, assigned).write()
+
+
+def _assign(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> Assigned:
+    source = graph.float_graph
+    uses = find_uses(graph.module)
+    assigned = Assigned()
+    ends: dict[int, Params] = {}
+    for use in uses.values():
+        tensor = skeleton.values[use.node].tensor
+        if use.readers is None:
+            assigned.quantized[tensor] = ends[tensor] = use.params
+    stops = {value.tensor for value in skeleton.values.values()}
+    calls = find_calls(source.module, source.layers)
+    fused = fused_operators()
+    operators = list(model.operators)
+    for layer in source.layers:
+        if not scheme_named(graph.assignment[layer.name].scheme).is_static:
+            continue
+        end = skeleton.values[end_of(calls[layer.name], fused).name].tensor
+        main = operators[skeleton.places[layer.name].operator]
+        inside = _inside(model, end, stops)
+        inputs = dict.fromkeys(_float_inputs(model, inside), graph.activations[layer.input])
+        problem = _assign_segment(model, inside, inputs, ends.pop(end), main, assigned)
+        if problem:
+            raise _refused(layer, problem)
+    for end, params in ends.items():
+        inside = _inside(model, end, stops)
+        read = _float_inputs(model, inside)
+        if inside and read and all(tensor in assigned.quantized for tensor in read):
+            known = {tensor: assigned.quantized[tensor] for tensor in read}
+            _assign_segment(model, inside, known, params, None, assigned)
+    return assigned
+
+
+def _inside(model: FlatModel, end: int, stops: set[int]) -> list[Any]:
+    """The operators between marked values that compute ``end``, but no DEQUANTIZE of a weight."""
+    found = [model.operators[index] for index in sorted(segment(model, end, stops))]
+    return [op for op in found if model.code(op) != "DEQUANTIZE"]
+
+
+def _float_inputs(model: FlatModel, inside: Sequence[Any]) -> list[int]:
+    """The float activations that a group of operators reads from outside."""
+    made = {int(out) for op in inside for out in op.outputs}
+    return list(
+        dict.fromkeys(
+            int(i)
+            for op in inside
+            for i in op.inputs
+            if i >= 0 and int(i) not in made and _is_activation(model, int(i))
+        )
+    )
+
+
+def _is_activation(model: FlatModel, tensor: int) -> bool:
+    return model.dtype(tensor) == FLOATS and not model.is_constant(tensor)
+
+
+def _assign_segment(
+    model: FlatModel,
+    inside: Sequence[Any],
+    inputs: Mapping[int, Params],
+    end: Params,
+    main: Any,
+    assigned: Assigned,
+) -> str:
+    """Let a group of operators run in integers, or say which one cannot."""
+    params = dict(inputs)
+    reads: dict[tuple[int, int], Params] = {}
+    writes: dict[tuple[int, int], Params] = {}
+    computed = False
+    for operator in inside:
+        code = model.code(operator)
+        sources = [int(i) for i in operator.inputs if i >= 0 and _is_activation(model, int(i))]
+        constants = [
+            int(i)
+            for i in operator.inputs
+            if i >= 0 and model.is_constant(int(i)) and model.dtype(int(i)) == FLOATS
+        ]
+        found = {params[source] for source in sources}
+        if operator is main:
+            made, computed = end, True
+        elif code in MOVES and len(found) == 1 and (not constants or code == "PADV2"):
+            (made,) = found
+        elif code in CLAMPS and computed:
+            made = end
+        elif code in COMPUTES and not computed and not constants:
+            made, computed = end, True
+        else:
+            return code
+        reads |= {(id(operator), source): params[source] for source in sources}
+        writes |= {(id(operator), int(out)): made for out in operator.outputs}
+        params |= {int(out): made for out in operator.outputs}
+    last = params[int(inside[-1].outputs[0])] if inside else end
+    if last != end:
+        return model.code(inside[-1])
+    assigned.reads |= reads
+    assigned.writes |= writes
+    return ""
+
+
+class _Writer:
+    """Walks the operators once and gives each the tensors it reads and writes."""
+
+    def __init__(self, model: FlatModel, assigned: Assigned) -> None:
+        self.model = model
+        self.assigned = assigned
+        self.done: list[Any] = []
+        self.twins: dict[tuple[int, Params], int] = {}
+        self.integers: dict[int, Params] = {}
+        self.floats: dict[int, int] = {}
+
+    def write(self) -> None:
+        """Rewrite the graph's operators and outputs."""
+        model = self.model
+        for operator in list(model.operators):
+            keys = {int(out): (id(operator), int(out)) for out in operator.outputs}
+            is_integer = any(key in self.assigned.writes for key in keys.values())
+            operator.inputs = [self._input(operator, int(i), is_integer) for i in operator.inputs]
+            if is_integer:
+                operator.outputs = [
+                    self._output(out, self.assigned.writes[key]) for out, key in keys.items()
+                ]
+                self._set_version(operator)
+            self.done.append(operator)
+        outputs = [self._float(int(out)) for out in model.graph.outputs]
+        renamed = dict(zip((int(o) for o in model.graph.outputs), outputs, strict=True))
+        for kind, entry in model.signature():
+            if kind == "output":
+                entry.tensorIndex = renamed[int(entry.tensorIndex)]
+        model.graph.outputs = outputs
+        model.graph.operators = self.done
+
+    def _input(self, operator: Any, tensor: int, is_integer: bool) -> int:
+        if tensor < 0:
+            return tensor
+        params = self.assigned.reads.get((id(operator), tensor))
+        if params is not None:
+            return self._twin_of(tensor, params)
+        if is_integer and self.model.is_constant(tensor) and self.model.dtype(tensor) == FLOATS:
+            (params,) = {self.assigned.writes[id(operator), int(o)] for o in operator.outputs}
+            return self._constant(tensor, params)
+        return self._float(tensor)
+
+    def _output(self, tensor: int, params: Params) -> int:
+        self.integers[tensor] = params
+        return self._twin(tensor, params)
+
+    def _twin(self, tensor: int, params: Params) -> int:
+        key = (tensor, params)
+        if key not in self.twins:
+            name = f"{self.model.name(tensor)}{TWIN}"
+            self.twins[key] = self.model.add_tensor(
+                name,
+                self.model.shape(tensor),
+                params.dtype.upper(),
+                quantization=per_axis(
+                    np.array([params.scale], np.float32), axis=0, zero_point=params.zero_point
+                ),
+            )
+        return self.twins[key]
+
+    def _twin_of(self, tensor: int, params: Params) -> int:
+        """The int8 twin of a tensor, quantized here where no operator wrote it."""
+        is_new = (tensor, params) not in self.twins
+        twin = self._twin(tensor, params)
+        if is_new:
+            self.done.append(self.model.make_operator("QUANTIZE", [tensor], [twin]))
+        return twin
+
+    def _float(self, tensor: int) -> int:
+        """The tensor to read for floats: rounded ones where the plan says so."""
+        params = self.integers.get(tensor)
+        if params is not None:
+            self._dequantize(tensor, self.twins[tensor, params], tensor)
+        elif tensor in self.assigned.quantized and tensor not in self.floats:
+            name = f"{self.model.name(tensor)}/rounded"
+            made = self.model.add_tensor(name, self.model.shape(tensor), FLOATS)
+            twin = self._twin_of(tensor, self.assigned.quantized[tensor])
+            self._dequantize(tensor, twin, made)
+        return self.floats.get(tensor, tensor)
+
+    def _dequantize(self, tensor: int, twin: int, floats: int) -> None:
+        if tensor not in self.floats:
+            self.floats[tensor] = floats
+            self.done.append(self.model.make_operator("DEQUANTIZE", [twin], [floats], 2))
+
+    def _constant(self, tensor: int, params: Params) -> int:
+        """A constant in the integers of ``params``: what is padded with or clamped to."""
+        data = self.model.data(tensor)
+        assert data is not None  # only constants come here
+        low, high = np.iinfo(params.dtype).min, np.iinfo(params.dtype).max
+        real = np.frombuffer(data, np.float32).astype(np.float64) / params.scale
+        integers = np.clip(np.rint(real) + params.zero_point, low, high).astype(params.dtype)
+        scale = np.array([params.scale], np.float32)
+        return self.model.add_tensor(
+            f"{self.model.name(tensor)}/{params.dtype}",
+            self.model.shape(tensor),
+            params.dtype.upper(),
+            data=integers.tobytes(),
+            quantization=per_axis(scale, axis=0, zero_point=params.zero_point),
+        )
+
+    def _set_version(self, operator: Any) -> None:
+        code = self.model.code(operator)
+        version = VERSIONS.get(code, 1 if code in VERSIONS_1 else 2)
+        if code == "CONV_2D" and self._is_grouped(operator):
+            version = GROUPED
+        self.model.set_code(operator, code, version)
+
+    def _is_grouped(self, operator: Any) -> bool:
+        x, weight = (self.model.shape(int(i)) for i in operator.inputs[:2])
+        return x[-1] != weight[-1]
+
+
+def _refused(layer: Layer, code: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"{layer.name}: litert-torch writes it with {code}, which has no integer form here, so it "
+        "cannot be w8a8; pin it to another scheme"
+    )

@@ -1,0 +1,171 @@
+"""A plan's weights and biases in the flatbuffer: which operator form each scheme takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.fx import Node
+
+from advisor.errors import UnsupportedError
+from advisor.formats import PerBlock, Scheme, scheme_named
+from advisor.passes.fx import argument, attribute
+from advisor.passes.graph import Layer, QuantizedGraph, WeightTable
+from advisor.passes.layers import find_calls
+from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.skeleton import Place, Skeleton
+from advisor.targets.tflite.weights import add_weight, per_axis
+
+BIAS_SLOT: Final = 2
+
+INTEGER_OPERATORS: Final = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
+"""Operators that read integer weights themselves; EMBEDDING_LOOKUP does too."""
+
+HYBRID_VERSIONS: Final = {
+    "FULLY_CONNECTED": 12,
+    "CONV_2D": 5,
+    "DEPTHWISE_CONV_2D": 6,
+    "EMBEDDING_LOOKUP": 4,
+}
+"""Operator version for integer weights with one scale per channel and float activations."""
+
+DEQUANTIZE_VERSIONS: Final = {"FLOAT16": 3, "INT8": 5, "INT4": 6}
+"""Operator version by the type of a constant weight. Both tables are from
+tflite/tools/versioning/op_version.cc of LiteRT."""
+
+
+def write_layers(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> None:
+    """Put every layer's planned weight and bias into the model.
+
+    Raises:
+        UnsupportedError: a layer that is not float has no operator to hold its weight, or a form
+            that TFLite does not have.
+    """
+    source = graph.float_graph
+    after = find_calls(graph.module, source.layers)
+    operators = list(model.operators)
+    written: dict[tuple[str, tuple[int, ...]], int] = {}
+    for layer in source.layers:
+        scheme = scheme_named(graph.assignment[layer.name].scheme)
+        place = skeleton.places.get(layer.name)
+        if place is None:
+            if scheme.name != "fp32":
+                raise _unmatched(layer, scheme)
+            continue
+        operator = operators[place.operator]
+        if scheme.name == "fp32":
+            model.rename(int(operator.inputs[place.slot]), layer.weight)
+        else:
+            _write_weight(model, operator, place, layer, scheme, graph.weights, written)
+        if layer.name in after and layer.op != "embedding":
+            _write_bias(model, operator, layer, after[layer.name], graph)
+
+
+def _write_weight(
+    model: FlatModel,
+    operator: Any,
+    place: Place,
+    layer: Layer,
+    scheme: Scheme,
+    tables: Mapping[str, WeightTable],
+    written: dict[tuple[str, tuple[int, ...]], int],
+) -> None:
+    table = tables.get(layer.weight)
+    if table is None:
+        raise UnsupportedError(
+            f"{layer.name} is {scheme.name}, but its integers are not in the graph"
+        )
+    old = int(operator.inputs[place.slot])
+    key = (layer.weight, place.order)
+    if key not in written:
+        held = WeightTable(values=table.values.reshape(layer.weight_shape), scale=table.scale)
+        written[key] = add_weight(model, layer.weight, held, scheme, place.order)
+        _keep_shape(model, old, written[key])
+    new = written[key]
+    code = model.code(operator)
+    reads_integers = code == "EMBEDDING_LOOKUP" or scheme.activation is not None
+    if not reads_integers or table.scale is None:
+        operator.inputs[place.slot] = _dequantized(model, operator, new, layer.weight)
+        return
+    if code != "EMBEDDING_LOOKUP" and code not in INTEGER_OPERATORS:
+        raise UnsupportedError(
+            f"{layer.name}: litert-torch writes it as {code}, which reads no integers, so it "
+            f"cannot be {scheme.name}; pin it to a weight-only scheme (w8) or fp32"
+        )
+    operator.inputs[place.slot] = new
+    if scheme.is_static:
+        return
+    model.set_code(operator, code, HYBRID_VERSIONS[code])
+    if code == "FULLY_CONNECTED":
+        operator.builtinOptions.asymmetricQuantizeInputs = True
+
+
+def _keep_shape(model: FlatModel, old: int, new: int) -> None:
+    """A convolution over one dimension is stored as one over two of which one has size 1."""
+    shape, quantization = model.shape(old), model.tensor(new).quantization
+    count = 0 if quantization is None or quantization.scale is None else len(quantization.scale)
+    if quantization is not None and shape != model.shape(new) and count > 1:
+        quantization.quantizedDimension = shape.index(count)
+    model.tensor(new).shape = list(shape)
+
+
+def _dequantized(model: FlatModel, operator: Any, weight: int, name: str) -> int:
+    """The float tensor that a DEQUANTIZE before ``operator`` makes of a constant."""
+    dtype = model.dtype(weight)
+    floats = model.add_tensor(f"{name}/float", model.shape(weight), "FLOAT32")
+    made = model.make_operator("DEQUANTIZE", [weight], [floats], DEQUANTIZE_VERSIONS[dtype])
+    model.operators.insert(model.operators.index(operator), made)
+    return floats
+
+
+def _write_bias(
+    model: FlatModel, operator: Any, layer: Layer, after: Node, graph: QuantizedGraph
+) -> None:
+    """The planned bias: int32 of a static layer, else the float one where the plan changes it."""
+    scheme = scheme_named(graph.assignment[layer.name].scheme)
+    slot = int(operator.inputs[BIAS_SLOT]) if len(operator.inputs) > BIAS_SLOT else -1
+    planned = argument(after, BIAS_SLOT)
+    value: torch.Tensor | None = None
+    if isinstance(planned, Node) and planned.op == "get_attr":
+        value = attribute(graph.module, str(planned.target)).detach()
+    name = layer.bias or f"{layer.name}.bias"
+    if not scheme.is_static:
+        changed = value is not None and value is not attribute(
+            graph.float_graph.module, str(layer.bias)
+        )
+        if slot >= 0 and changed and value is not None:
+            data = value.to(torch.float32).numpy().tobytes()
+            operator.inputs[BIAS_SLOT] = model.add_tensor(
+                name, model.shape(slot), "FLOAT32", data=data
+            )
+        return
+    scale = graph.weights[layer.weight].scale
+    assert scale is not None  # a static scheme has integer weights
+    step = scale * torch.tensor(graph.activations[layer.input].scale)
+    if value is None:
+        value = torch.zeros(layer.weight_shape[0])
+    elif slot < 0:
+        raise UnsupportedError(
+            f"{layer.name}: litert-torch adds its bias in an operator of its own, so it cannot be "
+            f"{scheme.name}; pin it to a dynamic scheme or fp32"
+        )
+    integers = torch.round(value / step).to(torch.int32).numpy()
+    made = model.add_tensor(
+        name,
+        (integers.size,),
+        "INT32",
+        data=np.ascontiguousarray(integers).tobytes(),
+        quantization=per_axis(step.expand(integers.size).numpy(), axis=0),
+    )
+    operator.inputs = [*operator.inputs[:BIAS_SLOT], made]
+
+
+def _unmatched(layer: Layer, scheme: Scheme) -> UnsupportedError:
+    blocks = isinstance(scheme.weight.granularity, PerBlock)
+    return UnsupportedError(
+        f"{layer.name} ({layer.op}) should be {scheme.name}{' with blocks' if blocks else ''}, but "
+        "no operator that litert-torch wrote reads its weight as it is; pin it to fp32, or plan "
+        "for runtime='onnxruntime'"
+    )

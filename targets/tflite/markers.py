@@ -1,0 +1,125 @@
+"""Markers: operators that keep values recognisable, and apart, through the converter.
+
+A marker changes nothing. In MLIR it is a ``tfl.custom``, which no optimisation looks into or moves
+across: LayerNorm's gain stays out of the weights behind it, and every marked value can be found by
+name in the flatbuffer. There the markers are taken out again (``skeleton.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+import torch
+from torch.fx import GraphModule, Node
+
+from advisor.passes import ops
+from advisor.passes.candidates import regions_of
+from advisor.passes.fx import clone, copy_meta, finish
+from advisor.passes.graph import Graph
+from advisor.passes.layers import find_calls, operands
+from advisor.passes.regions import is_float_tensor, short_op
+from advisor.targets.capability import load_capability
+from advisor.targets.tflite.packages import load
+
+CUSTOM_CODE: Final = "advisor.mark"
+"""Name of the marker's operator in the flatbuffer."""
+
+LAYOUT_PASS: Final = (
+    "litert_torch._convert.fx_passes.optimize_layout_transposes_pass.layout_rewrite"
+)
+
+CHANNELS_LAST: Final = "|channels_last"
+"""End of a marker's text where the converter moved the channels to the end."""
+
+_NAMESPACE: Final = "advisor_tflite"
+
+
+def _keep(x: torch.Tensor, name: str) -> torch.Tensor:
+    return x.clone()
+
+
+def _like(x: torch.Tensor, name: str) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+def _operator() -> ops.Operator:
+    if not hasattr(torch.ops.advisor_tflite, "mark"):
+        ops.define(f"{_NAMESPACE}::mark", "(Tensor x, str name) -> Tensor", _keep, _like)
+    found: ops.Operator = torch.ops.advisor_tflite.mark.default
+    return found
+
+
+MARK: Final = _operator()
+
+
+def values_of(graph: Graph) -> frozenset[str]:
+    """Names of the graph nodes to find again: what layers read and write, what may be integers."""
+    fused = fused_operators()
+    names = {site.node for site in regions_of(graph, load_capability("tflite")).sites}
+    for node in find_calls(graph.module, graph.layers).values():
+        names.update(source.name for source in operands(node) if is_float_tensor(source))
+        names.add(end_of(node, fused).name)
+    return frozenset(names)
+
+
+def fused_operators() -> tuple[str, ...]:
+    """Activation functions that become part of the operator before them."""
+    rules = load_capability("tflite").static
+    return () if rules is None else rules.fused
+
+
+def end_of(node: Node, fused: Collection[str]) -> Node:
+    """The activation function that the converter fuses into a layer, else the layer itself."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if short_op(user) not in fused:
+            break
+        node = user
+    return node
+
+
+def mark(graph: Graph, values: Collection[str]) -> GraphModule:
+    """The graph's module with a marker behind every node named in ``values``."""
+    module = clone(graph.module)
+    for node in list(module.graph.nodes):
+        if node.name not in values or not is_float_tensor(node):
+            continue
+        with module.graph.inserting_after(node):
+            marker = module.graph.call_function(MARK, (node, node.name))
+        copy_meta(node, marker)
+        for user in list(node.users):
+            if user is not marker:
+                user.replace_input_with(node, marker)
+    return finish(module)
+
+
+def register_lowering() -> None:
+    """Teach the converter what a marker is; does nothing the second time.
+
+    litert-torch has no public way to add an operator; these registries are where its own are.
+    """
+    ir = load("litert_converter.mlir.ir")
+    rewriters = load(LAYOUT_PASS).rewriters
+    if MARK in rewriters:
+        return
+
+    def rewrite(node: Node) -> None:
+        source, name = node.args
+        node.args = (source, f"{name}{CHANNELS_LAST}")
+
+    def lower(context: Any, x: Any, name: str) -> Any:
+        text = name.encode().hex()
+        made = ir.Operation.create(
+            "tfl.custom",
+            results=[x.type],
+            operands=[x],
+            attributes={
+                "custom_code": ir.StringAttr.get(CUSTOM_CODE),
+                "custom_option": ir.Attribute.parse(f'#tfl<const_bytes: "0x{text}">'),
+            },
+        )
+        return made.results[0]
+
+    rewriters[MARK] = rewrite
+    load("litert_torch.backend.lowerings.registry").lower(MARK)(lower)

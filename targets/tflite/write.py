@@ -1,0 +1,25 @@
+"""A quantized graph in, the bytes of a TFLite model out."""
+
+from __future__ import annotations
+
+from advisor.passes.graph import QuantizedGraph
+from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.integers import write_integers
+from advisor.targets.tflite.layers import write_layers
+from advisor.targets.tflite.skeleton import skeleton_of
+
+
+def write_model(graph: QuantizedGraph, batch: int, sequence: int | None) -> bytes:
+    """The model at fixed shapes, with the plan's integers and names.
+
+    The first call for a float graph converts it; later plans for the same graph only fill it in.
+
+    Raises:
+        InputError: the model does not accept this batch or sequence.
+        UnsupportedError: an operator or a layer has a form that TFLite does not have.
+    """
+    skeleton = skeleton_of(graph.float_graph, batch, sequence)
+    model = FlatModel(skeleton.content)
+    write_layers(model, graph, skeleton)
+    write_integers(model, graph, skeleton)
+    return model.to_bytes()

@@ -1,0 +1,102 @@
+"""Every scheme in every small model: read back equal, integers byte-equal, outputs in agreement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from advisor.passes.graph import QuantizedGraph
+from advisor.targets.tflite import TARGET
+from tests.targets.tflite.models import (
+    DepthwiseNet,
+    Encoder,
+    ResidualNet,
+    TiedNet,
+    TwoInputs,
+    images,
+    seeded,
+    tokens,
+)
+
+Quantizer = Callable[..., QuantizedGraph]
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor, ...]]]] = {
+    "residual": (ResidualNet, lambda: (images(4),)),
+    "depthwise": (DepthwiseNet, lambda: (images(4),)),
+    "encoder": (Encoder, lambda: (tokens(4),)),
+    "tied": (TiedNet, lambda: (tokens(4),)),
+    "two": (TwoInputs, lambda: (images(4), images(4, seed=2))),
+}
+
+SCHEMES = (
+    "fp32",
+    "fp16",
+    "w8",
+    "w4",
+    "w8a8-dynamic",
+    "w4a8-dynamic",
+    "w4a8-dynamic-g32",
+    "w8a8",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_every_scheme_is_carried_and_computed(
+    name: str, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    build, inputs = MODELS[name]
+    model = seeded(build())
+    for scheme in SCHEMES:
+        graph = make_quantized(model, inputs(), scheme, batch=2)
+        chosen = {choice.scheme for choice in graph.assignment.values()}
+        if scheme not in chosen:
+            continue
+        folder = tmp_path / scheme
+        folder.mkdir()
+        artifact = TARGET.emit(graph, folder)
+        verification = artifact.verify()
+        assert verification.ok, (scheme, verification.mismatches)
+        assert verification.layers_matched == verification.layers_total == len(graph.assignment)
+        found = artifact.read_back()
+        planned = {n: c.scheme for n, c in graph.assignment.items()}
+        block = {n: f.scheme.partition("-g")[0] for n, f in found.items()}
+        assert block == {n: s.partition("-g")[0] for n, s in planned.items()}
+
+
+@pytest.mark.slow
+def test_static_integers_are_the_simulations(make_quantized: Quantizer, tmp_path: Path) -> None:
+    """XNNPACK's accumulators against torch's floats, operator by operator."""
+    graph = make_quantized(seeded(ResidualNet()), (images(8),), "w8a8", batch=1)
+    verification = TARGET.emit(graph, tmp_path).verify()
+    assert verification.ok
+    assert verification.compared > 1000
+    assert verification.flips <= verification.compared * 1e-3
+    kept: dict[str, Any] = json.loads((tmp_path / "acceptance.json").read_text())
+    assert kept["partitions"]["delegated"] >= 1
+    assert {row["kernel"] for row in kept["layers"]} == {"XNNPACK"}
+
+
+@pytest.mark.slow
+def test_schemes_mix_in_one_model(make_quantized: Quantizer, tmp_path: Path) -> None:
+    schemes = {
+        "embed": "w8",
+        "q": "w8a8-dynamic",
+        "k": "w8a8",
+        "v": "w4a8-dynamic",
+        "o": "fp16",
+        "up": "w4a8-dynamic-g32",
+        "down": "w8",
+    }
+    graph = make_quantized(seeded(Encoder()), (tokens(4),), schemes, batch=1)
+    artifact = TARGET.emit(graph, tmp_path)
+    verification = artifact.verify()
+    assert verification.ok, verification.mismatches
+    found = {name: layer.scheme for name, layer in artifact.read_back().items()}
+    assert found == schemes
