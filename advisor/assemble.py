@@ -99,7 +99,7 @@ def error_columns(layer: Layer, candidate: Candidate, capability: Capability) ->
     scheme = scheme_named(candidate.scheme)
     columns = [] if scheme.weight.dtype == "float32" else [weight_column(layer, candidate)]
     if scheme.is_dynamic:
-        columns.append(("dynamic", layer.name, capability.dynamic[scheme.name].label))
+        columns.append(("dynamic", layer.name, capability.dynamic[scheme.name].of(layer).label))
     return columns
 
 

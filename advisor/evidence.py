@@ -171,7 +171,8 @@ def _score(prepared: Prepared, simulator: Simulator, knobs: Knobs, seed: int) ->
             for layer in (layers[name] for name in group.layers):
                 for column in error_columns(layer, option, setting.capability):
                     if column[0] == "dynamic":
-                        dynamic[column] = (layer, setting.capability.dynamic[option.scheme])
+                        rules = setting.capability.dynamic[option.scheme]
+                        dynamic[column] = (layer, rules.of(layer))
                     else:
                         scheme, _, algorithm = column[2].partition("/")
                         weights[column] = (layer, scheme, algorithm)

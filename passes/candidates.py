@@ -15,7 +15,7 @@ from advisor.passes.group import Group
 from advisor.passes.regions import Regions, find_regions
 from advisor.passes.rounding import ALGORITHMS, IMPLEMENTED_DTYPES
 from advisor.search.problem import Candidate
-from advisor.targets.capability import Capability, Support
+from advisor.targets.capability import Capability, DynamicRules, Support
 
 FLOAT16_MAX = 65504.0
 
@@ -24,7 +24,7 @@ SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8")
 
 DYNAMIC_OPS: Final = frozenset({"linear", "lstm"})
 """Operators whose input may be quantized at run time: its rows are what the rules speak of. The
-hidden state of an LSTM is then quantized too."""
+hidden state of an LSTM is then quantized too. Convolutions can be where the rules speak of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def can_take(
         return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
     if scheme.is_static and scheme.name not in SIMULATED_ACTIVATIONS:
         return Support(ok=False, reason=f"{scheme.name} activations cannot be simulated yet")
-    if scheme.is_dynamic and layer.op not in DYNAMIC_OPS:
+    if scheme.is_dynamic and not _has_dynamic(layer, capability.dynamic[scheme.name]):
         reason = f"dynamic activations of {layer.op} cannot be simulated yet"
         return Support(ok=False, reason=reason)
     if scheme.weight.dtype == "float16":
@@ -95,6 +95,11 @@ def can_take(
         if largest > FLOAT16_MAX:
             return Support(ok=False, reason=f"weight {largest:.3g} overflows float16 (65504)")
     return Support(ok=True)
+
+
+def _has_dynamic(layer: Layer, rules: DynamicRules) -> bool:
+    """Whether it is known what shares a scale in the layer's input."""
+    return layer.op in DYNAMIC_OPS or (layer.op == "conv2d" and bool(rules.convolution))
 
 
 def regions_of(graph: Graph, capability: Capability) -> Regions:

@@ -51,7 +51,8 @@ class Layer:
     multiply-accumulates of one forward at the deployment shape. frozen: why this layer can take
     only float schemes, or None. scale_axis: axis of the weight whose every index has a scale of
     its own under a per-channel scheme: the outputs, of a grouped transposed convolution the
-    inputs.
+    inputs. is_pointwise: a convolution of one group whose every output pixel has one input pixel,
+    its own.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Layer:
     macs: int = 0
     frozen: str | None = None
     scale_axis: int = 0
+    is_pointwise: bool = False
 
     def weight_format(self, scheme: Scheme) -> TensorFormat:
         """The format of this layer's weight under ``scheme``."""

@@ -144,7 +144,13 @@ def _layer(
         frozen=None,
         # With groups the outputs' axis has one channel of every group at each index.
         scale_axis=1 if is_transposed and groups == 1 else 0,
+        is_pointwise=op == "conv2d" and groups == 1 and _keeps_pixels(node, weight),
     )
+
+
+def _keeps_pixels(node: Node, weight: torch.Tensor) -> bool:
+    """A kernel of one pixel at stride 1; padding only adds pixels of zeros around."""
+    return tuple(weight.shape[2:]) == (1, 1) and set(argument(node, 3) or [1]) == {1}
 
 
 def _is_product(node: Node) -> bool:

@@ -34,7 +34,7 @@ INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
 Operator = Callable[..., torch.Tensor]
 """An operator of torch, as graphs call it."""
 
-GRANULARITIES: Final = ("per-tensor", "per-row", "per-block")
+GRANULARITIES: Final = ("per-tensor", "per-row", "per-block", "per-sample", "per-pixel")
 """What of a tensor may share a scale that is found at run time."""
 
 _NAMESPACE: Final = "advisor"
@@ -140,11 +140,17 @@ def _quantize_dequantize_dynamic(
             rows = real.reshape(1, -1)
         case "per-row":
             rows = real.reshape(-1, width)
+        case "per-sample":
+            rows = real.reshape(x.shape[0], -1)
+        case "per-pixel":
+            rows = real.movedim(1, -1).reshape(-1, x.shape[1])
         case _:
             rows = F.pad(real, (0, -width % block)).reshape(-1, block)
     rounded = _round_symmetric(rows, high) if symmetric else _round_asymmetric(rows, low, high)
     if granularity == "per-block":
         rounded = rounded.reshape(*x.shape[:-1], -1)[..., :width]
+    if granularity == "per-pixel":
+        rounded = rounded.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
     return rounded.reshape(x.shape).contiguous()
 
 
@@ -226,6 +232,7 @@ QUANTIZE_DEQUANTIZE_DYNAMIC: Final[Operator] = torch.ops.advisor.quantize_dequan
 """(x, dtype, symmetric, granularity, block) -> float32 of x's shape.
 
 granularity: one scale "per-tensor", "per-row" (every vector along the last dimension) or
-"per-block" (every run of ``block`` elements of such a vector; the last may be shorter).
+"per-block" (every run of ``block`` elements of such a vector; the last may be shorter); of images
+(N, C, H, W) also "per-sample" (all of one image) or "per-pixel" (the channels of one pixel).
 Symmetric integers reach from -high to high, without the lowest one.
 """

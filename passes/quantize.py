@@ -158,7 +158,7 @@ def quantize(
     for tensor, for_all in quantized.items():
         _insert_static(module, by_name[tensor], params[tensor], calls, static, for_all)
     found = {
-        name: (dynamic or {})[choice.scheme]
+        name: (dynamic or {})[choice.scheme].of(layers[name])
         for name, choice in assignment.items()
         if scheme_named(choice.scheme).is_dynamic
     }

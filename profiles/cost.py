@@ -166,8 +166,9 @@ def quantized_bytes(layer: Layer, scheme: Scheme, traffic: Traffic, capability: 
     """Bytes of the integers and scales that a dynamic layer makes of its input while it runs."""
     if not scheme.is_dynamic:
         return 0
-    rules = capability.dynamic[scheme.name]
-    shared = {"per-row": prod(layer.weight_shape[1:]), "per-block": rules.block}
+    rules = capability.dynamic[scheme.name].of(layer)
+    inputs = prod(layer.weight_shape[1:])
+    shared = {"per-row": inputs, "per-pixel": inputs, "per-block": rules.block}
     together = shared.get(rules.granularity, max(traffic.input_elements, 1))
     scales = ceil(traffic.input_elements / together)
     return traffic.input_elements + scales * _bytes("float32")

@@ -4,12 +4,12 @@ Nothing here loads torch. The question every part of the product asks is ``suppo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from advisor.errors import UsageError
 from advisor.formats import PerBlock, Scheme
@@ -75,7 +75,8 @@ class SchemeSupport:
 
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
     "iOS18", "sm80" or "opset 25"; empty when every supported version does. ragged: whether a
-    block size need not divide the inputs. zero_points: whether the runtime also takes a zero
+    block size need not divide the inputs. depthwise: whether depthwise convolutions take it as
+    others do. zero_points: whether the runtime also takes a zero
     point for the weights; a scheme's own weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
     note: what a user should know. source: where the fact is from.
@@ -85,6 +86,7 @@ class SchemeSupport:
     ops: tuple[str, ...]
     minimum: str = ""
     ragged: bool = False
+    depthwise: bool = True
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
     note: str = ""
@@ -123,14 +125,17 @@ class DynamicRules:
 
     granularity: "per-tensor" (one scale for the whole batch, so that a sample's result depends on
     its neighbours), "per-row" (one for every vector of inputs) or "per-block" (one for every
-    ``block`` inputs of a row; the blocks are the weight's own). Equal rules give equal numbers,
-    whatever their ``source``.
+    ``block`` inputs of a row; the blocks are the weight's own), of images also "per-sample" (one
+    for every image) or "per-pixel" (one for the channels of every pixel). convolution: what it is
+    for two-dimensional convolutions, "" where they cannot be dynamic. Equal rules give equal
+    numbers, whatever their ``source``.
     """
 
     dtype: str
     symmetric: bool
     granularity: str
     block: int = 0
+    convolution: str = ""
     source: str = field(default="", compare=False)
 
     @property
@@ -139,6 +144,16 @@ class DynamicRules:
         symmetry = "symmetric" if self.symmetric else "asymmetric"
         size = f" {self.block}" if self.block else ""
         return f"{symmetry} {self.dtype} {self.granularity}{size}"
+
+    def of(self, layer: Layer) -> Self:
+        """The rules for one layer's input.
+
+        A convolution that computes every pixel alone is a matrix product over rows of channels.
+        """
+        if layer.op != "conv2d":
+            return replace(self, convolution="")
+        granularity = "per-pixel" if layer.is_pointwise else self.convolution
+        return replace(self, granularity=granularity, convolution="")
 
     @property
     def couples_samples(self) -> bool:
@@ -247,6 +262,10 @@ class Capability:
             return Support(
                 ok=False,
                 reason=f"{self.title} runs {scheme.name} only on {', '.join(entry.ops)}",
+            )
+        if layer.is_depthwise and not entry.depthwise:
+            return Support(
+                ok=False, reason=f"{self.title} runs {scheme.name} on no depthwise convolution"
             )
         granularity = scheme.weight.granularity
         if isinstance(granularity, PerBlock) and not entry.ragged:

@@ -88,6 +88,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
         if minimum and MINIMUM.fullmatch(minimum) is None:
             table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80' or 'opset 25'")
         ragged = table.get("ragged", bool, default=False)
+        depthwise = table.get("depthwise", bool, default=True)
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
         note = table.text("note", default="")
@@ -101,6 +102,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 ops=ops,
                 minimum=minimum,
                 ragged=ragged,
+                depthwise=depthwise,
                 zero_points=zero_points,
                 storage_only=storage_only,
                 note=note,
@@ -145,6 +147,7 @@ def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicR
     for table in top.tables("dynamic", optional=True):
         names = table.names("schemes", known, "dynamic scheme of this file")
         granularity = table.choice("granularity", _GRANULARITIES)
+        convolution = table.choice("convolution", ("", "per-sample"), default="")
         dtype = table.choice("dtype", ("int8", "uint8"))
         symmetric = table.get("symmetric", bool)
         source = table.text("source")
@@ -166,6 +169,7 @@ def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicR
                 dtype=dtype,
                 symmetric=symmetric,
                 granularity=granularity,
+                convolution=convolution,
                 block=block,
                 source=source,
             )

@@ -11,6 +11,7 @@ from itertools import groupby
 from advisor.formats import SCHEMES
 from advisor.targets.capability import (
     Capability,
+    DynamicRules,
     SchemeSupport,
     capability_names,
     load_capability,
@@ -138,10 +139,14 @@ def _activation_lines(capability: Capability) -> list[str]:
         schemes = ", ".join(f"`{name}`" for name in names)
         lines += [
             f"Dynamic activations of {schemes} are {_symmetry(dynamic.symmetric)} "
-            f"{dynamic.dtype}, {dynamic.granularity} ({source}).",
+            f"{dynamic.dtype}, {dynamic.granularity}{_of_convolutions(dynamic)} ({source}).",
             "",
         ]
     return lines
+
+
+def _of_convolutions(rules: DynamicRules) -> str:
+    return f"; of convolutions {rules.convolution}" if rules.convolution else ""
 
 
 def _by_source(capability: Capability) -> dict[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from advisor.errors import UsageError
+from advisor.formats import scheme_named
 from advisor.passes import ops
 from advisor.passes.apply import quantize_dequantize_samples
 from advisor.passes.batching import Place, join_samples, split_samples
-from advisor.passes.candidates import regions_of
+from advisor.passes.candidates import can_take, regions_of
 from advisor.passes.capture import capture
 from advisor.passes.divergence import measure_powers
 from advisor.passes.graph import (
@@ -110,6 +112,48 @@ def test_asymmetric_equals_the_formula(kind: str, dtype: str) -> None:
     rows = ops.QUANTIZE_DEQUANTIZE_DYNAMIC(torch.from_numpy(x), dtype, False, "per-row", 0)
     wanted = np.apply_along_axis(fake_asymmetric, -1, x, low, high)
     np.testing.assert_array_equal(rows.numpy(), wanted)
+
+
+def test_images_are_rounded_whole_or_pixel_by_pixel() -> None:
+    """Against the same operator on the rows that share a scale, taken apart in NumPy."""
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 5)).astype(np.float32)
+    given = torch.from_numpy(x)
+    whole = ops.QUANTIZE_DEQUANTIZE_DYNAMIC(given, "int8", False, "per-sample", 0)
+    pixels = ops.QUANTIZE_DEQUANTIZE_DYNAMIC(given, "int8", False, "per-pixel", 0)
+    assert whole.shape == pixels.shape == x.shape
+    assert pixels.is_contiguous()
+    for image in range(2):
+        alone = torch.from_numpy(x[image].reshape(1, -1).copy())
+        rounded = ops.QUANTIZE_DEQUANTIZE_DYNAMIC(alone, "int8", False, "per-row", 0)
+        np.testing.assert_array_equal(whole[image].numpy().reshape(1, -1), rounded.numpy())
+        for row, column in product(range(4), range(5)):
+            channels = torch.from_numpy(x[image, :, row, column][None].copy())
+            rounded = ops.QUANTIZE_DEQUANTIZE_DYNAMIC(channels, "int8", False, "per-row", 0)
+            np.testing.assert_array_equal(pixels[image, :, row, column].numpy(), rounded.numpy()[0])
+
+
+def test_convolutions_are_dynamic_where_the_runtime_has_rules_for_them() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 1),
+        nn.Conv2d(8, 8, 1, stride=2),
+        nn.Conv2d(8, 8, 3, groups=8),
+    ).eval()
+    graph = capture(model, (torch.zeros(2, 3, 8, 8),), {})
+    tflite = load_capability("tflite")
+    scheme = scheme_named("w8a8-dynamic")
+    rules = {layer.name: tflite.dynamic[scheme.name].of(layer) for layer in graph.layers}
+    assert {name: found.granularity for name, found in rules.items()} == {
+        "0": "per-sample",
+        "1": "per-pixel",
+        "2": "per-sample",
+        "3": "per-sample",
+    }
+    taken = [can_take(graph, layer, scheme, tflite, {}) for layer in graph.layers]
+    assert [support.ok for support in taken] == [True, True, True, False]
+    assert taken[3].reason == "LiteRT (TFLite) runs w8a8-dynamic on no depthwise convolution"
+    other = load_capability("onnxruntime")
+    assert not any(can_take(graph, layer, scheme, other, {}).ok for layer in graph.layers)
 
 
 @pytest.mark.parametrize("kind", KINDS)
