@@ -80,9 +80,13 @@ class Site:
 
 
 def find_sites(graph: Graph) -> tuple[Site, ...]:
-    """Every tensor read by linear layers that own their weights, in execution order."""
+    """Tensors read by linear layers that own their weights, in execution order.
+
+    Not those that a layer writes and that would take a multiplication: the name is the layer's.
+    """
     owners = count_readers(graph.module)
     calls = find_calls(graph.module, graph.layers)
+    layers = set(calls.values())
     found: dict[Node, list[Layer]] = {}
     for layer in graph.layers:
         if layer.op == "linear" and layer.frozen is None and owners[layer.weight] == 1:
@@ -91,14 +95,13 @@ def find_sites(graph: Graph) -> tuple[Site, ...]:
     for node, readers in found.items():
         constants = _constants(graph.module, node) if len(node.users) == len(readers) else ()
         is_owned = all(owners[constant] == 1 for constant in constants)
-        if node.op == "call_function":
-            sites.append(
-                Site(
-                    tensor=name_of(node),
-                    readers=tuple(readers),
-                    constants=constants if is_owned else (),
-                )
-            )
+        site = Site(
+            tensor=name_of(node),
+            readers=tuple(readers),
+            constants=constants if is_owned else (),
+        )
+        if node.op == "call_function" and (site.is_free or node not in layers):
+            sites.append(site)
     return tuple(sites)
 
 

@@ -356,3 +356,13 @@ def test_a_post_norm_block_with_outliers(scheme: str, tmp_path: Path) -> None:
     plain = bench.simulator.measure(choice, knobs)
     assert bench.simulator.measure(choice, {**knobs, "equalise": True}) < plain / 4
     assert bench.simulator.measure(choice, knobs) == plain
+
+
+def test_the_output_of_a_layer_keeps_its_name() -> None:
+    """An embedding that a residual reads too could only be rescaled by taking its name."""
+    torch.manual_seed(0)
+    net = Net(
+        lambda x, table, fc: table(x) + fc(table(x)), table=nn.Embedding(9, WIDTH), fc=linear()
+    )
+    graph = capture(net, (torch.randint(0, 9, (4, 6)),), {})
+    assert find_sites(graph) == ()
