@@ -72,18 +72,24 @@ class Assigned:
     quantized: dict[int, Params] = field(default_factory=dict[int, Params])
 
 
-def write_integers(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> None:
+def write_integers(
+    model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton, operators: Sequence[Any]
+) -> None:
     """Quantize the activations that the plan quantizes.
+
+    operators: those of the skeleton, by the indices that it has for them.
 
     Raises:
         UnsupportedError: a static layer has an operator in it that has no integer form.
     """
-    assigned = _assign(model, graph, skeleton)
+    assigned = _assign(model, graph, skeleton, operators)
     if assigned.reads or assigned.quantized:
         _Writer(model, assigned).write()
 
 
-def _assign(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> Assigned:
+def _assign(
+    model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton, operators: Sequence[Any]
+) -> Assigned:
     source = graph.float_graph
     uses = find_uses(graph.module)
     assigned = Assigned()
@@ -95,7 +101,6 @@ def _assign(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> Assi
     stops = {value.tensor for value in skeleton.values.values()}
     calls = find_calls(source.module, source.layers)
     fused = fused_operators()
-    operators = list(model.operators)
     for layer in source.layers:
         if not scheme_named(graph.assignment[layer.name].scheme).is_static:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -36,8 +36,12 @@ DEQUANTIZE_VERSIONS: Final = {"FLOAT16": 3, "INT8": 5, "INT4": 6}
 tflite/tools/versioning/op_version.cc of LiteRT."""
 
 
-def write_layers(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) -> None:
+def write_layers(
+    model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton, operators: Sequence[Any]
+) -> None:
     """Put every layer's planned weight and bias into the model.
+
+    operators: those of the skeleton, by the indices that it has for them.
 
     Raises:
         UnsupportedError: a layer that is not float has no operator to hold its weight, or a form
@@ -45,7 +49,6 @@ def write_layers(model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton) ->
     """
     source = graph.float_graph
     after = find_calls(graph.module, source.layers)
-    operators = list(model.operators)
     written: dict[tuple[str, tuple[int, ...]], int] = {}
     for layer in source.layers:
         scheme = scheme_named(graph.assignment[layer.name].scheme)

@@ -20,6 +20,7 @@ def write_model(graph: QuantizedGraph, batch: int, sequence: int | None) -> byte
     """
     skeleton = skeleton_of(graph.float_graph, batch, sequence)
     model = FlatModel(skeleton.content)
-    write_layers(model, graph, skeleton)
-    write_integers(model, graph, skeleton)
+    operators = list(model.operators)  # as the skeleton counts them, whatever comes between
+    write_layers(model, graph, skeleton, operators)
+    write_integers(model, graph, skeleton, operators)
     return model.to_bytes()

@@ -100,3 +100,13 @@ def test_schemes_mix_in_one_model(make_quantized: Quantizer, tmp_path: Path) -> 
     assert verification.ok, verification.mismatches
     found = {name: layer.scheme for name, layer in artifact.read_back().items()}
     assert found == schemes
+
+
+def test_weight_only_layers_may_come_before_static_ones(
+    make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    """A DEQUANTIZE written for one layer must not shift where the others are looked for."""
+    schemes = {"stem": "w8", "body": "w8a8", "side": "fp16", "head": "w8a8"}
+    graph = make_quantized(seeded(ResidualNet()), (images(4),), schemes, batch=2)
+    assert {name: choice.scheme for name, choice in graph.assignment.items()} == schemes
+    assert TARGET.emit(graph, tmp_path).verify().ok
