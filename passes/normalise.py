@@ -28,6 +28,7 @@ from advisor.passes.fx import (
     stamp,
 )
 from advisor.passes.names import name_nodes
+from advisor.passes.padding import fold_padding
 from advisor.passes.split_recurrent import split_recurrent
 
 aten = torch.ops.aten
@@ -217,6 +218,7 @@ def fold_affine(module: GraphModule) -> GraphModule:
 PIPELINE: Final[tuple[Pass, ...]] = (
     unify_tied,
     remove_noops,
+    fold_padding,
     open_complex,
     split_recurrent,  # while initial states are still known to be zeros
     canonicalise_linear,  # first, while a transposed weight is still known to be that weight

@@ -24,6 +24,16 @@ def before_views(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
     return value, views
 
 
+def before_pad(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
+    """As ``before_views`` for a Pad: ONNX Runtime has one of integers, but writes none itself."""
+    node = value.producer()
+    if node is None or node.op_type != "Pad" or node.inputs[0] is None:
+        return value, []
+    filled = node.inputs[2] if len(node.inputs) > 2 else None
+    is_known = filled is None or filled.const_value is not None
+    return (node.inputs[0], [node]) if is_known else (value, [])
+
+
 def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     """Let everything that reads ``old`` read ``new``; a model's output keeps its name."""
     for user, index in list(old.uses()):

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from advisor.targets.onnxruntime.forms.builder import Builder
-from advisor.targets.onnxruntime.rewrite import before_views, replace_value
+from advisor.targets.onnxruntime.forms.weights import constant_array
+from advisor.targets.onnxruntime.rewrite import before_pad, before_views, replace_value
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 from advisor.targets.uses import Use
 
@@ -41,12 +42,15 @@ def write_site(model: ir.Model, marker: ir.Node, use: Use | None, counter: Count
     # QuantizeLinear stay behind (measured, 1.31.1). Already in its place it is not moved, and
     # bytes are cheaper to rearrange than floats.
     is_second = use.params.dtype == "int8"
-    base, views = before_views(source) if is_second else (source, [])
+    base, views = before_views(source) if is_second else before_pad(source)
     integers = build.node("QuantizeLinear", [base, scale, zero], role="quantize")
     for view in views:
         integers.type = zero.type
         kept = {attribute.name: attribute.value for attribute in view.attributes.values()}
-        integers = build.node(view.op_type, [integers, *view.inputs[1:]], role="view", **kept)
+        others = list(view.inputs[1:])
+        if view.op_type == "Pad":
+            others[1:2] = [_quantized_pad(build, view, use)]
+        integers = build.node(view.op_type, [integers, *others], role="view", **kept)
     floats = build.node("DequantizeLinear", [integers, scale, zero], role="dequantize")
     integers.shape = floats.shape = output.shape
     integers.type, floats.type = zero.type, output.type
@@ -57,6 +61,17 @@ def write_site(model: ir.Model, marker: ir.Node, use: Use | None, counter: Count
         if reader.metadata_props.get(NAME_PROPERTY) in use.readers:
             reader.replace_input_with(index, floats)
     replace_value(model, output, source)
+
+
+def _quantized_pad(build: Builder, pad: ir.Node, use: Use) -> ir.Value:
+    """The integer that a Pad fills with: its constant, quantized as the tensor is."""
+    given = constant_array(pad.inputs[2]) if len(pad.inputs) > 2 else None
+    value = 0.0 if given is None else float(given)
+    limits = np.iinfo(use.params.dtype)
+    integer = np.clip(
+        np.rint(value / use.params.scale) + use.params.zero_point, limits.min, limits.max
+    )
+    return build.constant(f"{build.name}.padding", np.array(integer, use.params.dtype))
 
 
 def _keep_from_outputs(build: Builder, value: ir.Value) -> None:

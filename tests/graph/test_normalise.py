@@ -422,3 +422,64 @@ def test_constants_that_share_their_parts_fold_in_linear_time() -> None:
     names = [name for name, _ in graph.module.named_buffers()]
     assert len(names) == 2  # the matrix and one number, not sixty
     torch.testing.assert_close(graph.module(vectors(2)), Doubling()(vectors(2)))
+
+
+class Padded(nn.Module):
+    """Convolutions behind a pad, as models that came from TensorFlow have them."""
+
+    def __init__(self, conv: nn.Module, *pad: Any) -> None:
+        super().__init__()
+        self.conv, self.pad = conv, pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(F.pad(x, *self.pad))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("conv", "pad", "padding"),
+    [
+        (nn.Conv2d(3, 6, 3), ([1, 1, 1, 1],), [1, 1]),
+        (nn.Conv2d(3, 6, 3, stride=2, padding=1), ([2, 2, 0, 0], "constant", 0.0), [1, 3]),
+        (nn.Conv2d(3, 6, 3), ([2, 2],), [0, 2]),
+        (nn.Conv2d(3, 6, 1), ([0, 0, 0, 0], "reflect"), None),
+        (nn.Conv1d(4, 6, 3, dilation=2), ([2, 2],), [2]),
+    ],
+)
+def test_a_convolution_takes_the_zeros_before_it(conv: Any, pad: Any, padding: Any) -> None:
+    model = seeded(Padded(conv, *pad))
+    x = image(2) if isinstance(conv, nn.Conv2d) else signal(2)
+    graph = capture(model, (x,), {})
+    (call,) = [n for n in graph.module.graph.nodes if n.op == "call_function"]
+    assert str(call.target).startswith("aten.conv")
+    assert (call.args[4] if len(call.args) > 4 else None) == padding
+    assert close(graph.module(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "pad",
+    [
+        ([0, 1, 0, 1],),
+        ([1, 1, 1, 1], "constant", 2.0),
+        ([1, 1, 1, 1], "replicate"),
+        ([-1, -1, -1, -1],),
+    ],
+)
+def test_a_pad_that_no_convolution_can_do_stays(pad: Any) -> None:
+    model = seeded(Padded(nn.Conv2d(3, 6, 3), *pad))
+    graph = capture(model, (image(2),), {})
+    assert aten.pad.default in targets(graph)
+    assert close(graph.module(image(2)), model(image(2)))
+
+
+def test_a_pad_that_something_else_reads_too_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            padded = F.pad(x, [1, 1, 1, 1])
+            return self.conv(padded), padded.mean((2, 3))
+
+    assert aten.pad.default in targets(capture(seeded(Twice()), (image(2),), {}))

@@ -146,8 +146,8 @@ def test_onnxruntime_static_rules() -> None:
     assert set(static.quantized_output) == set(static.int32_bias) == {"conv1d", "conv2d"}
     assert set(static.fused) == {"relu", "hardtanh", "clamp"}
     layout = {"view", "reshape", "flatten", "transpose", "permute", "unsqueeze", "squeeze"}
-    assert set(static.followers) == {"add", "max_pool2d", "cat", *layout}
-    assert set(static.shared) == {"max_pool2d", *layout}
+    assert set(static.followers) == {"add", "max_pool2d", "cat", "pad", *layout}
+    assert set(static.shared) == {"max_pool2d", "pad", *layout}
 
 
 def test_onnxruntime_quantizes_activations_by_tensor_or_by_block() -> None:
