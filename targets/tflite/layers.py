@@ -134,26 +134,27 @@ def _write_bias(
     if isinstance(planned, Node) and planned.op == "get_attr":
         value = attribute(graph.module, str(planned.target)).detach()
     name = layer.bias or f"{layer.name}.bias"
-    if not scheme.is_static:
-        changed = value is not None and value is not attribute(
-            graph.float_graph.module, str(layer.bias)
+    before = attribute(graph.float_graph.module, layer.bias) if layer.bias else None
+    changed = value is not None and (before is None or not torch.equal(value, before))
+    # The converter leaves out a bias of nothing but zeros; the planned one need not be zero.
+    is_apart = slot < 0 and before is not None and bool(before.any())
+    if is_apart and (changed or scheme.is_static):
+        raise UnsupportedError(
+            f"{layer.name}: litert-torch adds its bias in an operator of its own, which cannot "
+            f"hold the one that the plan needs for {scheme.name}; pin it to fp32"
         )
-        if slot >= 0 and changed and value is not None:
+    if not scheme.is_static:
+        if changed and value is not None:
+            shape = (value.numel(),) if slot < 0 else model.shape(slot)
             data = value.to(torch.float32).numpy().tobytes()
-            operator.inputs[BIAS_SLOT] = model.add_tensor(
-                name, model.shape(slot), "FLOAT32", data=data
-            )
+            made = model.add_tensor(name, shape, "FLOAT32", data=data)
+            operator.inputs = [*operator.inputs[:BIAS_SLOT], made]
         return
     scale = graph.weights[layer.weight].scale
     assert scale is not None  # a static scheme has integer weights
     step = scale * torch.tensor(graph.activations[layer.input].scale)
     if value is None:
         value = torch.zeros(layer.weight_shape[0])
-    elif slot < 0:
-        raise UnsupportedError(
-            f"{layer.name}: litert-torch adds its bias in an operator of its own, so it cannot be "
-            f"{scheme.name}; pin it to a dynamic scheme or fp32"
-        )
     integers = torch.round(value / step).to(torch.int32).numpy()
     made = model.add_tensor(
         name,

@@ -110,3 +110,26 @@ def test_weight_only_layers_may_come_before_static_ones(
     graph = make_quantized(seeded(ResidualNet()), (images(4),), schemes, batch=2)
     assert {name: choice.scheme for name, choice in graph.assignment.items()} == schemes
     assert TARGET.emit(graph, tmp_path).verify().ok
+
+
+class ZeroBias(nn.Module):
+    """Two linear layers whose biases are zero, which the converter leaves out of the file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 4)
+        for layer in (self.first, self.second):
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.second(torch.relu(self.first(x)))
+        return found
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_a_bias_that_is_zero_can_be_planned(
+    scheme: str, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    graph = make_quantized(ZeroBias().eval(), (torch.randn(4, 8),), scheme, batch=4)
+    assert TARGET.emit(graph, tmp_path).verify().ok
