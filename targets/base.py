@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from advisor.targets.capability import Capability
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
     from advisor.passes.graph import QuantizedGraph
     from advisor.targets.benchmark import Benchmark, Progress
+
+Part = tuple[str, str]
+"""(kind, name) of what takes a share of a model's time: see ``Timing.parts``."""
+
+REST: Final[Part] = ("rest", "")
+"""Everything that is neither a layer nor a conversion."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +134,14 @@ class Timing:
     seconds: of one forward, without a profiler. noise: relative difference that a repetition is
     expected to show. parts: shares of ``seconds`` by (kind, name), kind one of "layer",
     "quantize", "dequantize" (of a tensor) and "rest"; they add up to ``seconds``. Empty when not
-    asked for.
+    asked for. partitions: parts of the model that the runtime hands to a delegate; None where it
+    has none.
     """
 
     seconds: float
     noise: float
-    parts: Mapping[tuple[str, str], float]
+    parts: Mapping[Part, float]
+    partitions: int | None = None
 
 
 @runtime_checkable

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from importlib.util import find_spec
 from typing import Final
 
 from advisor.doctor import read_cpu
-from advisor.errors import MissingEmitterError, UsageError
+from advisor.errors import MissingDependencyError, MissingEmitterError, UsageError
 from advisor.profiles.host import HOST
 from advisor.profiles.schema import Profile
 from advisor.targets.base import Stopwatch
@@ -39,20 +38,23 @@ def find_stopwatch(profile: Profile, capability: Capability) -> Stopwatch | None
     if wanted == "never":
         return None
     is_host = profile.name == HOST
-    if not is_host:
-        features = read_cpu().features or ()
-        if FEATURE.get(profile.name) not in features or find_spec(capability.name) is None:
-            return None
+    if not is_host and FEATURE.get(profile.name) not in (read_cpu().features or ()):
+        return None
     try:
         target = target_named(capability.name)
     except MissingEmitterError:
         target = None
     if isinstance(target, Stopwatch):
-        target.machine()  # fails here when the runtime is missing
+        try:
+            target.machine()  # fails here when the runtime is missing
+        except MissingDependencyError:
+            if is_host:
+                raise
+            return None
         return target
     if is_host:
         raise UsageError(
             f"target 'host' is measured, which {capability.title} does not offer; "
-            "possible: runtime='onnxruntime'"
+            "possible: runtime='onnxruntime' and runtime='tflite'"
         )
     return None

@@ -114,16 +114,10 @@ class OnnxRuntimeTarget:
         Raises:
             MissingDependencyError: onnxruntime is not installed.
         """
-        from advisor.doctor import read_cpu
+        from advisor.targets.machine import describe_machine
         from advisor.targets.onnxruntime.session import runtime_version
 
-        cpu = read_cpu()
-        return {
-            "runtime": runtime_version(),
-            "cpu": cpu.model,
-            "cores": str(cpu.cores),
-            "features": " ".join(cpu.features or ()),
-        }
+        return describe_machine(runtime_version())
 
 
 TARGET = OnnxRuntimeTarget()

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from advisor.passes.graph import QuantizedGraph
+from advisor.targets.base import REST, Part
 from advisor.targets.statistics import low_quantile
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-Part = tuple[str, str]
-REST: Final[Part] = ("rest", "")
 
 _KERNEL: Final = "_kernel_time"
 _AROUND: Final = re.compile(r"^(?:fused )?(.*?)(?:_token_\d+|_nchwc|/\w*Fusion/?|/duplicated)*$")

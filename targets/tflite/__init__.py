@@ -5,7 +5,7 @@ Importing this package loads neither torch nor LiteRT.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from advisor.passes.graph import QuantizedGraph
-    from advisor.targets.base import Artifact, LayerFormat
+    from advisor.targets.base import Artifact, LayerFormat, Timing
     from advisor.targets.tflite.artifact import TfliteArtifact
 
 NAME = "tflite"
@@ -78,6 +78,49 @@ class TfliteTarget:
         results = loaded.run_flat(bind(loaded.manifest, (), inputs))
         names = (record.name for record in loaded.manifest.outputs)
         return {name: as_tensor(result) for name, result in zip(names, results, strict=True)}
+
+    def time_models(
+        self,
+        builders: Sequence[Callable[[], QuantizedGraph]],
+        inputs: Sequence[Any],
+        *,
+        threads: int | None,
+        limit_s: float,
+        with_parts: bool,
+        say: Callable[[int, int], None],
+    ) -> tuple[Timing, ...]:
+        """Time the models that ``builders`` make, in turns; see ``advisor.targets.base.Stopwatch``.
+
+        Raises:
+            MissingDependencyError: a package is missing; says how to install it.
+            UnsupportedError: an operator or a layer has a form that TFLite does not have.
+        """
+        from advisor.targets.tflite.packages import require
+
+        require(*PACKAGES)
+        from advisor.targets.tflite.timing import time_models
+
+        return time_models(
+            builders,
+            inputs,
+            threads=threads,
+            limit_s=limit_s,
+            with_parts=with_parts,
+            say=say,
+        )
+
+    def machine(self) -> Mapping[str, str]:
+        """Runtime version, processor and its instruction sets.
+
+        Raises:
+            MissingDependencyError: a package is missing; says how to install it.
+        """
+        from advisor.targets.machine import describe_machine
+        from advisor.targets.tflite.interpreter import runtime_version
+        from advisor.targets.tflite.packages import require
+
+        require(*PACKAGES)
+        return describe_machine(runtime_version())
 
 
 TARGET = TfliteTarget()

@@ -55,6 +55,10 @@ class LiteModel:
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(details["index"]) for details in self._outputs]
 
+    def again(self) -> None:
+        """Run once more on the last inputs; the outputs stay inside."""
+        self._interpreter.invoke()
+
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the inputs in order."""
         return [tuple(int(size) for size in details["shape"]) for details in self._inputs]

@@ -25,9 +25,10 @@ from advisor.prepare import check_deployment, prepare
 from advisor.report.data import report_data
 from advisor.search.problem import evaluate
 from advisor.setting import Setting
-from advisor.targets.base import Stopwatch, Timing
-from advisor.targets.onnxruntime import TARGET, timing
-from advisor.targets.onnxruntime.profiling import REST, parts_of, read_nodes
+from advisor.targets import turns
+from advisor.targets.base import REST, Stopwatch, Timing
+from advisor.targets.onnxruntime import TARGET
+from advisor.targets.onnxruntime.profiling import parts_of, read_nodes
 
 SCHEMES = ["w8a8", "w8"]
 
@@ -177,7 +178,7 @@ def test_weight_that_is_only_stored_saves_no_time(setting: Setting) -> None:
 
 def test_batches_of_models_are_aligned(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no memory to spare each model is timed beside the first, and all come back in order."""
-    monkeypatch.setattr(timing, "_free_bytes", lambda: 1.0)
+    monkeypatch.setattr(turns, "free_bytes", lambda: 1.0)
     bench, seen = workbench(setting), list[tuple[int, int]]()
     found = TARGET.time_models(
         [partial(bench.build, plan) for plan in designs(setting)[:3]],
