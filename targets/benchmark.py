@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, comb
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Final, Self
 
 import numpy as np
 
 from advisor.errors import UsageError
+from advisor.targets.statistics import SETTLE_S
 
 LEAST_ROUNDS: Final = 6
 """Fewer cannot bound a median: all six fall on one side of it with a chance of 3 %."""
@@ -109,8 +110,9 @@ def time_in_turns(
     """Seconds of every call, by function, then by round.
 
     Each round visits every function once, in alternating order, so that drift and load meet all
-    alike. A visit begins with a call that is not counted: the threads of the function before may
-    still be spinning. ``seconds``: of the whole, shared by the visits; each has one call at least.
+    alike. A visit begins with a pause, in which the threads of the function before go to sleep, and
+    a call that is not counted. ``seconds``: of the whole, shared by the visits; each has one call
+    at least.
 
     Raises:
         UsageError: too few rounds, or no time.
@@ -128,6 +130,7 @@ def time_in_turns(
     order = list(range(len(calls)))
     for done in range(rounds):
         for index in order:
+            sleep(SETTLE_S)
             calls[index]()
             times[index].append([_seconds(calls[index]) for _ in range(wanted[index])])
         order.reverse()

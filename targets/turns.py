@@ -18,7 +18,7 @@ import torch
 
 from advisor.passes.graph import Graph
 from advisor.targets.base import Part, Timing
-from advisor.targets.statistics import low_quantile, split_half_noise
+from advisor.targets.statistics import SETTLE_S, low_quantile, split_half_noise
 
 Source = TypeVar("Source")
 
@@ -67,6 +67,7 @@ class _Model:
 
     def visit(self) -> None:
         """One warming run and a few timed ones, whose median counts."""
+        time.sleep(SETTLE_S)
         self.opened.run()
         runs: list[float] = []
         while not runs or (sum(runs) < VISIT_S and len(runs) < VISIT_RUNS):

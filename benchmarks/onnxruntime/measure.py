@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -16,9 +16,6 @@ from advisor.passes.divergence import divergence, measure_powers
 from benchmarks.onnxruntime.models import Case, Inputs
 
 Array = np.ndarray[Any, Any]
-
-TIMING_ENTRIES: Final = {"session.force_spinning_stop": "1"}
-"""Threads of an idle session must not spin while another is timed; the same for every variant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +42,7 @@ def open_variant(variant: Variant, threads: int) -> onnxruntime.InferenceSession
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
-    for key, value in {**TIMING_ENTRIES, **variant.entries}.items():
+    for key, value in variant.entries.items():
         options.add_session_config_entry(key, value)
     for name, size in variant.dimensions.items():
         options.add_free_dimension_override_by_name(name, size)

@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Final
 
-from advisor.targets.statistics import low_quantile
+from advisor.targets.statistics import SETTLE_S, low_quantile
 
 CONFIDENCE: Final = 0.95
-MIN_ROUNDS, MAX_ROUNDS = 5, 31
+MIN_ROUNDS, MAX_ROUNDS = 5, 61
 _NORMAL_QUANTILE: Final = 1.96
 
 
@@ -45,8 +45,9 @@ def time_variants(
     """Call every variant in turns for about ``seconds`` in all, at least ``MIN_ROUNDS`` rounds.
 
     A round visits every variant once, forwards and backwards by turns, so that drift of the clock
-    and load falls on all alike. A visit is an untimed call, which brings caches back, and as many
-    timed ones as its share of the time allows; the median of a visit counts.
+    and load falls on all alike. A visit is a pause, in which other threads stop spinning, an
+    untimed call, which brings caches back, and as many timed ones as its share of the time allows;
+    the median of a visit counts.
     """
     once = {name: _settled(call) for name, call in calls.items()}
     rounds = int(seconds / max(4 * sum(once.values()), 1e-9))
@@ -57,6 +58,7 @@ def time_variants(
     for number in range(rounds):
         order = list(calls) if number % 2 == 0 else list(reversed(list(calls)))
         for name in order:
+            sleep(SETTLE_S)
             calls[name]()
             seen[name].append(median(_timed(calls[name]) for _ in range(repeats[name])))
     return {

@@ -24,9 +24,6 @@ from advisor.targets.turns import Opened, feed_of, time_in_turns
 PROFILED_RUNS: Final = 8
 PROFILED_S: Final = 0.5
 
-NO_SPINNING: Final = {"session.force_spinning_stop": "1"}
-"""Idle threads of one session must not take cores from the next one's."""
-
 
 def time_models(
     builders: Sequence[Callable[[], QuantizedGraph]],
@@ -66,7 +63,7 @@ def _open(
         del model
         session = open_session(
             path,
-            {**SESSION_ENTRIES, **NO_SPINNING},
+            SESSION_ENTRIES,
             threads=threads,
             profile=Path(folder) / "profile" if with_parts else None,
         )
