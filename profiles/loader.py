@@ -8,6 +8,7 @@ from typing import Final
 from advisor.errors import ProfileError
 from advisor.profiles.parse import parse_profile
 from advisor.profiles.schema import Profile
+from advisor.profiles.units import select_unit
 
 ENTRY_POINT_GROUP: Final = "advisor.profiles"
 """Packages add profiles by an entry point of this group. Its object is the path of a TOML file or
@@ -18,7 +19,8 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """The profile of that name or alias (in any case), or the one in that TOML file.
 
     A ``Path``, and a string that ends in ".toml" or holds a path separator, is read as a file.
-    "host" is this machine: measured at the first use, then kept.
+    "host" is this machine: measured at the first use, then kept. "m2:gpu" is the GPU of the M2
+    alone: any of a profile's compute units can be picked so, behind a name or an alias.
 
     Raises:
         MissingDependencyError: "host" was asked, and onnxruntime is not installed.
@@ -26,7 +28,12 @@ def load_profile(name_or_path: str | Path) -> Profile:
     """
     if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
         return _read(Path(name_or_path))
-    wanted = name_or_path.strip().lower()
+    name, colon, unit = name_or_path.strip().lower().partition(":")
+    profile = _named(name, name_or_path)
+    return select_unit(profile, unit) if colon else profile
+
+
+def _named(wanted: str, asked: str) -> Profile:
     if wanted == "host":
         from advisor.profiles.host import host_profile
 
@@ -41,7 +48,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
     near = get_close_matches(wanted, known, n=3, cutoff=0.4)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     raise ProfileError(
-        f"unknown target {name_or_path!r}; {guess}profiles: {', '.join(sorted(files))}; "
+        f"unknown target {asked!r}; {guess}profiles: {', '.join(sorted(files))}; "
         f"aliases: {', '.join(name for name in known if name not in files)}; "
         "or pass the path of a profile TOML"
     )
@@ -73,7 +80,15 @@ def _read(path: Path) -> Profile:
             f"cannot read the profile {path}: {error}; pass the path of a TOML file, "
             f"or one of {', '.join(profile_names())}"
         ) from error
-    return parse_profile(text, path.name)
+    return parse_profile(text, path.name, _complete)
+
+
+def _complete(name: str) -> Profile:
+    """The profile that another one is like."""
+    files = _files()
+    if name not in files:
+        raise ProfileError(f"no profile is named {name!r}; profiles: {', '.join(sorted(files))}")
+    return parse_profile(files[name].read_text(encoding="utf-8"), files[name].name)
 
 
 def _read_named(name: str, path: Path) -> Profile:

@@ -73,9 +73,9 @@ def effective_compute(profile: Profile, dtype: str) -> EffectiveCompute:
     """What ``profile`` computes in when ``dtype`` is asked for, and how fast.
 
     The rule: ``dtype`` itself if the profile has a throughput for it, else the first entry of
-    ``WIDER[dtype]`` that it has. A dtype that several units offer runs on the fastest of them.
-    ``dtype`` is the dtype of the multiplication, not of storage: a weight-only scheme multiplies
-    in the runtime's float dtype, whatever its weights are stored in.
+    ``WIDER[dtype]`` that it has, on the units that plans use. A dtype that several of them offer
+    runs on the fastest. ``dtype`` is the dtype of the multiplication, not of storage: a
+    weight-only scheme multiplies in the runtime's float dtype, whatever its weights are stored in.
 
     Raises:
         UsageError: not a compute dtype.
@@ -88,7 +88,7 @@ def effective_compute(profile: Profile, dtype: str) -> EffectiveCompute:
             "For a format that is only stored, ask for the dtype that it is expanded to"
         )
     for candidate in (base, *WIDER[base]):
-        offers = [entry for entry in profile.compute if entry.dtype == candidate]
+        offers = [entry for entry in profile.offers if entry.dtype == candidate]
         if offers:
             best = max(offers, key=_peak)
             return EffectiveCompute(

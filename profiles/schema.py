@@ -2,13 +2,32 @@
 
 A profile describes one device that a model is deployed to. Every number is a ``Figure``: the value
 in SI base units (bytes, seconds, operations, joules), how it was obtained and where it is from.
+
+The annotations of the fields say what a file may hold (``advisor.profiles.limits``). The reader
+(``advisor.profiles.read``) and the JSON Schema (``advisor.profiles.json_schema``) both follow them.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Final, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Final, Literal
+
+from advisor.profiles.limits import (
+    BANDWIDTH,
+    CAPACITY,
+    CORES,
+    FRACTION,
+    JOULES,
+    NAME,
+    OVERHEAD,
+    THROUGHPUT,
+    VERSION,
+    Inherited,
+    Keys,
+    OneOf,
+)
+from advisor.targets.platforms import PLATFORM_KEYS
 
 SCHEMA: Final = 1
 """Version of the TOML format. A profile of another version is refused, never guessed at."""
@@ -57,6 +76,10 @@ class Figure:
     says: str
 
 
+Efficiency = Annotated[Mapping[str, Figure], Keys(FAMILIES, required=True), FRACTION]
+"""By operator family, the share of the peak that kernels reach."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
     """The device's main memory.
@@ -65,10 +88,10 @@ class Memory:
     CPU core can draw, where that is less. fraction: share of the peak that kernels sustain.
     """
 
-    capacity_bytes: Figure
-    bandwidth_bytes_per_s: Figure
-    fraction: Figure
-    core_bandwidth_bytes_per_s: Figure | None = None
+    capacity_bytes: Annotated[Figure, CAPACITY]
+    bandwidth_bytes_per_s: Annotated[Figure, BANDWIDTH]
+    fraction: Annotated[Figure, FRACTION, Inherited()]
+    core_bandwidth_bytes_per_s: Annotated[Figure | None, BANDWIDTH] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +99,8 @@ class Compute:
     """Peak dense throughput of one unit in one dtype; a multiply-accumulate is two operations."""
 
     unit: Unit
-    dtype: str
-    ops_per_s: Figure
+    dtype: Annotated[str, OneOf(COMPUTE_DTYPES)]
+    ops_per_s: Annotated[Figure, THROUGHPUT]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,43 +111,59 @@ class Overhead:
     be woken; None when nothing is known of it.
     """
 
-    launch_s: Figure
-    dispatch_s: Figure | None = None
+    launch_s: Annotated[Figure, OVERHEAD, Inherited()]
+    dispatch_s: Annotated[Figure | None, OVERHEAD, Inherited()] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
     """Energy per unit of work: joules_per_op by dtype, joules_per_byte of main-memory traffic."""
 
-    joules_per_byte: Figure
-    joules_per_op: Mapping[str, Figure]
+    joules_per_byte: Annotated[Figure, JOULES]
+    joules_per_op: Annotated[Mapping[str, Figure], Keys(COMPUTE_DTYPES), JOULES]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitFigures:
+    """What differs when one compute unit alone is used; None: as for the whole device."""
+
+    efficiency: Efficiency | None = None
+    overhead: Overhead | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """One device. Throughput figures are for the whole device, all cores included.
 
-    runtime: name of the runtime that plans for this device use unless told otherwise. platform:
-    versions that a scheme's minimum is compared with (``advisor.targets.platforms``), such as
-    {"sm": "90"} or {"macos": "15"}. cores: CPU cores, None when no throughput depends on them.
-    efficiency: by family, share of the peak that kernels reach.
+    family: devices of one design, listed together. runtime: name of the runtime that plans for
+    this device use unless told otherwise. platform: versions that a scheme's minimum is compared
+    with (``advisor.targets.platforms``), such as {"sm": "90"} or {"macos": "15"}. cores: CPU cores,
+    None when no throughput depends on them. compute: every unit's throughput. units: those of them
+    that plans use, none named: all. efficiency: by operator family, share of the peak that kernels
+    reach. by_unit: efficiency and overhead of one unit alone.
     """
 
-    name: str
+    name: Annotated[str, NAME]
     title: str
-    aliases: tuple[str, ...]
+    aliases: tuple[str, ...] = ()
     vendor: str
     family: str
     kind: Kind
     runtime: str
-    platform: Mapping[str, str]
-    cores: Figure | None
+    units: tuple[Unit, ...] = ()
+    notes: tuple[str, ...] = ()
+    platform: Annotated[Mapping[str, str], Keys(PLATFORM_KEYS), VERSION] = field(
+        default_factory=dict[str, str]
+    )
+    cores: Annotated[Figure | None, CORES] = None
     memory: Memory
     compute: tuple[Compute, ...]
-    efficiency: Mapping[str, Figure]
-    overhead: Overhead
+    efficiency: Annotated[Efficiency, Inherited()]
+    overhead: Annotated[Overhead, Inherited()]
+    by_unit: Annotated[Mapping[str, UnitFigures], Keys(UNITS), Inherited()] = field(
+        default_factory=dict[str, UnitFigures]
+    )
     energy: Energy | None = None
-    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -133,9 +172,14 @@ class Profile:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     @property
+    def offers(self) -> tuple[Compute, ...]:
+        """The throughputs of the units that plans use."""
+        return tuple(each for each in self.compute if not self.units or each.unit in self.units)
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """Dtypes with a throughput of their own, fastest first (ties by name)."""
         peaks: dict[str, float] = {}
-        for entry in self.compute:
+        for entry in self.offers:
             peaks[entry.dtype] = max(peaks.get(entry.dtype, 0.0), entry.ops_per_s.value)
         return tuple(sorted(peaks, key=lambda dtype: (-peaks[dtype], dtype)))

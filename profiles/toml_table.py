@@ -1,28 +1,17 @@
 """Reading one TOML table: typed fields; errors start with the file and the field's path."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import TypeVar, cast
 
 from advisor.errors import ProfileError
+from advisor.profiles.limits import Pattern, Range
 from advisor.profiles.schema import FIGURE_ORIGINS, Figure, FigureOrigin
 
 Word = TypeVar("Word", bound=str)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Range:
-    """Plausible values of a quantity, ends included; a value outside is taken for a unit mistake.
-
-    whole: the value must be an integer. hint: how to write it right.
-    """
-
-    low: float
-    high: float
-    unit: str
-    hint: str
-    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +32,9 @@ class Table:
         names = tuple(known)
         for key in self.values:
             if key not in names:
-                raise self.fail(key, f"unknown field; this table takes {', '.join(names)}")
+                near = get_close_matches(key, names, n=1)
+                guess = f"did you mean {near[0]}? " if near else ""
+                raise self.fail(key, f"unknown field; {guess}it takes {', '.join(names)}")
 
     def need(self, key: str) -> object:
         """The value of a field that must be there."""
@@ -58,6 +49,13 @@ class Table:
             raise self.fail(key, f"expected a non-empty string, got {value!r}")
         return value
 
+    def matching(self, key: str, pattern: Pattern) -> str:
+        """A string that matches ``pattern`` in full."""
+        value = self.text(key)
+        if not re.fullmatch(pattern.regex, value):
+            raise self.fail(key, f"{value!r} cannot be taken: {pattern.hint}")
+        return value
+
     def choice(self, key: str, options: tuple[Word, ...]) -> Word:
         """A string out of ``options``."""
         value = self.text(key)
@@ -66,15 +64,14 @@ class Table:
                 return option
         raise self.fail(key, f"{value!r} is not one of {', '.join(options)}")
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of non-empty strings; absent means none."""
-        value = self.values.get(key, [])
+    def texts(self, key: str, words: tuple[str, ...] = ()) -> tuple[str, ...]:
+        """A list of non-empty strings, each out of ``words`` where those are given."""
+        value = self.need(key)
         if not isinstance(value, list):
             raise self.fail(key, f"expected a list of strings, got {value!r}")
         items = cast("list[object]", value)
-        if not all(isinstance(item, str) and item.strip() for item in items):
-            raise self.fail(key, f"expected a list of non-empty strings, got {items!r}")
-        return tuple(cast("list[str]", items))
+        rows = replace(self, values={f"{key}[{n}]": item for n, item in enumerate(items)})
+        return tuple(rows.choice(row, words) if words else rows.text(row) for row in rows.values)
 
     def table(self, key: str) -> "Table":
         """A table inside this one."""
@@ -89,11 +86,8 @@ class Table:
         value = self.need(key)
         if not isinstance(value, list) or not value:
             raise self.fail(key, f"expected at least one [[{key}]] table, got {value!r}")
-        rows = Table(
-            values={f"{key}[{n}]": row for n, row in enumerate(cast("list[object]", value))},
-            file=self.file,
-            path=self.path,
-        )
+        items = cast("list[object]", value)
+        rows = replace(self, values={f"{key}[{n}]": item for n, item in enumerate(items)})
         return tuple(rows.table(name) for name in rows.values)
 
     def figure(self, key: str, sources: Mapping[str, str], limits: Range) -> Figure:

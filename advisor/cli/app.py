@@ -170,7 +170,8 @@ app.add_typer(profiles, name="profiles")
 def profiles_command(
     context: typer.Context,
     show: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Everything about one profile.")
+        str | None,
+        typer.Option(metavar="NAME", help="Everything about one profile: name, alias or path."),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -180,6 +181,16 @@ def profiles_command(
     from advisor.cli.show import show_profile, show_profiles
 
     print_listing(show_profiles() if show is None else show_profile(show), as_json=as_json)
+
+
+@profiles.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of profile files, for editors and validators."""
+    import json
+
+    from advisor.profiles.json_schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 @profiles.command("measure")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import chain, groupby, repeat
 from typing import TYPE_CHECKING
 
 from advisor.cli.output import Listing
@@ -12,38 +13,43 @@ from advisor.report.units import format_bytes, format_number
 from advisor.targets.registry import capability_named, runtime_names
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from advisor.doctor import Diagnosis
-    from advisor.profiles.schema import Figure
+    from advisor.profiles.schema import Figure, Overhead
     from advisor.targets.capability import Capability
 
 
 def show_profiles() -> Listing:
-    """Every profile that can be named as a target."""
+    """Every profile that can be named as a target, families together."""
     profiles = list_profiles()
+    by_family = sorted(profiles, key=lambda each: (each.vendor.lower(), each.family.lower()))
     return Listing(
-        columns=("Target", "Hardware", "Aliases", "Runtime", "Memory"),
+        columns=("Family", "Target", "Hardware", "Aliases", "Runtime", "Memory"),
         rows=tuple(
             (
+                f"{each.vendor} {each.family}" if first else "",
                 each.name,
                 each.title,
                 ", ".join(each.aliases),
                 each.runtime,
                 format_bytes(each.memory.capacity_bytes.value),
             )
-            for each in profiles
+            for _, members in groupby(by_family, key=lambda each: (each.vendor, each.family))
+            for first, each in zip(chain([True], repeat(False)), members, strict=False)
         ),
         document=[dataclasses.asdict(each) for each in profiles],
     )
 
 
 def show_profile(name: str) -> Listing:
-    """One profile: every figure with its origin and source.
+    """One profile: every figure with its origin, its source, and what that says.
 
     Raises:
         ProfileError: no such profile.
     """
     profile = load_profile(name)
-    memory, overhead = profile.memory, profile.overhead
+    memory = profile.memory
     figures: list[tuple[str, str, Figure | None]] = [
         ("cores", "", profile.cores),
         ("memory", "B", memory.capacity_bytes),
@@ -51,26 +57,55 @@ def show_profile(name: str) -> Listing:
         ("bandwidth of one core", "B/s", memory.core_bandwidth_bytes_per_s),
         ("share of the bandwidth", "", memory.fraction),
         *((f"{each.unit} {each.dtype}", "op/s", each.ops_per_s) for each in profile.compute),
-        *((f"efficiency of {family}", "", fig) for family, fig in profile.efficiency.items()),
-        ("launch of an operator", "s", overhead.launch_s),
-        ("dispatch of a pass", "s", overhead.dispatch_s),
+        *_efforts("", profile.efficiency, profile.overhead),
     ]
+    for unit, own in profile.by_unit.items():
+        figures += _efforts(f"{unit} alone: ", own.efficiency or {}, own.overhead)
     if profile.energy is not None:
         figures.append(("energy per byte", "J", profile.energy.joules_per_byte))
         figures += [
             (f"energy per {dtype} operation", "J", figure)
             for dtype, figure in profile.energy.joules_per_op.items()
         ]
+    units = dict.fromkeys(each.unit for each in profile.compute)
+    used = profile.units or tuple(units)
     return Listing(
-        columns=("Figure", "Value", "Origin", "Source"),
+        columns=("Figure", "Value", "Origin", "Says", "Source"),
         rows=tuple(
-            (title, f"{format_number(each.value, 4)} {unit}".strip(), each.origin, each.source)
+            (
+                title,
+                f"{format_number(each.value, 4)} {unit}".strip(),
+                each.origin,
+                each.says,
+                "" if each.origin == "estimate" else each.source,
+            )
             for title, unit, each in figures
             if each is not None
         ),
         document=dataclasses.asdict(profile),
-        lines=(f"{profile.name}: {profile.title}; runtime {profile.runtime}", *profile.notes),
+        lines=(
+            f"{profile.name}: {profile.title}; {profile.vendor} {profile.family}; "
+            f"runtime {profile.runtime}; plans use {', '.join(used)}",
+            *(
+                f"target {profile.name}:{unit} uses its {unit} alone"
+                for unit in units
+                if len(units) > 1 and ":" not in profile.name
+            ),
+            *profile.notes,
+        ),
     )
+
+
+def _efforts(
+    prefix: str, efficiency: Mapping[str, Figure], overhead: Overhead | None
+) -> list[tuple[str, str, Figure | None]]:
+    found: list[tuple[str, str, Figure | None]] = [
+        (f"{prefix}efficiency of {family}", "", figure) for family, figure in efficiency.items()
+    ]
+    if overhead is not None:
+        found.append((f"{prefix}launch of an operator", "s", overhead.launch_s))
+        found.append((f"{prefix}dispatch of a pass", "s", overhead.dispatch_s))
+    return found
 
 
 def show_runtimes() -> Listing:
