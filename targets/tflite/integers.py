@@ -17,7 +17,7 @@ from advisor.errors import UnsupportedError
 from advisor.formats import scheme_named
 from advisor.passes.graph import ActivationParams, Layer, QuantizedGraph
 from advisor.passes.layers import find_calls
-from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.flatbuffer import FlatModel, schema
 from advisor.targets.tflite.markers import end_of, fused_operators
 from advisor.targets.tflite.skeleton import Skeleton, segment
 from advisor.targets.tflite.values import TWIN
@@ -290,10 +290,24 @@ class _Writer:
 
     def _set_version(self, operator: Any) -> None:
         code = self.model.code(operator)
+        if code == "PADV2" and self._pads_zeros(operator):
+            code = "PAD"
+            operator.inputs = operator.inputs[:2]
+            operator.builtinOptionsType = schema().BuiltinOptions.PadOptions
+            operator.builtinOptions = schema().PadOptionsT()
         version = VERSIONS.get(code, 1 if code in VERSIONS_1 else 2)
         if code == "CONV_2D" and self._is_grouped(operator):
             version = GROUPED
         self.model.set_code(operator, code, version)
+
+    def _pads_zeros(self, operator: Any) -> bool:
+        """Whether what a PADV2 pads with is the zero point, as a PAD does, which more devices run.
+
+        Minus infinity is, in the integers of what comes out of a ReLU.
+        """
+        padding = int(operator.inputs[2])
+        data, quantization = self.model.data(padding), self.model.tensor(padding).quantization
+        return data == np.int8(quantization.zeroPoint[0]).tobytes()
 
     def _is_grouped(self, operator: Any) -> bool:
         x, weight = (self.model.shape(int(i)) for i in operator.inputs[:2])

@@ -20,6 +20,7 @@ from advisor.passes.layers import find_calls
 from advisor.targets.tflite.convert import convert
 from advisor.targets.tflite.flatbuffer import FlatModel
 from advisor.targets.tflite.markers import CHANNELS_LAST, CUSTOM_CODE, end_of, fused_operators
+from advisor.targets.tflite.tidy import tidy
 from advisor.targets.tflite.values import write_values
 
 LAYOUTS: Final = {
@@ -88,6 +89,7 @@ def skeleton_of(graph: Graph, batch: int, sequence: int | None) -> Skeleton:
 def _make(graph: Graph, batch: int, sequence: int | None) -> Skeleton:
     model = FlatModel(convert(graph, batch, sequence))
     values = _take_markers_out(model)
+    tidy(model, {value.tensor for value in values.values()})
     _name_tensors(model, graph, values)
     places = dict(_find_places(model, graph, values))
     return Skeleton(
