@@ -149,6 +149,8 @@ def _write_bias(
             data = value.to(torch.float32).numpy().tobytes()
             made = model.add_tensor(name, shape, "FLOAT32", data=data)
             operator.inputs = [*operator.inputs[:BIAS_SLOT], made]
+        elif slot >= 0:
+            model.rename(slot, name)
         return
     scale = graph.weights[layer.weight].scale
     assert scale is not None  # a static scheme has integer weights
