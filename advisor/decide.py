@@ -181,8 +181,11 @@ def explain(
     )
     possible = [o for o in options if not o.reason]
     if len({o.scheme for o in possible}) == 1:
-        refused = [f"{o.scheme}: {o.reason}" for o in options if o.reason]
-        return "kept in float: " + ("; ".join(refused[:3]) or "no other scheme was asked for")
+        first = sorted((o for o in options if o.reason), key=lambda o: o.scheme != "fp32")
+        refused = [f"{o.scheme}: {o.reason}" for o in first]
+        why = "; ".join(refused[:3]) or "no other scheme was asked for"
+        is_float = scheme_named(option.scheme).is_float
+        return f"{'kept in float' if is_float else 'the only one possible'}: {why}"
     smaller = [o for o in possible if o.size_bytes < here.size_bytes]
     better = [
         o for o in possible if o.divergence < here.divergence and o.size_bytes > here.size_bytes

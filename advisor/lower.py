@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.binding import quantized_of
 from advisor.errors import OutputError, UnsupportedError, VerificationError
+from advisor.profiles.loader import load_profile, profile_names
+from advisor.targets.options import configure
 from advisor.targets.registry import target_named
 
 if TYPE_CHECKING:
@@ -19,10 +22,12 @@ SHOWN = 5
 """Mismatches listed in an error."""
 
 
-def compile_plan(plan: Plan, out_dir: str | Path, runtime: str | None = None) -> Artifact:
+def compile_plan(
+    plan: Plan, out_dir: str | Path, runtime: str | None = None, options: object | None = None
+) -> Artifact:
     """Lower ``plan`` to ``out_dir``; see ``Plan.compile``."""
     runtime = runtime or plan.runtime
-    target = target_named(runtime)
+    target = configure(target_named(runtime), runtime, options, _defaults(plan, runtime))
     if runtime != plan.runtime:
         raise UnsupportedError(
             f"the plan is for {plan.runtime}; lowering it to {runtime} is not possible yet; "
@@ -49,6 +54,14 @@ def compile_plan(plan: Plan, out_dir: str | Path, runtime: str | None = None) ->
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target.load(out)
+
+
+def _defaults(plan: Plan, runtime: str) -> Mapping[str, str]:
+    """Options that the plan's profile asks for; none of a profile that is no longer found."""
+    if plan.target.partition(":")[0] not in profile_names():
+        return {}
+    profile = load_profile(plan.target)
+    return profile.options if profile.runtime == runtime else {}
 
 
 def check(verification: Verification) -> None:

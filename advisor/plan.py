@@ -202,17 +202,24 @@ class Plan:
 
         return quantized_of(self).module
 
-    def compile(self, out_dir: str | Path, runtime: str | None = None) -> Artifact:
+    def compile(
+        self, out_dir: str | Path, runtime: str | None = None, *, options: object | None = None
+    ) -> Artifact:
         """Lower the plan to files of its runtime, read every layer back, and check the numbers.
 
+        options: how the files are written where the runtime has a choice, by its own dataclass
+        (``advisor.targets.tflite.TfliteOptions``) or as a mapping such as {"io": "int8"}; what is
+        not given is as the profile or the runtime has it. No option changes the plan.
+
         Raises:
+            UsageError: the runtime has no such option; says which it has.
             MissingDependencyError: the runtime's packages or its emitter are missing.
             VerificationError: the artifact does not carry or compute the plan.
             OutputError: ``out_dir`` cannot be written; nothing is left half-written.
         """
         from advisor.lower import compile_plan
 
-        return compile_plan(self, out_dir, runtime)
+        return compile_plan(self, out_dir, runtime, options)
 
     def report(self, path: str | Path) -> Path:
         """Write the report as .html, .md or .json, chosen by suffix; returns the path."""

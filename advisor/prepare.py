@@ -20,7 +20,7 @@ from advisor.inferred import infer_inputs
 from advisor.inputs import Inputs, check_finite, normalise_inputs, split_label
 from advisor.measure.costs import MeasuredCosts
 from advisor.modelsource import LoadedModel, load_model
-from advisor.passes.candidates import Space, find_candidates
+from advisor.passes.candidates import Space, find_candidates, keep_to
 from advisor.passes.capture import capture
 from advisor.passes.graph import Graph
 from advisor.passes.group import Group, group_layers
@@ -108,7 +108,7 @@ def prepare(
     check_finite(example, 0)
     graph = capture(loaded.model, example.args, example.kwargs)
     graph = graph_for(graph, deployment.capability)
-    _check_schemes(schemes, deployment.capability)
+    _check_schemes(schemes, deployment)
     groups = group_layers(graph, deployment.capability)
     space = find_candidates(
         graph,
@@ -117,6 +117,7 @@ def prepare(
         platform=deployment.profile.platform,
         schemes=schemes,
     )
+    space = keep_to(space, groups, deployment.profile.schemes, deployment.profile.name)
     _check_quantizable(graph, groups, space, deployment.capability, on_unsupported)
     pinned = resolve_pins(graph, pins)
     space = apply_pins(space, groups, pinned)
@@ -217,7 +218,8 @@ def _check_float32(model: Any) -> None:
             )
 
 
-def _check_schemes(schemes: Sequence[str] | None, capability: Capability) -> None:
+def _check_schemes(schemes: Sequence[str] | None, deployment: Deployment) -> None:
+    capability, device = deployment.capability, deployment.profile
     if isinstance(schemes, str):
         raise UsageError(f"schemes={schemes!r}: expected a list of names, such as [{schemes!r}]")
     for name in schemes or ():
@@ -228,6 +230,11 @@ def _check_schemes(schemes: Sequence[str] | None, capability: Capability) -> Non
                 f"scheme {name} was asked for, but {reason}; "
                 f"possible: {', '.join(capability.schemes)}"
             )
+    if schemes is not None and device.schemes and not {*schemes} & {*device.schemes}:
+        raise UnsupportedError(
+            f"schemes={list(schemes)} were asked for, but {device.name} itself runs only "
+            f"{', '.join(device.schemes)}; leave schemes out"
+        )
 
 
 def _check_quantizable(

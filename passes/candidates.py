@@ -69,6 +69,28 @@ def find_candidates(
     return Space(candidates=candidates, refused=refused)
 
 
+def keep_to(space: Space, groups: Sequence[Group], schemes: Sequence[str], device: str) -> Space:
+    """The space with only what a device runs; a group that can take none of it stays in float32.
+
+    schemes: what it runs; none where the runtime alone decides. device: its name, for reasons.
+    """
+    if not schemes:
+        return space
+    candidates: dict[str, tuple[Candidate, ...]] = {}
+    refused = {name: dict(reasons) for name, reasons in space.refused.items()}
+    for group in groups:
+        options = space.candidates[group.name]
+        kept = tuple(option for option in options if option.scheme in schemes)
+        candidates[group.name] = kept or (Candidate(scheme="fp32", algorithm="none"),)
+        possible = {option.scheme for option in candidates[group.name]}
+        for name in group.layers:
+            for option in options:
+                if option.scheme not in possible:
+                    reason = f"{device} itself runs only {', '.join(schemes)}"
+                    refused[name].setdefault(option.scheme, reason)
+    return Space(candidates=candidates, refused=refused)
+
+
 def can_take(
     graph: Graph,
     layer: Layer,

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Final, Literal
 
+from advisor.formats import SCHEMES
 from advisor.profiles.limits import (
     BANDWIDTH,
     CAPACITY,
@@ -140,7 +141,9 @@ class Profile:
     with (``advisor.targets.platforms``), such as {"sm": "90"} or {"macos": "15"}. cores: CPU cores,
     None when no throughput depends on them. compute: every unit's throughput. units: those of them
     that plans use, none named: all. efficiency: by operator family, share of the peak that kernels
-    reach. by_unit: efficiency and overhead of one unit alone.
+    reach. by_unit: efficiency and overhead of one unit alone. schemes: the only ones that the
+    device itself runs, none named: the runtime alone decides; a layer that can take none of them
+    stays in float, off the device. options: how files for it are written unless asked otherwise.
     """
 
     name: Annotated[str, NAME]
@@ -151,6 +154,8 @@ class Profile:
     kind: Kind
     runtime: str
     units: tuple[Unit, ...] = ()
+    schemes: Annotated[tuple[str, ...], OneOf(tuple(SCHEMES))] = ()
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
     notes: tuple[str, ...] = ()
     platform: Annotated[Mapping[str, str], Keys(PLATFORM_KEYS), VERSION] = field(
         default_factory=dict[str, str]

@@ -22,6 +22,7 @@ def verify_all(
     *,
     max_abs_error: float,
     executed_by: str,
+    notes: Sequence[str] = (),
 ) -> Verification:
     """The verification of what was read back (``mismatches``) and of what was run alone."""
     problems = [
@@ -39,6 +40,7 @@ def verify_all(
         executed_by=executed_by,
         flips=sum(found.flips for found in agreements),
         compared=sum(found.compared for found in agreements),
+        notes=tuple(notes),
     )
 
 

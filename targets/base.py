@@ -52,7 +52,8 @@ class Verification:
 
     max_abs_error: largest absolute difference of any output, artifact against simulation, end to
     end. executed_by: the runtime and version that ran it. flips: integers of statically quantized
-    tensors that differ by one step, over all compared. ok: no mismatch.
+    tensors that differ by one step, over all compared. notes: what else was found and is no
+    mismatch, such as what an accelerator would leave to the processor. ok: no mismatch.
     """
 
     layers_matched: int
@@ -62,6 +63,7 @@ class Verification:
     executed_by: str
     flips: int = 0
     compared: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -175,6 +177,23 @@ class Stopwatch(Protocol):
         Raises:
             MissingDependencyError: the runtime is not installed.
         """
+        ...
+
+
+@runtime_checkable
+class Configurable(Protocol):
+    """What a target offers besides when its files can be written in more ways than one.
+
+    options: a frozen dataclass; see ``advisor.targets.options``.
+    """
+
+    @property
+    def options(self) -> Any:
+        """How this target writes its files."""
+        ...
+
+    def with_options(self, options: Any) -> Target:
+        """The target that writes its files so."""
         ...
 
 

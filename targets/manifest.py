@@ -9,11 +9,13 @@ from typing import Any, Final, TypeVar, cast
 
 from advisor.errors import PlanError
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 MANIFEST_FILE: Final = "artifact.json"
 CHECK_FOLDER: Final = "check"
 
-Record = TypeVar("Record", "LayerRecord", "TensorRecord", "InputRecord", "OutputRecord")
+Record = TypeVar(
+    "Record", "LayerRecord", "TensorRecord", "InputRecord", "OutputRecord", "PortRecord"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +70,38 @@ class OutputRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PortRecord:
+    """An input or an output as the runtime's own file has it.
+
+    kind: "input" or "output"; name: of its ``InputRecord`` or ``OutputRecord``. dtype: numpy's
+    name. shape: in the file. order: axes of the model's tensor in the file's order, so that the
+    file's is ``model.transpose(order)``. scale, zero_point: of integers that stand for reals,
+    real = (integer - zero_point) * scale; None and 0 where the numbers are the model's own.
+    """
+
+    kind: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything needed to run and check the artifact. structure: see ``signature.describe``."""
+    """Everything needed to run and check the artifact. structure: see ``signature.describe``.
+
+    ports: what a runtime's file takes and gives, of every input and output in the file's order;
+    empty where a target writes them as the model has them.
+    """
 
     layers: tuple[LayerRecord, ...]
     tensors: tuple[TensorRecord, ...]
     inputs: tuple[InputRecord, ...]
     outputs: tuple[OutputRecord, ...]
     structure: Any
+    ports: tuple[PortRecord, ...] = ()
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -119,6 +145,7 @@ def read_manifest(folder: Path) -> Manifest:
         inputs=_records(path, data, "inputs", InputRecord),
         outputs=_records(path, data, "outputs", OutputRecord),
         structure=data["structure"],
+        ports=_records(path, data, "ports", PortRecord),
     )
 
 

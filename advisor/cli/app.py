@@ -102,12 +102,19 @@ def compile_command(
     runtime: Annotated[
         str | None, typer.Option(help="Another runtime than the plan was made for.")
     ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="How to write the files, such as io=int8; `advisor targets --show` lists them.",
+        ),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Turn a plan into verified runtime files."""
     from advisor.cli.compile import compile_saved, describe, verification_json
 
-    artifact, verification = compile_saved(plan, model, output, runtime)
+    artifact, verification = compile_saved(plan, model, output, runtime, option or ())
     if as_json:
         typer.echo(verification_json(artifact, verification))
     else:

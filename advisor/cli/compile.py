@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from advisor.planfile import load_plan
+from advisor.targets.options import parse_options
 
 if TYPE_CHECKING:
     from advisor.targets.base import Artifact, Verification
@@ -18,8 +20,11 @@ def compile_saved(
     model: str | None,
     out_dir: Path,
     runtime: str | None,
+    options: Sequence[str] = (),
 ) -> tuple[Artifact, Verification]:
     """Compile the plan at ``plan_path``; ``model`` names the float model unless the plan does.
+
+    options: of the runtime, as "io=int8".
 
     Raises:
         AdvisorError: the plan or the model cannot be used, the runtime is missing, the folder
@@ -30,7 +35,8 @@ def compile_saved(
         from advisor.modelsource import load_model
 
         loaded = load_model(model).model
-    artifact = load_plan(plan_path, loaded).compile(out_dir, runtime)
+    chosen = parse_options(options)
+    artifact = load_plan(plan_path, loaded).compile(out_dir, runtime, options=chosen)
     return artifact, artifact.verify()
 
 
@@ -50,6 +56,7 @@ def describe(artifact: Artifact, verification: Verification) -> str:
         f"mismatch in {each.name}: expected {each.expected}, found {each.found}"
         for each in verification.mismatches
     ]
+    lines += verification.notes
     return "\n".join([*lines, f"verified: {'yes' if verification.ok else 'NO'}"])
 
 

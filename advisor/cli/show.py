@@ -10,7 +10,9 @@ from advisor.cli.output import Listing
 from advisor.errors import MissingDependencyError
 from advisor.profiles.loader import list_profiles, load_profile
 from advisor.report.units import format_bytes, format_number
-from advisor.targets.registry import capability_named, runtime_names
+from advisor.targets.base import Configurable
+from advisor.targets.options import choices
+from advisor.targets.registry import capability_named, runtime_names, target_named
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,10 +155,26 @@ def show_runtime(name: str) -> Listing:
         document=dataclasses.asdict(capability),
         lines=(
             f"{capability.title} {capability.version}; float is {capability.float_dtype}",
+            *_option_lines(name),
             *refused,
             *capability.notes,
         ),
     )
+
+
+def _option_lines(name: str) -> list[str]:
+    """How the runtime's files can be written, by what ``advisor compile --option`` takes."""
+    try:
+        target = target_named(name)
+    except MissingDependencyError:  # nothing here writes its files
+        return []
+    if not isinstance(target, Configurable):
+        return []
+    options: object = target.options
+    return [
+        f"--option {option}={words[0]} (default), or {', '.join(words[1:])}"
+        for option, words in choices(type(options)).items()
+    ]
 
 
 def show_diagnosis(diagnosis: Diagnosis) -> Listing:

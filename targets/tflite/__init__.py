@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from advisor.targets.capability import Capability
+from advisor.targets.tflite.options import DEFAULTS, TfliteOptions
 
 if TYPE_CHECKING:
     import torch
@@ -19,14 +20,17 @@ if TYPE_CHECKING:
     from advisor.targets.base import Artifact, LayerFormat, Timing
     from advisor.targets.tflite.artifact import TfliteArtifact
 
-NAME = "tflite"
-PACKAGES = ("litert_torch", "ai_edge_litert", "safetensors")
+__all__ = ["TARGET", "TfliteOptions", "TfliteTarget"]
+
+NAME: Final = "tflite"
+PACKAGES: Final = ("litert_torch", "ai_edge_litert", "safetensors")
 
 
 @dataclass(slots=True)
 class TfliteTarget:
     """Lowers quantized graphs to TFLite, reads them back, and runs them."""
 
+    options: TfliteOptions = DEFAULTS
     _capability: Capability | None = None
 
     @property
@@ -38,20 +42,25 @@ class TfliteTarget:
             self._capability = load_capability(NAME)
         return self._capability
 
+    def with_options(self, options: TfliteOptions) -> TfliteTarget:
+        """The target that writes its files so."""
+        return TfliteTarget(options=options)
+
     def emit(self, graph: QuantizedGraph, out: Path) -> TfliteArtifact:
         """Write the artifact into the existing, empty folder ``out``.
 
         Raises:
             MissingDependencyError: a package is missing; says how to install it.
             InputError: the model does not accept the deployment's batch or sequence.
-            UnsupportedError: an operator or a layer has a form that TFLite does not have.
+            UnsupportedError: an operator or a layer has a form that TFLite does not have, or the
+                plan leaves an input or output in float that should be integers.
         """
         from advisor.targets.tflite.packages import require
 
         require(*PACKAGES)
         from advisor.targets.tflite.emit import write_artifact
 
-        write_artifact(graph, out)
+        write_artifact(graph, out, self.options)
         return self.load(out)
 
     def load(self, folder: Path) -> TfliteArtifact:

@@ -20,10 +20,13 @@ from advisor.targets.signature import bind, build_outputs
 from advisor.targets.simulation import Simulation, flat_tensors, load_simulation
 from advisor.targets.tflite.agreement import check_layers
 from advisor.targets.tflite.benchmark import ROUNDS, SECONDS, run_benchmark
-from advisor.targets.tflite.emit import MODEL_FILE, FixedShapes, read_shapes
+from advisor.targets.tflite.edge_tpu import Lint, lint
+from advisor.targets.tflite.emit import MODEL_FILE, FixedShapes, read_options, read_shapes
 from advisor.targets.tflite.flatbuffer import FlatModel
 from advisor.targets.tflite.interpreter import LiteModel, runtime_version
+from advisor.targets.tflite.options import DEFAULTS, TfliteOptions
 from advisor.targets.tflite.pieces import run_pieces
+from advisor.targets.tflite.ports import compare_ports, from_file, to_file
 from advisor.targets.tflite.readback import read_layers, read_tensors
 
 MOST_PIECES: Final = 4
@@ -36,12 +39,14 @@ _PACKAGES: Final = ("ai-edge-litert", "litert-torch", "torch")
 class TfliteArtifact:
     """A folder with model.tflite, shapes.json, artifact.json and what to check it against.
 
-    threads: that run the model, or None for LiteRT's own choice, which is one.
+    options: how it was written. threads: that run the model, or None for LiteRT's own choice,
+    which is one.
     """
 
     path: Path
     manifest: Manifest
     shapes: FixedShapes
+    options: TfliteOptions = DEFAULTS
     threads: int | None = None
     _model: LiteModel | None = None
 
@@ -54,7 +59,13 @@ class TfliteArtifact:
         """
         path = Path(folder)
         manifest = read_manifest(path)
-        return cls(path=path, manifest=manifest, shapes=read_shapes(path), threads=threads)
+        return cls(
+            path=path,
+            manifest=manifest,
+            shapes=read_shapes(path),
+            options=read_options(path),
+            threads=threads,
+        )
 
     @property
     def model(self) -> LiteModel:
@@ -65,6 +76,9 @@ class TfliteArtifact:
 
     def run(self, *inputs: Any, **named: Any) -> Any:
         """Execute. Takes what the model takes and returns its structure.
+
+        That holds for every option: where the file has integers or channels last
+        (``manifest.ports``), the model's own tensors are rounded and moved before and after.
 
         Torch tensors give torch tensors, numpy arrays numpy arrays; a ModelOutput is a dict. Any
         number of rows runs in pieces of the compiled batch.
@@ -81,7 +95,7 @@ class TfliteArtifact:
 
     def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Execute on arrays by input name; the outputs in order, in the model's own dtypes."""
-        results = run_pieces(self.model.run, self.manifest.inputs, self.shapes, arrays)
+        results = run_pieces(self._run_once, self.manifest.inputs, self.shapes, arrays)
         return [
             np.asarray(result, dtype=record.dtype)
             for result, record in zip(results, self.manifest.outputs, strict=True)
@@ -90,6 +104,10 @@ class TfliteArtifact:
     def read_back(self) -> dict[str, LayerFormat]:
         """The format of every layer, from the file alone."""
         return read_layers(self._load(), self.manifest.layers)
+
+    def edge_tpu(self) -> Lint:
+        """Which operators an Edge TPU would run, and why not the others, by its documentation."""
+        return lint(self._load())
 
     def verify(self) -> Verification:
         """Read back every layer, run it alone and in the whole, compare with the simulation.
@@ -112,6 +130,7 @@ class TfliteArtifact:
             self.manifest.tensors,
             read_tensors(self._load(), [record.name for record in self.manifest.tensors]),
         )
+        mismatches += compare_ports(self.manifest.ports, self._load())
         found = self.run_flat(
             {
                 record.name: tensor.numpy()
@@ -120,12 +139,14 @@ class TfliteArtifact:
         )
         names = [record.name for record in self.manifest.outputs]
         worst, outside = compare_outputs(simulation, flat, names, found)
+        checked = self.edge_tpu() if self.options.accelerator == "edge-tpu" else None
         verification = verify_all(
             self.manifest,
             agreements,
             (*mismatches, *outside),
             max_abs_error=worst,
             executed_by=runtime_version(),
+            notes=() if checked is None else checked.describe(),
         )
         write_acceptance(
             self.path,
@@ -135,6 +156,7 @@ class TfliteArtifact:
             agreements,
             packages=_PACKAGES,
             partitions=asdict(self.model.partitions()),
+            **({} if checked is None else {"edge_tpu": asdict(checked)}),
         )
         return verification
 
@@ -184,6 +206,11 @@ class TfliteArtifact:
             seconds=SECONDS if seconds is None else seconds,
             progress=progress,
         )
+
+    def _run_once(self, arrays: Sequence[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
+        """One call of the file, with the model's own tensors on both sides."""
+        ports = self.manifest.ports
+        return from_file(ports, self.model.run(to_file(ports, arrays)))
 
     def _load(self) -> FlatModel:
         return FlatModel((self.path / MODEL_FILE).read_bytes())

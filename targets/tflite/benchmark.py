@@ -15,6 +15,7 @@ from advisor.targets.manifest import CHECK_FOLDER, Manifest
 from advisor.targets.simulation import EXAMPLES_FILE
 from advisor.targets.tflite.emit import FLOAT_FILE, MODEL_FILE, FixedShapes
 from advisor.targets.tflite.interpreter import LiteModel, runtime_version
+from advisor.targets.tflite.ports import to_file
 
 ROUNDS: Final = 40
 SECONDS: Final = 20.0
@@ -58,8 +59,9 @@ def run_benchmark(
             "with advise(..., batch=..., sequence=...)"
         )
     arrays = list(inputs.values())
+    forms = (arrays, to_file(manifest.ports, arrays))
     times = time_in_turns(
-        [partial(model.run, arrays) for model in models],
+        [partial(model.run, form) for model, form in zip(models, forms, strict=True)],
         rounds=rounds,
         seconds=seconds,
         progress=progress,

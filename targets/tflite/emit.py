@@ -15,10 +15,12 @@ from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.targets.describe import describe
 from advisor.targets.manifest import CHECK_FOLDER, write_json, write_manifest
 from advisor.targets.simulation import save_simulation
-from advisor.targets.tflite.write import write_model
+from advisor.targets.tflite.options import TfliteOptions
+from advisor.targets.tflite.write import write_model, write_with_ports
 
 MODEL_FILE: Final = "model.tflite"
 SHAPES_FILE: Final = "shapes.json"
+OPTIONS_FILE: Final = "options.json"
 FLOAT_FILE: Final = "float.tflite"
 
 
@@ -31,7 +33,7 @@ class FixedShapes:
     axes: tuple[int | None, ...]
 
 
-def write_artifact(graph: QuantizedGraph, out: Path) -> None:
+def write_artifact(graph: QuantizedGraph, out: Path, options: TfliteOptions) -> None:
     """Write every file of the artifact but acceptance.json into the existing folder ``out``.
 
     Raises:
@@ -39,10 +41,12 @@ def write_artifact(graph: QuantizedGraph, out: Path) -> None:
         UnsupportedError: a layer, an operator or an output has a form this target cannot write.
     """
     graph, shapes = _at_deployment(graph)
-    manifest = describe(graph)
-    (out / MODEL_FILE).write_bytes(write_model(graph, shapes.batch, graph.sequence))
+    content, ports = write_with_ports(graph, shapes.batch, graph.sequence, options)
+    manifest = replace(describe(graph), ports=tuple(ports))
+    (out / MODEL_FILE).write_bytes(content)
     write_manifest(manifest, out)
     write_json(out / SHAPES_FILE, asdict(shapes))
+    write_json(out / OPTIONS_FILE, asdict(options))
     save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
     plain = write_model(_float_plan(graph), shapes.batch, graph.sequence)
     (out / CHECK_FOLDER / FLOAT_FILE).write_bytes(plain)
@@ -101,10 +105,33 @@ def read_shapes(folder: Path) -> FixedShapes:
     Raises:
         PlanError: missing or damaged.
     """
-    path = folder / SHAPES_FILE
     try:
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kept = _read(folder / SHAPES_FILE)
         axes = tuple(None if axis is None else int(axis) for axis in kept["axes"])
         return FixedShapes(batch=int(kept["batch"]), axes=axes)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(folder / SHAPES_FILE, error) from error
+
+
+def read_options(folder: Path) -> TfliteOptions:
+    """Read options.json.
+
+    Raises:
+        PlanError: missing or damaged.
+    """
+    try:
+        return TfliteOptions(**_read(folder / OPTIONS_FILE))
+    except TypeError as error:
+        raise _damaged(folder / OPTIONS_FILE, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return kept
+
+
+def _damaged(path: Path, error: Exception) -> PlanError:
+    return PlanError(f"{path} cannot be read ({error}); compile the plan again")

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from advisor.passes.graph import QuantizedGraph
+from advisor.targets.manifest import PortRecord
+from advisor.targets.tflite.border import write_border
 from advisor.targets.tflite.flatbuffer import FlatModel
 from advisor.targets.tflite.integers import write_integers
 from advisor.targets.tflite.layers import write_layers
+from advisor.targets.tflite.options import DEFAULTS, TfliteOptions
 from advisor.targets.tflite.skeleton import skeleton_of
 
 
 def write_model(graph: QuantizedGraph, batch: int, sequence: int | None) -> bytes:
-    """The model at fixed shapes, with the plan's integers and names.
+    """The model at fixed shapes, with the plan's integers and names, and the model's own ends.
+
+    Raises:
+        InputError, UnsupportedError: as ``write_with_ports``.
+    """
+    return write_with_ports(graph, batch, sequence, DEFAULTS)[0]
+
+
+def write_with_ports(
+    graph: QuantizedGraph, batch: int, sequence: int | None, options: TfliteOptions
+) -> tuple[bytes, list[PortRecord]]:
+    """The model as ``options`` want it, and what it takes and gives.
 
     The first call for a float graph converts it; later plans for the same graph only fill it in.
 
@@ -23,4 +37,5 @@ def write_model(graph: QuantizedGraph, batch: int, sequence: int | None) -> byte
     operators = list(model.operators)  # as the skeleton counts them, whatever comes between
     write_layers(model, graph, skeleton, operators)
     write_integers(model, graph, skeleton, operators)
-    return model.to_bytes()
+    ports = write_border(model, options)
+    return model.to_bytes(), ports

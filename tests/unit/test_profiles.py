@@ -17,7 +17,7 @@ from advisor.profiles.parse import parse_profile
 from advisor.profiles.schema import Figure, Profile
 from advisor.targets.platforms import shortfall
 
-SHIPPED = ("arm-neon", "h100", "intel-vnni", "m2", "tpu-v5e")
+SHIPPED = ("arm-neon", "edge-tpu", "h100", "intel-vnni", "m2", "tpu-v5e")
 FOLDER = Path(loader.__file__).parent
 
 MINIMAL = """
@@ -74,7 +74,7 @@ def edited(old: str, new: str) -> str:
     return MINIMAL.replace(old, new, 1)
 
 
-def test_the_five_profiles_are_there() -> None:
+def test_the_shipped_profiles_are_there() -> None:
     assert profile_names() == SHIPPED
     assert tuple(profile.name for profile in list_profiles()) == SHIPPED
 
@@ -144,6 +144,7 @@ def test_aliases_in_any_case(asked: str, found: str) -> None:
 def test_default_runtimes() -> None:
     assert {profile.name: profile.runtime for profile in list_profiles()} == {
         "arm-neon": "tflite",
+        "edge-tpu": "tflite",
         "h100": "tensorrt",
         "intel-vnni": "onnxruntime",
         "m2": "coreml",
@@ -270,6 +271,12 @@ def test_the_digest_is_the_same_in_another_process() -> None:
         ('family = "Toys"', 'family = "Toys"\naliases = "t"', r"aliases: expected a list"),
         ('family = "Toys"', 'family = "Toys"\naliases = [1]', r"aliases\[0\]: expected a non-e"),
         ('family = "Toys"', 'family = "Toys"\nenergy = 1', r"energy: expected a table"),
+        ("[overhead]\n", "[options]\nio = 8\n[overhead]\n", r"options\.io: expected a non-empty"),
+        (
+            'family = "Toys"',
+            'family = "Toys"\nschemes = ["w8a9"]',
+            r"schemes\[0\]: 'w8a9' is not one of fp32, .*w8a8,",
+        ),
     ],
 )
 def test_a_bad_profile_is_refused_with_the_path_of_the_field(
@@ -277,6 +284,14 @@ def test_a_bad_profile_is_refused_with_the_path_of_the_field(
 ) -> None:
     with pytest.raises(ProfileError, match=message):
         parse_profile(edited(old, new), "bad.toml")
+
+
+def test_schemes_and_options_of_a_device_are_read() -> None:
+    text = edited('family = "Toys"', 'family = "Toys"\nschemes = ["w8a8"]')
+    made = parse_profile(text.replace("[overhead]", '[options]\nio = "int8"\n[overhead]'), "toy")
+    assert (made.schemes, dict(made.options)) == (("w8a8",), {"io": "int8"})
+    plain = parse_profile(MINIMAL, "toy")
+    assert (plain.schemes, dict(plain.options)) == ((), {})
 
 
 def test_a_cpu_without_a_core_count_is_refused() -> None:

@@ -372,7 +372,7 @@ def test_not_an_artifact(tmp_path: Path, copy: Path) -> None:
     with pytest.raises(PlanError, match=r"unknown fields \['layers\[0\].colour'\]"):
         TARGET.load(copy)
     (copy / "artifact.json").write_text(json.dumps(data | {"schema": 99}))
-    with pytest.raises(PlanError, match="schema 99, this version reads 1"):
+    with pytest.raises(PlanError, match="schema 99, this version reads 2"):
         TARGET.load(copy)
 
 
