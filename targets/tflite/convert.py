@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -17,10 +18,14 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from advisor.errors import UnsupportedError
+from advisor.passes.blame import locate
 from advisor.passes.graph import Graph
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.tflite.markers import mark, register_lowering, values_of
 from advisor.targets.tflite.packages import load
+
+_CALL: Final = re.compile(r"^\s*(\w+) = torch\.ops\.", re.MULTILINE)
+"""A line of the module's generated code, as the converter's errors quote it."""
 
 
 def convert(graph: Graph, batch: int, sequence: int | None) -> bytes:
@@ -45,9 +50,17 @@ def convert(graph: Graph, batch: int, sequence: int | None) -> bytes:
         # would show in every model.
         except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
             raise UnsupportedError(
-                f"litert-torch cannot convert the model: {_first_line(error)}; rewrite that "
-                "operator with others, or plan for another runtime (runtime='onnxruntime')"
+                f"litert-torch cannot convert the model: {_first_line(error)}{_place(graph, error)}; "
+                "rewrite that operator with others, or plan for another runtime "
+                "(runtime='onnxruntime')"
             ) from error
+
+
+def _place(graph: Graph, error: BaseException) -> str:
+    """Which part of the user's model an error of the converter is about, as far as it says."""
+    nodes = {node.name: node for node in graph.module.graph.nodes}
+    named = [nodes[name] for name in _CALL.findall(str(error)) if name in nodes]
+    return f" in {locate(named[-1])}" if named else ""
 
 
 class _Flat(nn.Module):

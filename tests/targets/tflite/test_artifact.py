@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -188,21 +188,87 @@ def test_a_missing_package_says_what_to_install(
         TARGET.emit(graph, tmp_path)
 
 
-class Sorted(nn.Module):
+def test_a_missing_runtime_says_what_to_install(
+    two: tuple[nn.Module, TfliteArtifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = TARGET.load(two[1].path)
+    monkeypatch.setattr("advisor.targets.tflite.packages.find_spec", lambda _: None)
+    for use in (fresh.verify, lambda: fresh.run(images(2), images(2))):
+        with pytest.raises(MissingDependencyError, match=r"needs ai_edge_litert.*run: pip install"):
+            use()
+
+
+class Spectrum(nn.Module):
     """An operator that litert-torch has no form of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = torch.linalg.svdvals(x)
+        return values
+
+
+class Odd(nn.Module):
+    """It is deep inside the model."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 4)
+        self.tail = nn.Sequential(nn.ReLU(), Spectrum())
 
     def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = torch.linalg.svdvals(self.layer(x))
-        return values
+        return cast("Tensor", self.tail(self.layer(x)))
 
 
-def test_an_unknown_operator_is_named(make_quantized: Quantizer, tmp_path: Path) -> None:
-    graph = make_quantized(seeded(Sorted()), (torch.randn(2, 4, 4),), "fp32")
-    with pytest.raises(UnsupportedError, match="svd"):
+def test_an_unknown_operator_is_named_with_its_module(
+    make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    graph = make_quantized(seeded(Odd()), (torch.randn(2, 4, 4),), "fp32")
+    with pytest.raises(UnsupportedError) as caught:
+        TARGET.emit(graph, tmp_path)
+    assert "svd" in str(caught.value)
+    assert "in module 'tail.1' at test_artifact.py" in str(caught.value)
+    assert "runtime='onnxruntime'" in str(caught.value)
+
+
+class Stuck(nn.Module):
+    """Written for four rows, and for no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pairs: Tensor = self.layer(x).view(2, 2, 6).sum(1)
+        return pairs
+
+
+class Overall(nn.Module):
+    """One number for all rows together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x).mean()
+
+
+@pytest.mark.parametrize("model", [Stuck, Overall])
+def test_another_number_of_rows_is_refused_where_it_is_impossible(
+    model: Callable[[], nn.Module], make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    x = torch.randn(4, 6)
+    artifact = TARGET.emit(make_quantized(seeded(model()), (x,), "fp32", batch=4), tmp_path)
+    assert artifact.verify().ok
+    artifact.run(x)
+    with pytest.raises(InputError, match=r"4, 6\]|compiled for 4"):
+        artifact.run(torch.randn(3, 6))
+
+
+def test_a_batch_that_the_model_does_not_take_is_refused(
+    make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    graph = make_quantized(seeded(Stuck()), (torch.randn(4, 6),), "fp32", batch=2)
+    with pytest.raises(InputError, match="batch"):
         TARGET.emit(graph, tmp_path)
 
 
