@@ -50,9 +50,9 @@ def convert(graph: Graph, batch: int, sequence: int | None) -> bytes:
         # would show in every model.
         except (RuntimeError, ValueError, NotImplementedError, KeyError, TypeError) as error:
             raise UnsupportedError(
-                f"litert-torch cannot convert the model: {_first_line(error)}{_place(graph, error)}; "
-                "rewrite that operator with others, or plan for another runtime "
-                "(runtime='onnxruntime')"
+                f"litert-torch cannot convert the model: {_first_line(error)}"
+                f"{_place(graph, error)}; rewrite that operator with others, or plan for another "
+                "runtime (runtime='onnxruntime')"
             ) from error
 
 

@@ -249,7 +249,8 @@ class Overall(nn.Module):
         self.layer = nn.Linear(6, 6)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).mean()
+        number: Tensor = self.layer(x).mean()
+        return number
 
 
 @pytest.mark.parametrize("model", [Stuck, Overall])
