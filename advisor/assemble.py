@@ -13,9 +13,10 @@ from torch.fx import Node
 
 from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
 from advisor.indicators import Indicators
+from advisor.memory import alive_bytes
 from advisor.passes.fx import constant_value
 from advisor.passes.graph import Graph, Layer, name_of
-from advisor.passes.liveness import VIEWS, program_points
+from advisor.passes.liveness import VIEWS
 from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
 from advisor.profiles.cost import LayerCost, plain_seconds
@@ -197,37 +198,25 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
     what a layer needs while it runs. The runtime itself is not in it: see
     ``profiles.cost.process_overhead_bytes``.
     """
-    rules = setting.capability.memory
-    taken = 1.0 if rules is None else rules.activations
     resident = _sum_weights(setting, lambda cost: cost.resident_bytes)
-    sizes = {
-        name_of(node): setting.bytes_of(node.name)
-        for node in setting.graph.module.graph.nodes
-        if node.name in setting.shapes
-    }
     scratch = {
         layer.output: (index, layer)
         for index, group in enumerate(setting.groups)
         for layer in setting.layers_of(group)
     }
     constant = _other_bytes(setting)
-    width = DTYPE_BITS[setting.capability.float_dtype] // 8
     points: list[Linear] = []
     seen: set[tuple[object, ...]] = set()
-    for point in program_points(setting.graph.module, setting.shapes):
-        terms = np.zeros(len(indicators.all))
-        for tensor in point.alive:
-            if tensor in indicators.produced:
-                terms[indicators.produced[tensor]] -= taken * sizes[tensor] * (width - 1) / width
+    for point, alive, terms in alive_bytes(setting, indicators):
         per_group = list(resident)
         extra: tuple[float, ...] = ()
-        if point.node in scratch:
-            index, layer = scratch[point.node]
+        if point in scratch:
+            index, layer = scratch[point]
             options = setting.space.candidates[setting.groups[index].name]
             extra = tuple(setting.cost(layer, o.scheme).scratch_bytes for o in options)
             per_group[index] = resident[index] + np.array(extra, dtype=np.float64)
-        total = constant + taken * sum(sizes[tensor] for tensor in point.alive)
-        key = (total, terms.tobytes(), point.node if any(extra) else "")
+        total = constant + alive
+        key = (total, terms.tobytes(), point if any(extra) else "")
         if key not in seen:
             seen.add(key)
             points.append(Linear(constant=total, per_group=tuple(per_group), per_indicator=terms))

@@ -1,16 +1,19 @@
 """Which activation tensors are alive together: the exact peak, not a sum over layers.
 
 A program point is one operator that allocates. Alive at it: its output, and every earlier tensor
-that it or a later operator still reads. Views share the storage of their source.
+that it or a later operator still reads. Views share the storage of their source. A runtime that
+plans its buffers once for every run keeps a buffer until its last tensor is read, and lends it only
+to tensors of the same shape: in between it is nobody's, and still there.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
+import torch
 from torch.fx import GraphModule, Node
 
 from advisor.passes.fx import argument, operator_name
@@ -40,24 +43,81 @@ VIEWS: Final = frozenset(
 keep dense tensors (ONNX Runtime, TFLite) copy there."""
 
 
+IN_PLACE: Final = frozenset(
+    {
+        "add",
+        "clamp",
+        "div",
+        "erf",
+        "hardtanh",
+        "mul",
+        "relu",
+        "sigmoid",
+        "softmax",
+        "sub",
+        "tanh",
+        "where",
+    }
+)
+"""Operators whose output takes the place of an input that nothing else reads, where buffers are
+planned (ONNX Runtime's kernels that declare MayInplace)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramPoint:
-    """node: stable name of the operator. alive: names of the tensors in memory while it runs."""
+    """node: stable name of the operator. alive: names of the tensors in memory while it runs; a
+    buffer between two tensors counts as the one to come."""
 
     node: str
     alive: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stay:
+    """A tensor in a buffer, from the operator that writes it to the last that reads it."""
+
+    node: Node
+    first: int
+    last: int
+
+
+_Buffer = list[_Stay]
+"""What one piece of memory holds, one after another."""
+
+
 def program_points(
-    module: GraphModule, shapes: Mapping[str, TensorInfo]
+    module: GraphModule,
+    shapes: Mapping[str, TensorInfo],
+    *,
+    planned: bool = False,
+    fused: Collection[str] = (),
 ) -> tuple[ProgramPoint, ...]:
     """Every program point in execution order; tensor names are stable names.
 
     Inputs belong to the caller and outputs to the result, so both live to the end. shapes: by
     node name; nodes without an entry (sizes, tuples) hold no tensor. An operator with several
-    outputs allocates all of them that are read.
+    outputs allocates all of them that are read. planned: buffers are planned for every run at
+    once. fused: activation functions that run inside the operator before them.
     """
     nodes = [node for node in module.graph.nodes if node.op != "get_attr"]
+    stays = _stays(nodes, shapes)
+    buffers = _share(stays, fused) if planned else [[stay] for stay in stays]
+    allocating = sorted({stay.first for stay in stays if stay.node.op == "call_function"})
+    return tuple(
+        ProgramPoint(
+            node=name_of(nodes[here]),
+            alive=tuple(
+                name_of(next(stay.node for stay in buffer if here <= stay.last))
+                for buffer in buffers
+                if buffer[0].first <= here <= buffer[-1].last
+            ),
+        )
+        for here in allocating
+    )
+
+
+def _stays(nodes: list[Node], shapes: Mapping[str, TensorInfo]) -> list[_Stay]:
+    """Every tensor that has memory of its own, and how long something needs it."""
     position = {node: index for index, node in enumerate(nodes)}
     first: dict[Node, int] = {}
     last: dict[Node, int] = {}
@@ -70,14 +130,54 @@ def program_points(
         uses = [position[user] for user in node.users]
         end = len(nodes) if node.op == "placeholder" else position[node]
         last[owner] = max(last.get(owner, 0), end, *uses)
-    allocating = sorted({first[owner] for owner in first if owner.op == "call_function"})
-    return tuple(
-        ProgramPoint(
-            node=name_of(nodes[here]),
-            alive=tuple(name_of(o) for o in first if first[o] <= here <= last[o]),
-        )
-        for here in allocating
-    )
+    return [_Stay(node=node, first=begin, last=last[node]) for node, begin in first.items()]
+
+
+def _share(stays: list[_Stay], fused: Collection[str]) -> list[_Buffer]:
+    """Buffers as ONNX Runtime plans them (core/framework/allocation_planner.cc).
+
+    A tensor takes the place of an input, or the buffer of its shape and dtype that was freed last,
+    or a new one.
+    """
+    buffers: list[_Buffer] = []
+    home: dict[Node, _Buffer] = {}
+    for stay in stays:
+        before = next((h for h in _sources(stay, home) if _may_follow(h[-1], stay)), None)
+        free = [b for b in buffers if b[-1].last < stay.first and _alike(b[-1].node, stay.node)]
+        buffer = before or max(reversed(free), key=lambda b: b[-1].last, default=None)
+        if buffer is None:
+            buffer = []
+            buffers.append(buffer)
+        is_fused = before is not None and operator_name(stay.node) in fused
+        # Of a fused pair the first never exists.
+        buffer.append(replace(stay, first=buffer.pop().first) if is_fused else stay)
+        home[stay.node] = buffer
+    return buffers
+
+
+def _sources(stay: _Stay, home: Mapping[Node, _Buffer]) -> list[_Buffer]:
+    """Buffers of what an operator that works in place reads."""
+    if operator_name(stay.node) not in IN_PLACE:
+        return []
+    owners = [_storage(node) for node in stay.node.all_input_nodes]
+    return [home[o] for o in owners if o in home and home[o][-1].node is o]
+
+
+def _may_follow(source: _Stay, stay: _Stay) -> bool:
+    return source.last == stay.first and _alike(source.node, stay.node)
+
+
+def _alike(one: Node, other: Node) -> bool:
+    """Whether one buffer can hold both: same shape and dtype, neither an input nor an output."""
+    kinds: list[object] = []
+    for node in (one, other):
+        value = node.meta.get("val")
+        if node.op == "placeholder" or not isinstance(value, torch.Tensor):
+            return False
+        if any(user.op == "output" for user in node.users):
+            return False
+        kinds.append((tuple(map(str, value.shape)), value.dtype))
+    return kinds[0] == kinds[1]
 
 
 def peak_bytes(points: tuple[ProgramPoint, ...], bytes_of: Mapping[str, int]) -> int:

@@ -110,10 +110,14 @@ def weight_memory(layer: Layer, scheme: Scheme, capability: Capability) -> Weigh
     return capability.memory.weight(layer.op, scheme.name)
 
 
-def process_overhead_bytes(capability: Capability, operators: int) -> float:
-    """What a process takes besides a plan's memory: the runtime, and each operator's own data."""
+def process_overhead_bytes(capability: Capability, operators: int, size_bytes: float) -> float:
+    """What a process takes besides a plan's memory: the runtime, each operator's own data, and the
+    file itself where the weights are in it."""
     rules = capability.memory
-    return 0.0 if rules is None else rules.runtime_bytes + operators * rules.operator_bytes
+    if rules is None:
+        return 0.0
+    parsed = size_bytes if size_bytes < rules.inside_bytes else 0.0
+    return rules.runtime_bytes + operators * rules.operator_bytes + parsed
 
 
 def is_storage_only(layer: Layer, scheme: Scheme, capability: Capability) -> bool:

@@ -184,13 +184,21 @@ class MemoryRules:
     """What a process takes beyond the weights on disk and the activations alive.
 
     runtime_bytes: the runtime itself with an empty model. operator_bytes: each operator's node,
-    kernel and plan. activations: bytes that the allocator takes per byte alive. weights: where a
+    kernel and plan. activations: bytes that the allocator takes per byte alive. inside_bytes:
+    weights smaller than that are in the file itself, which is read as a whole to open it. planned:
+    bytes besides per byte of a buffer that is planned for every run at once; 0 where none is.
+    unplanned: operators whose float outputs are not planned, when what they read is not either.
+    absorbed: operators on floats that become part of the layers reading them. weights: where a
     weight takes other than its bytes on disk.
     """
 
     runtime_bytes: float
     operator_bytes: float
     activations: float
+    inside_bytes: float = 0.0
+    planned: float = 0.0
+    unplanned: tuple[str, ...] = ()
+    absorbed: tuple[str, ...] = ()
     weights: tuple[WeightMemory, ...] = ()
     source: str = ""
 

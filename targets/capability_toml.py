@@ -194,6 +194,10 @@ def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
         runtime_bytes=table.number("runtime_bytes"),
         operator_bytes=table.number("operator_bytes"),
         activations=table.number("activations"),
+        inside_bytes=table.number("inside_bytes", default=0.0),
+        planned=table.number("planned", default=0.0),
+        unplanned=table.names("unplanned", (*WEIGHTED_OPS, *TENSOR_OPS), "operator", default=()),
+        absorbed=table.names("absorbed", TENSOR_OPS, "operator", default=()),
         weights=tuple(weights),
         source=table.text("source"),
     )

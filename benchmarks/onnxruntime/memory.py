@@ -188,9 +188,12 @@ def _measure(
     memory = measure_memory(target / MODEL_FILE, SESSION_ENTRIES, inputs, threads=1)
     if memory is None:
         raise SystemExit("this system does not tell a process its memory")
-    predicted = evaluate(build_problem(setting), choice).memory_bytes
-    predicted += process_overhead_bytes(setting.capability, len(list(written.graph)))
+    found = evaluate(build_problem(setting), choice)
+    operators = len(list(written.graph))
+    predicted = found.memory_bytes
+    predicted += process_overhead_bytes(setting.capability, operators, found.size_bytes)
     measured = memory.runtime_bytes + max(memory.loading_peak_bytes, memory.running_peak_bytes)
+    measured += sum(array.nbytes for array in inputs[0].values())  # there before the count
     return Row(
         model=name,
         batch=prepared.setting.batch,

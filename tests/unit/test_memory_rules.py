@@ -18,6 +18,7 @@ from advisor.targets.capability import (
     load_capability,
 )
 from advisor.targets.capability_toml import parse_capability
+from advisor.targets.onnxruntime.onnxfile import LARGE_BYTES
 
 TEXT = """
 name = "toy"
@@ -37,6 +38,10 @@ source = "made up"
 runtime_bytes = 1_000_000
 operator_bytes = 500.5
 activations = 1.5
+inside_bytes = 1_000_000
+planned = 0.5
+unplanned = ["conv2d", "relu"]
+absorbed = ["pad"]
 source = "made up"
 
 [[memory.weight]]
@@ -76,6 +81,10 @@ def test_rules_are_read() -> None:
         runtime_bytes=1e6,
         operator_bytes=500.5,
         activations=1.5,
+        inside_bytes=1e6,
+        planned=0.5,
+        unplanned=("conv2d", "relu"),
+        absorbed=("pad",),
         source="made up",
         weights=(
             WeightMemory(
@@ -107,12 +116,24 @@ def test_runtime_that_was_not_measured_keeps_each_weight_once() -> None:
     found = cost("fp16", capability)
     assert found.resident_bytes == found.opening_bytes == 64 * 256 * 4
     assert found.scratch_bytes == 0
-    assert process_overhead_bytes(capability, 10) == 0
+    assert process_overhead_bytes(capability, 10, 1e6) == 0
 
 
 def test_overhead_grows_with_the_operators() -> None:
     capability = parse_capability(TEXT, name="toy")
-    assert process_overhead_bytes(capability, 10) == 1_005_005
+    assert process_overhead_bytes(capability, 10, 2e6) == 1_005_005
+
+
+def test_weights_inside_the_file_are_read_with_it() -> None:
+    capability = parse_capability(TEXT, name="toy")
+    assert process_overhead_bytes(capability, 0, 999_999) == 1_999_999
+    assert process_overhead_bytes(capability, 0, 1_000_000) == 1_000_000
+
+
+def test_the_rule_and_the_writer_agree_on_what_is_inside_a_file() -> None:
+    memory = load_capability("onnxruntime").memory
+    assert memory is not None
+    assert memory.inside_bytes == LARGE_BYTES
 
 
 def test_onnx_runtimes_rules_are_about_schemes_that_the_layers_take() -> None:
@@ -130,6 +151,8 @@ def test_onnx_runtimes_rules_are_about_schemes_that_the_layers_take() -> None:
         ("activations = 1.5", "activations = true", r"memory\.activations: expected a number"),
         ("activations = 1.5", "activations = inf", r"memory\.activations: expected a number"),
         ("activations = 1.5\n", "", r"memory\.activations: missing field"),
+        ('["pad"]', '["padding"]', r"memory\.absorbed\[0\]"),
+        ("planned = 0.5", "planned = -0.5", r"memory\.planned: expected a number"),
         ("opening = 3", "openning = 3", r"memory\.weight\[0\]\.openning: unknown field"),
         ('schemes = ["fp16"]', 'schemes = ["w4"]', r"memory\.weight\[0\]\.schemes\[0\]"),
         ('schemes = ["fp16"]', "schemes = []", r"memory\.weight\[0\]\.schemes: must not be empty"),
