@@ -33,7 +33,7 @@ CLOSE: Final = 1.1
 ALWAYS: Final = ("fp32", "w8a8", "w8a8-dynamic")
 """Uniform plans that are always timed: nothing slower than the best of these is returned."""
 
-HOW: Final = "whole models timed in turns, low quantile"
+HOW: Final = "whole models timed in turns"
 
 Plan = tuple[Choice, bool]
 """What decides a plan's speed: the choice, and whether the model is equalised."""
@@ -201,14 +201,16 @@ def _fast(trials: Sequence[Trial], least_s: float) -> list[Trial]:
 
 
 def _around(limit_s: float, trials: Sequence[Trial], objective: str) -> list[Trial]:
-    """Trials predicted near the limit, of each latency the best one, as evenly as can be.
+    """Trials predicted near the limit, of each latency the best one: the nearest, and some more.
 
-    The one predicted right at the limit may turn out slower; then a faster one must be there.
+    Predictions are a few percent off, so the best one inside is near the limit. Where they are
+    further off all of those may turn out slower; then a faster one must be there.
     """
     front = _front(trials, _memory if objective == "memory" else _divergence)
     near = [trial for trial in front if _seconds(trial) >= limit_s * (1 - REACH)]
     near = front[: len(front) - len(near)][-1:] + near  # one that is surely fast enough
-    return _spread(near, ENTRANTS - 1)
+    nearest = sorted(near, key=lambda trial: abs(_seconds(trial) - limit_s))
+    return [*nearest[: ENTRANTS // 2], *_spread(near, ENTRANTS // 2 - 1)]
 
 
 def _front(trials: Sequence[Trial], wanted: Callable[[Trial], float]) -> list[Trial]:

@@ -27,13 +27,13 @@ def low_quantile(seconds: Sequence[float], share: float = LOW) -> float:
     return float(np.quantile(np.asarray(seconds, dtype=np.float64), share))
 
 
-def split_half_noise(seconds: Sequence[float]) -> float:
-    """How far the low quantiles of every other run are apart, relative to their mean.
+def split_half_noise(seconds: Sequence[float], share: float = LOW) -> float:
+    """How far the quantiles of every other run are apart, relative to their mean.
 
     What the same measurement would differ by if it were made again with half the runs. 0 for
     fewer than two runs, of which nothing can be said.
     """
     if len(seconds) < 2:
         return 0.0
-    one, other = low_quantile(seconds[::2]), low_quantile(seconds[1::2])
+    one, other = low_quantile(seconds[::2], share), low_quantile(seconds[1::2], share)
     return abs(one - other) / ((one + other) / 2)

@@ -1,7 +1,8 @@
 """Time whole models on this machine in turns, so that whatever slows it slows them alike.
 
-A turn counts with the median of its runs, as users see them, and of the turns a low quantile is
-kept: other load only ever adds. How a model is opened is the runtime's own.
+A turn counts with the median of its runs, as users see them. Of the first model's turns a low
+quantile is kept: other load only ever adds. The others are known by their ratio to it in the same
+round, whose median is kept. How a model is opened is the runtime's own.
 """
 
 from __future__ import annotations
@@ -59,14 +60,15 @@ class Opened:
 
 @dataclass(slots=True, kw_only=True)
 class _Model:
-    """An open model with what was timed so far."""
+    """An open model with what was timed so far: seconds by round, and over the first model's."""
 
     opened: Opened
     clock: Callable[[], float]
     seconds: list[float] = field(default_factory=list[float])
+    ratios: list[float] = field(default_factory=list[float])
 
-    def visit(self) -> None:
-        """One warming run and a few timed ones, whose median counts."""
+    def visit(self, first: _Model) -> None:
+        """One warming run and a few timed ones, whose median counts. first: visited before."""
         time.sleep(SETTLE_S)
         self.opened.run()
         runs: list[float] = []
@@ -75,6 +77,14 @@ class _Model:
             self.opened.run()
             runs.append(self.clock() - begin)
         self.seconds.append(median(runs))
+        self.ratios.append(self.seconds[-1] / first.seconds[-1])
+
+    @property
+    def noise(self) -> float:
+        """How far the halves of what counts are apart."""
+        if set(self.ratios) == {1.0}:  # the first model
+            return split_half_noise(self.seconds)
+        return split_half_noise(self.ratios, share=0.5)
 
     def close(self) -> None:
         """Let go of the model's memory; what was timed stays."""
@@ -117,6 +127,7 @@ def time_in_turns(
         elif first not in batch:
             batch.insert(0, first)
             first.seconds.clear()
+            first.ratios.clear()
         # Later batches have to be opened and timed too.
         now = time.monotonic()
         opening = (now - begin) * len(pending) / len(batch)
@@ -125,7 +136,7 @@ def time_in_turns(
         reference_s.append(low_quantile(first.seconds))
         for index, model in found.items():
             if index not in ratios:
-                ratios[index] = low_quantile(model.seconds) / reference_s[-1]
+                ratios[index] = median(model.ratios)
                 if model is not first:
                     model.close()
     best = min(reference_s)
@@ -140,11 +151,11 @@ def _take_turns(models: Sequence[_Model], limit_s: float) -> None:
             return
         slow = SLOW * min(models[0].seconds, default=float("inf"))
         quick = [model for model in models if turn < LEAST_ROUNDS or min(model.seconds) <= slow]
-        agree = all(split_half_noise(model.seconds) <= AGREEMENT for model in quick)
+        agree = all(model.noise <= AGREEMENT for model in quick)
         if turn >= ENOUGH_ROUNDS and agree:
             return
-        for model in quick:
-            model.visit()
+        for model in quick:  # the first is always among them
+            model.visit(models[0])
 
 
 def _timing(model: _Model, seconds: float) -> Timing:
@@ -154,7 +165,7 @@ def _timing(model: _Model, seconds: float) -> Timing:
     scale = seconds / total if total else 0.0
     return Timing(
         seconds=seconds,
-        noise=split_half_noise(model.seconds),
+        noise=model.noise,
         parts={part: own * scale for part, own in shares.items()},
         partitions=model.opened.partitions,
     )
