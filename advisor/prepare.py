@@ -25,7 +25,7 @@ from advisor.passes.capture import capture
 from advisor.passes.graph import Graph
 from advisor.passes.group import Group, group_layers
 from advisor.pins import apply_pins, resolve_pins
-from advisor.profiles.loader import load_profile, profile_names
+from advisor.profiles.loader import load_profile
 from advisor.search.feasibility import check_feasible
 from advisor.setting import Deployment, Setting, graph_for, make_setting
 from advisor.targets.capability import Capability
@@ -60,8 +60,8 @@ def check_deployment(
     """
     if not isinstance(target, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(
-            f"target={target!r}: expected the name of a profile "
-            f"({', '.join(profile_names())}) or the path of a profile TOML"
+            f"target={target!r}: expected the name of a profile, such as 'm2' (advisor profiles "
+            "lists them), or the path of a profile TOML"
         )
     profile = load_profile(target)
     capability = capability_named(runtime or profile.runtime)

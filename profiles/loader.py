@@ -48,9 +48,8 @@ def _named(wanted: str, asked: str) -> Profile:
     near = get_close_matches(wanted, known, n=3, cutoff=0.4)
     guess = f"did you mean {' or '.join(near)}? " if near else ""
     raise ProfileError(
-        f"unknown target {asked!r}; {guess}profiles: {', '.join(sorted(files))}; "
-        f"aliases: {', '.join(name for name in known if name not in files)}; "
-        "or pass the path of a profile TOML"
+        f"unknown target {asked!r}; {guess}advisor profiles lists all {len(files)} with their "
+        "aliases; for hardware of your own pass the path of a profile TOML (docs/profiles.md)"
     )
 
 
@@ -78,7 +77,7 @@ def _read(path: Path) -> Profile:
     except (OSError, UnicodeDecodeError) as error:
         raise ProfileError(
             f"cannot read the profile {path}: {error}; pass the path of a TOML file, "
-            f"or one of {', '.join(profile_names())}"
+            "or a name that advisor profiles lists"
         ) from error
     return parse_profile(text, path.name, _complete)
 
@@ -87,7 +86,9 @@ def _complete(name: str) -> Profile:
     """The profile that another one is like."""
     files = _files()
     if name not in files:
-        raise ProfileError(f"no profile is named {name!r}; profiles: {', '.join(sorted(files))}")
+        near = get_close_matches(name, files, n=3, cutoff=0.4)
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ProfileError(f"no profile is named {name!r}{guess} (advisor profiles lists them)")
     return parse_profile(files[name].read_text(encoding="utf-8"), files[name].name)
 
 

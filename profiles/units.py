@@ -7,23 +7,25 @@ from advisor.profiles.schema import UNITS, Profile, UnitFigures
 
 
 def select_unit(profile: Profile, unit: str) -> Profile:
-    """The profile with ``unit`` alone at work, such as "m2:gpu"; the memory stays the whole one's.
+    """The profile with ``unit`` alone at work, such as "gpu", or several, such as "npu+cpu".
 
-    Efficiency and overhead are the unit's own where the profile states them, else the device's.
+    The memory stays the whole device's. Efficiency and overhead are a single unit's own where the
+    profile states them, else the device's.
 
     Raises:
         ProfileError: the profile has no throughput for that unit.
     """
     offered = {entry.unit for entry in profile.compute}
-    chosen = next((each for each in UNITS if each == unit and each in offered), None)
-    if chosen is None:
-        possible = ", ".join(f"{profile.name}:{each}" for each in UNITS if each in offered)
-        raise ProfileError(f"{profile.name} has no unit {unit!r}; possible: {possible}")
-    own = profile.by_unit.get(chosen, UnitFigures())
+    wanted = unit.split("+")
+    for each in wanted:
+        if each not in offered:
+            possible = ", ".join(f"{profile.name}:{one}" for one in UNITS if one in offered)
+            raise ProfileError(f"{profile.name} has no unit {each!r}; possible: {possible}")
+    own = profile.by_unit.get(unit, UnitFigures())
     return replace(
         profile,
-        name=f"{profile.name}:{chosen}",
-        units=(chosen,),
+        name=f"{profile.name}:{unit}",
+        units=tuple(each for each in UNITS if each in wanted),
         efficiency=own.efficiency or profile.efficiency,
         overhead=own.overhead or profile.overhead,
     )

@@ -107,7 +107,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--target", "m3"], "unknown target 'm3'"),
+        (["--target", "m99"], "unknown target 'm99'"),
         (["--target", "m2", "--budget", "12 potatoes"], "potatoes"),
         (["--target", "m2", "--budget", "-4GB"], "not a positive"),
         (["--target", "m2", "--pin", "head"], "cannot read --pin 'head'; write GLOB=SCHEME"),
@@ -287,7 +287,7 @@ def test_listings(command: list[str], expected: str) -> None:
     assert expected in json.dumps(json.loads(run(*command, "--json").stdout))
 
 
-@pytest.mark.parametrize("command", [["profiles", "--show", "m3"], ["targets", "--show", "onnx"]])
+@pytest.mark.parametrize("command", [["profiles", "--show", "m99"], ["targets", "--show", "onnx"]])
 def test_unknown_names_exit_with_2(command: list[str]) -> None:
     result = run(*command)
     assert (result.exit_code, result.stdout) == (2, "")

@@ -17,8 +17,8 @@ from advisor.profiles.parse import parse_profile
 from advisor.profiles.schema import Figure, Profile
 from advisor.targets.platforms import shortfall
 
-SHIPPED = ("arm-neon", "edge-tpu", "h100", "intel-vnni", "m2", "tpu-v5e")
 FOLDER = Path(loader.__file__).parent
+SHIPPED = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 
 MINIMAL = """
 schema = 1
@@ -142,24 +142,21 @@ def test_aliases_in_any_case(asked: str, found: str) -> None:
 
 
 def test_default_runtimes() -> None:
-    assert {profile.name: profile.runtime for profile in list_profiles()} == {
-        "arm-neon": "tflite",
-        "edge-tpu": "tflite",
-        "h100": "tensorrt",
-        "intel-vnni": "onnxruntime",
-        "m2": "coreml",
-        "tpu-v5e": "xla",
-    }
+    runtimes = {profile.name: profile.runtime for profile in list_profiles()}
+    assert {runtimes[name] for name in ("arm-neon", "edge-tpu", "cortex-a53")} == {"tflite"}
+    assert {runtimes[name] for name in ("intel-vnni", "zen5", "neoverse-v2")} == {"onnxruntime"}
+    assert {runtimes[name] for name in ("m2", "m4-max", "a18-pro")} == {"coreml"}
+    assert {runtimes[name] for name in ("h100", "t4", "jetson-orin-nano")} == {"tensorrt"}
+    assert {runtimes[name] for name in ("tpu-v5e", "tpu-v6e", "mi300x")} == {"xla"}
 
 
-def test_an_unknown_target_names_the_nearest_and_all() -> None:
+def test_an_unknown_target_names_the_nearest_and_where_the_rest_are() -> None:
     with pytest.raises(ProfileError) as caught:
         load_profile("h10")
     message = str(caught.value)
     assert "unknown target 'h10'" in message
     assert "did you mean h100" in message
-    assert all(name in message for name in SHIPPED)
-    assert "cascade-lake" in message
+    assert f"advisor profiles lists all {len(SHIPPED)}" in message
 
 
 def test_a_path_is_read(tmp_path: Path) -> None:
