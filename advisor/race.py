@@ -21,7 +21,7 @@ RACED: Final = ("auto", "latency")
 REACH: Final = 0.15
 """Share by which a plan may be predicted over or under the latency limit and still be timed."""
 
-ENTRANTS: Final = 8
+ENTRANTS: Final = 10
 """Plans timed beside the uniform ones; their number is what a race takes its time for."""
 
 NEAR: Final = 1.3

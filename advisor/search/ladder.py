@@ -14,7 +14,7 @@ DIVERGENCE_SHARES: Final = (0.3, 0.1, 0.03)
 """Shares of the divergence limit: the prediction leaves interactions out, so the best plan may
 turn out to lose more than predicted."""
 
-LATENCY_SHARES: Final = (0.85, 0.92, 0.97, 1.03, 1.08)
+LATENCY_SHARES: Final = (0.9, 0.95, 0.975, 1.025, 1.05, 1.1)
 """Shares of the latency limit, where plans are timed: the one predicted right at the limit may be
 timed on either side of it."""
 

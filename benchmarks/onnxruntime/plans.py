@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Final
 
 import torch
@@ -40,6 +41,9 @@ SPEED_SCHEMES: Final = ("w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4a8-dynamic-g3
 
 SLACK: Final = 1.05
 """Of all-int8's latency: what the plan may take that is to lose less."""
+
+CONTESTS: Final = 3
+"""Times that all-int8's latency is found."""
 
 MORE_BYTES: Final = 1.02
 """Of the fastest peer's bytes: what the plan may take that is to be as fast and lose less."""
@@ -191,10 +195,14 @@ def fastest_int8(advisor: Advisor) -> float:
             )
             for choice in choices.values()
         ]
-        seconds = list(advisor.contest.hold(evidence.prepared.setting, plans).seconds)
-        costs = evidence.prepared.setting.measured
-        if costs is not None:  # at the speed of the machine that plans are predicted with
-            seconds = [each * costs.reference_s / seconds[0] for each in seconds]
+        # Several times anew: every plan of this budget is judged by this one number.
+        contest = replace(advisor.contest, cache=None)
+        setting = evidence.prepared.setting
+        held = [contest.hold(setting, plans).seconds for _ in range(CONTESTS)]
+        reference_s = held[0][0] if setting.measured is None else setting.measured.reference_s
+        # At the speed of the machine that plans are predicted with.
+        ratios = [[each / of[0] for each in of] for of in held]
+        seconds = [reference_s * median(every) for every in zip(*ratios, strict=True)]
     return min(seconds[1:])
 
 
