@@ -60,8 +60,8 @@ def check_deployment(
     """
     if not isinstance(target, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise UsageError(
-            f"target={target!r}: expected the name of a profile, such as 'm2' (advisor profiles "
-            "lists them), or the path of a profile TOML"
+            f"target={target!r}: expected the name of a profile, such as 'intel-vnni' "
+            "(advisor profiles lists them), or the path of a profile TOML"
         )
     profile = load_profile(target)
     capability = capability_named(runtime or profile.runtime)
