@@ -27,7 +27,7 @@ def load_profile(name_or_path: str | Path) -> Profile:
         ProfileError: no such profile or file, or the file is not a valid profile; names the field.
     """
     if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
-        return _read(Path(name_or_path))
+        return _parse(Path(name_or_path))
     name, colon, unit = name_or_path.strip().lower().partition(":")
     profile = _named(name, name_or_path)
     return select_unit(profile, unit) if colon else profile
@@ -71,7 +71,20 @@ def _looks_like_path(text: str) -> bool:
     return text.lower().endswith(".toml") or "/" in text or "\\" in text
 
 
-def _read(path: Path) -> Profile:
+def _complete(name: str, behind: tuple[str, ...] = ()) -> Profile:
+    """The profile that another one is like. behind: those that led here, each like the next."""
+    if name in behind:
+        circle = " is like ".join((*behind[behind.index(name) :], name))
+        raise ProfileError(f"{circle}: one of them must stand by itself")
+    files = _files()
+    if name not in files:
+        near = get_close_matches(name, files, n=3, cutoff=0.4)
+        guess = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ProfileError(f"no profile is named {name!r}{guess} (advisor profiles lists them)")
+    return _parse(files[name], (*behind, name))
+
+
+def _parse(path: Path, behind: tuple[str, ...] = ()) -> Profile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -79,21 +92,11 @@ def _read(path: Path) -> Profile:
             f"cannot read the profile {path}: {error}; pass the path of a TOML file, "
             "or a name that advisor profiles lists"
         ) from error
-    return parse_profile(text, path.name, _complete)
-
-
-def _complete(name: str) -> Profile:
-    """The profile that another one is like."""
-    files = _files()
-    if name not in files:
-        near = get_close_matches(name, files, n=3, cutoff=0.4)
-        guess = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise ProfileError(f"no profile is named {name!r}{guess} (advisor profiles lists them)")
-    return parse_profile(files[name].read_text(encoding="utf-8"), files[name].name)
+    return parse_profile(text, path.name, lambda other: _complete(other, behind))
 
 
 def _read_named(name: str, path: Path) -> Profile:
-    profile = _read(path)
+    profile = _parse(path)
     if profile.name != name:
         raise ProfileError(
             f"{path.name}: name: {profile.name!r} must equal the file's name, {name!r}, "

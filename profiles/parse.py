@@ -18,8 +18,8 @@ FILE_FIELDS: Final = ("schema", "like", "sources")
 def parse_profile(text: str, file: str, find: Callable[[str], Profile] | None = None) -> Profile:
     """The profile that ``text`` (TOML) describes; ``file`` names it in errors.
 
-    find: gives the profile of a name, for a file that says what it is ``like``. None: it must
-    stand by itself.
+    find: gives the profile of a name, for a file that says what it is ``like``. None: it may not
+    say so.
 
     Raises:
         ProfileError: not TOML, or a field is missing, unknown, of the wrong type, out of range or
@@ -48,7 +48,7 @@ def _base(root: Table, find: Callable[[str], Profile] | None) -> Profile | None:
         return None
     name = root.text("like")
     if find is None:
-        raise root.fail("like", f"{name!r}: a profile that others are like must stand by itself")
+        raise root.fail("like", f"{name!r} cannot be looked up here; state everything")
     try:
         return find(name)
     except ProfileError as error:
