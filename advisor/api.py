@@ -13,12 +13,11 @@ import torch
 
 from advisor.binding import bind, content_digest, fingerprint, plan_tensors
 from advisor.budget import Budget
-from advisor.choose import Chosen, choose, measured_of, metrics_of
+from advisor.choose import Chosen, choose, costs_of, measured_of, metrics_of
 from advisor.decide import (
     alternative,
     decide_layers,
     decide_tensors,
-    modelled,
     package_versions,
 )
 from advisor.doctor import check_cache
@@ -249,7 +248,7 @@ def _write(
             setting.regions.quantized(static),
             sensitivity,
         ),
-        predicted=modelled(winner.evaluation, setting.profile.name, setting.latency_source),
+        predicted=costs_of(setting, winner.choice, winner.evaluation),
         measured=measured_of(evidence, winner.divergence, chosen.metric),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,
@@ -276,7 +275,7 @@ def _as_data(evidence: Evidence, chosen: Chosen, trial: Trial) -> Alternative:
         evidence.prepared.setting,
         f"trial {trial.number}",
         trial.choice,
-        metrics_of(evidence, trial.evaluation, trial.divergence, None),
+        metrics_of(evidence, trial.choice, trial.evaluation, trial.divergence, None),
         fits=trial.number in chosen.fitting,
         note=f"{trial.origin}; {knobs}" if knobs else trial.origin,
     )

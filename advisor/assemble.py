@@ -14,13 +14,14 @@ from torch.fx import Node
 from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
 from advisor.indicators import Indicators
 from advisor.memory import alive_bytes
+from advisor.partitions import find_crossings
 from advisor.passes.fx import constant_value
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.liveness import VIEWS
 from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
 from advisor.profiles.cost import LayerCost, plain_seconds
-from advisor.profiles.roofline import boundary_seconds, dispatch_seconds
+from advisor.profiles.roofline import boundary_seconds, dispatch_seconds, switch_seconds
 from advisor.search.problem import Candidate, FloatArray, Linear, Problem
 from advisor.setting import Setting
 from advisor.targets.capability import Capability
@@ -35,6 +36,7 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
     """The problem; without sensitivities the divergence is zero, enough for feasibility."""
     candidates = tuple(setting.space.candidates[group.name] for group in setting.groups)
     indicators = Indicators(setting)
+    switches_s, switch_terms = _switches(setting, indicators)
     latency = _sum_layers(setting, lambda cost: cost.latency_s)
     energies = [cost.energy_j for cost in setting.costs.values()]
     energy = None if None in energies else _sum_layers(setting, lambda cost: cost.energy_j or 0.0)
@@ -49,9 +51,9 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
             per_indicator=np.zeros(indicated),
         ),
         latency_s=Linear(
-            constant=_other_seconds(setting),
+            constant=_other_seconds(setting) + switches_s,
             per_group=latency,
-            per_indicator=_boundary_terms(setting, indicators),
+            per_indicator=_boundary_terms(setting, indicators) + switch_terms,
         ),
         memory_bytes=_memory_points(setting, indicators),
         divergence=Linear(
@@ -256,6 +258,19 @@ def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
                     threads=setting.threads,
                 )
     return terms
+
+
+def _switches(setting: Setting, indicators: Indicators) -> tuple[float, FloatArray]:
+    """Seconds of passing between the runtime's delegate and its own kernels: at most, and less by
+    indicator. Measured costs have them inside. Adds the indicators."""
+    rules = setting.capability.delegate
+    if rules is None or setting.measured is not None:
+        return 0.0, np.zeros(len(indicators.all))
+    crossings = find_crossings(setting, indicators)
+    each_s = switch_seconds(setting.profile, rules.launches)
+    terms = np.zeros(len(indicators.all))
+    terms[list(crossings.together)] = -each_s
+    return crossings.fixed * each_s, terms
 
 
 def _layer_divergences(setting: Setting, sensitivity: Sensitivity | None) -> tuple[FloatArray, ...]:

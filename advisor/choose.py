@@ -18,6 +18,7 @@ from advisor.evidence import Evidence, Progress
 from advisor.formats import scheme_named
 from advisor.measure.finalists import Contest
 from advisor.metric import Metric, evaluate_metric
+from advisor.partitions import count_partitions
 from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
 from advisor.race import hold_race, is_raced, widened
@@ -34,6 +35,7 @@ from advisor.search.objective import (
 )
 from advisor.search.problem import Choice, Evaluation, evaluate
 from advisor.search.study import Knobs, Trial, refine
+from advisor.setting import Setting
 
 KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
     "observer": ("mse", "minmax", "percentile"),
@@ -158,12 +160,21 @@ def choose(
     )
 
 
+def costs_of(setting: Setting, choice: Choice, evaluation: Evaluation) -> Metrics:
+    """Modelled costs of a choice."""
+    partitions = count_partitions(setting, choice)
+    return modelled(evaluation, setting.profile.name, setting.latency_source, partitions)
+
+
 def metrics_of(
-    evidence: Evidence, evaluation: Evaluation, divergence: float | None, metric: float | None
+    evidence: Evidence,
+    choice: Choice,
+    evaluation: Evaluation,
+    divergence: float | None,
+    metric: float | None,
 ) -> Metrics:
     """Modelled costs and measured losses of a choice."""
-    setting = evidence.prepared.setting
-    costs = modelled(evaluation, setting.profile.name, setting.latency_source)
+    costs = costs_of(evidence.prepared.setting, choice, evaluation)
     seen = measured_of(evidence, divergence, metric)
     return replace(costs, divergence=seen.divergence, metric=seen.metric)
 
@@ -262,7 +273,7 @@ def _measure_uniform(
                 evidence.prepared.setting,
                 scheme,
                 choice,
-                metrics_of(evidence, evaluation, divergence, value),
+                metrics_of(evidence, choice, evaluation, divergence, value),
                 fits=within(evaluation, bounds),
                 note=note,
             )

@@ -29,8 +29,10 @@ PACKAGES = ("quantadvisor", "torch", "numpy", "scipy", "optuna", "onnx", "onnxru
 """Packages whose version can change a plan's numbers."""
 
 
-def modelled(evaluation: Evaluation, profile: str, latency_source: str) -> Metrics:
-    """Predicted metrics of an assignment."""
+def modelled(
+    evaluation: Evaluation, profile: str, latency_source: str, partitions: int | None = None
+) -> Metrics:
+    """Predicted metrics of an assignment. partitions: of the runtime's delegate."""
 
     def quantity(value: float | None, how: str) -> Quantity | None:
         return None if value is None else Quantity(value=value, origin="modelled", how=how)
@@ -43,6 +45,7 @@ def modelled(evaluation: Evaluation, profile: str, latency_source: str) -> Metri
         latency_s=quantity(evaluation.latency_s, latency_source),
         energy_j=quantity(evaluation.energy_j, f"energy figures of {profile}"),
         divergence=quantity(evaluation.divergence, "sensitivity probe, interactions left out"),
+        partitions=quantity(partitions, "which operators the runtime's delegate is known to take"),
     )
 
 

@@ -33,11 +33,11 @@ class Indicators:
             expression = regions.needed[tensor]
             parts = expression.parts if isinstance(expression, Any) else (expression,)
             none = tuple(self._literal(part, negated=True) for part in parts)
-            self._unneeded[tensor] = self._add(f"nothing integer reads {tensor}", none)
+            self._unneeded[tensor] = self.add(f"nothing integer reads {tensor}", none)
         for site in regions.sites:
             if site.tensor in regions.produced:
                 literals = self._conjunction(regions.produced[site.tensor])
-                self.produced[site.tensor] = self._add(f"{site.tensor} is integer", literals)
+                self.produced[site.tensor] = self.add(f"{site.tensor} is integer", literals)
         for site in regions.sites:
             self._add_boundaries(site.tensor, site.readers)
 
@@ -46,22 +46,22 @@ class Indicators:
         not_made = () if made is None else (Literal(indicator=made, negated=True),)
         for reader in readers:
             literals = (self._static[reader], *not_made)
-            self.edges[tensor, reader] = self._add(f"{reader} reads {tensor} as integer", literals)
+            self.edges[tensor, reader] = self.add(f"{reader} reads {tensor} as integer", literals)
         if readers:
-            unread = self._add(
+            unread = self.add(
                 f"no layer reads {tensor} as integer",
                 tuple(Literal(indicator=self.edges[tensor, r], negated=True) for r in readers),
             )
             enters = (Literal(indicator=unread, negated=True),)
-            self.enters[tensor] = self._add(f"{tensor} is quantized on its own", enters)
+            self.enters[tensor] = self.add(f"{tensor} is quantized on its own", enters)
         if made is not None:
             inside = self._conjunction(self.setting.regions.consumed[tensor])
             outside: tuple[Literal, ...] = ()
             if inside:
-                only_integers = self._add(f"only integers read {tensor}", inside)
+                only_integers = self.add(f"only integers read {tensor}", inside)
                 outside = (Literal(indicator=only_integers, negated=True),)
             leaves = (Literal(indicator=made), *outside)
-            self.leaves[tensor] = self._add(f"{tensor} becomes float again", leaves)
+            self.leaves[tensor] = self.add(f"{tensor} becomes float again", leaves)
 
     def _static_literals(self) -> dict[str, Literal]:
         found: dict[str, Literal] = {}
@@ -93,6 +93,7 @@ class Indicators:
             case _:
                 raise TypeError(f"regions never nest {part}")
 
-    def _add(self, name: str, literals: tuple[Literal, ...]) -> int:
-        self.all.append(Indicator(name=name, literals=literals))
+    def add(self, name: str, literals: Sequence[Literal]) -> int:
+        """One more indicator; its index."""
+        self.all.append(Indicator(name=name, literals=tuple(literals)))
         return len(self.all) - 1

@@ -24,6 +24,7 @@ from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
 from advisor.formats import scheme_named
+from advisor.partitions import count_partitions
 from advisor.passes.candidates import find_candidates, regions_of
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, WeightTable
@@ -55,7 +56,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     }
     layers = tuple(moved.get(decision.name, decision) for decision in plan.layers)
     graph = planned_graph(plan, binding)
-    evaluation = _evaluate(plan, graph, layers)
+    evaluation, partitions = _evaluate(plan, graph, layers)
     _check_budget(plan, evaluation)
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
     capability = capability_named(plan.runtime)
@@ -75,7 +76,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         plan,
         layers=layers,
         tensors=tensors,
-        predicted=_predicted(plan, evaluation, layers),
+        predicted=_predicted(plan, evaluation, layers, partitions),
         measured=Metrics(),
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
         pins={**plan.pins, pattern: scheme},
@@ -121,7 +122,10 @@ def _options_of(decision: LayerDecision, scheme: str) -> dict[str, Option]:
     return possible
 
 
-def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> Evaluation:
+def _evaluate(
+    plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]
+) -> tuple[Evaluation, int | None]:
+    """What the layers cost, and into how many partitions they split a delegate's share."""
     capability, profile = capability_named(plan.runtime), _profile_of(plan)
     groups = group_layers(graph, capability)
     chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
@@ -135,13 +139,14 @@ def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> Ev
         threads=plan.threads,
     )
     setting = make_setting(graph, groups, space, deployment)
-    found = evaluate(build_problem(setting), tuple(0 for _ in groups))
+    choice = tuple(0 for _ in groups)
+    found = evaluate(build_problem(setting), choice)
     old = plan.predicted.latency_s
     if plan.provenance.costs_digest and old is not None:
         # Measured times are not made again; those of the layers are in the plan.
         change = sum(d.latency_s for d in layers) - sum(d.latency_s for d in plan.layers)
         found = replace(found, latency_s=max(old.value + change, 0.0))
-    return found
+    return found, count_partitions(setting, choice)
 
 
 def _profile_of(plan: Plan) -> Profile:
@@ -181,7 +186,12 @@ def _check_budget(plan: Plan, evaluation: Evaluation) -> None:
         )
 
 
-def _predicted(plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, ...]) -> Metrics:
+def _predicted(
+    plan: Plan,
+    evaluation: Evaluation,
+    layers: tuple[LayerDecision, ...],
+    partitions: int | None,
+) -> Metrics:
     before = sum(decision.divergence for decision in plan.layers)
     after = sum(decision.divergence for decision in layers)
     old = plan.predicted.divergence
@@ -190,7 +200,7 @@ def _predicted(plan: Plan, evaluation: Evaluation, layers: tuple[LayerDecision, 
     if plan.provenance.costs_digest:
         how += BOUNDARIES_LEFT
     return replace(
-        modelled(evaluation, plan.target, how),
+        modelled(evaluation, plan.target, how, partitions),
         divergence=Quantity(
             value=value, origin="modelled", how="sensitivity probe, interactions left out"
         ),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from advisor.targets.base import Artifact
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of plan.json: raised when a field is added, dropped or changes its meaning. A file of
 another version is refused, never guessed at."""
 
@@ -42,7 +42,8 @@ class Metrics:
     own code and data come on top. latency_s: one forward at the deployment batch. energy_j: the
     same forward. divergence: KL in nats per prediction, or squared error over the reference's
     power.
-    metric: the user's metric, higher is better.
+    metric: the user's metric, higher is better. partitions: parts of the model that the runtime
+    hands to its delegate; None where it has none.
     """
 
     size_bytes: Quantity | None = None
@@ -51,6 +52,7 @@ class Metrics:
     energy_j: Quantity | None = None
     divergence: Quantity | None = None
     metric: Quantity | None = None
+    partitions: Quantity | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,22 +90,28 @@ class Race:
         return added
 
     def records(self, winner: Trial) -> tuple[Measurement, ...]:
-        """The latencies of the winner and of every uniform plan, as they are saved."""
+        """Latency and partitions of the winner and of every uniform plan, as they are saved."""
         subjects = {"plan": plan_of(winner), **self.uniform}
-        seconds = dict(zip(self.plans, self.timed.seconds, strict=True))
         machine = self.timed.machine
-        return tuple(
-            Measurement(
-                quantity="latency_s",
-                value=seconds[plan],
-                when=self.timed.when,
-                machine=f"{machine['cpu']}, {machine['runtime']}",
-                how=HOW,
-                subject=subject,
-            )
-            for subject, plan in subjects.items()
-            if plan in seconds
-        )
+        found: list[Measurement] = []
+        for quantity, values, how in (
+            ("latency_s", self.timed.seconds, HOW),
+            ("partitions", self.timed.partitions, "counted in the open model"),
+        ):
+            known = dict(zip(self.plans, values, strict=False))  # not every runtime has partitions
+            found += [
+                Measurement(
+                    quantity=quantity,
+                    value=known[plan],
+                    when=self.timed.when,
+                    machine=f"{machine['cpu']}, {machine['runtime']}",
+                    how=how,
+                    subject=subject,
+                )
+                for subject, plan in subjects.items()
+                if plan in known
+            ]
+        return tuple(found)
 
 
 def is_raced(objective: str, budget: Budget) -> bool:

@@ -71,7 +71,7 @@ def layer_cost(
     seconds = quantize_seconds(
         scheme, traffic, capability=capability, profile=profile, threads=threads
     )
-    seconds += layer_seconds(
+    seconds += capability.slowdown(layer, scheme) * layer_seconds(
         profile,
         op_family=family,
         macs=layer.macs,

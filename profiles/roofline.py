@@ -239,6 +239,11 @@ def dispatch_seconds(profile: Profile) -> float:
     return 0.0 if dispatch is None else dispatch.value
 
 
+def switch_seconds(profile: Profile, launches: float) -> float:
+    """Seconds of passing from a runtime's delegate to its own kernels or back: so many launches."""
+    return launches * profile.overhead.launch_s.value
+
+
 def energy_joules(
     profile: Profile, *, macs: float, traffic_bytes: float, compute_dtype: str
 ) -> float | None:

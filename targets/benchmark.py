@@ -48,7 +48,8 @@ class Variant:
 
     latency_s: median seconds of one call; latency_min_s, latency_p90_s: the fastest, and what nine
     of ten do not exceed. throughput_per_s: samples per second over all calls, one after another.
-    memory: None where the system does not tell. file_bytes: of the model's own files.
+    memory: None where the system does not tell. file_bytes: of the model's own files. partitions:
+    parts that the runtime hands to its delegate; None where it has none.
     """
 
     latency_s: float
@@ -57,6 +58,7 @@ class Variant:
     throughput_per_s: float
     memory: Memory | None
     file_bytes: int
+    partitions: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,12 @@ def time_in_turns(
 
 
 def summarise(
-    times: Sequence[Sequence[float]], *, batch: int, memory: Memory | None, file_bytes: int
+    times: Sequence[Sequence[float]],
+    *,
+    batch: int,
+    memory: Memory | None,
+    file_bytes: int,
+    partitions: int | None = None,
 ) -> Variant:
     """One variant from the seconds of its calls, by round."""
     every = [value for visit in times for value in visit]
@@ -151,6 +158,7 @@ def summarise(
         throughput_per_s=batch * len(every) / sum(every),
         memory=memory,
         file_bytes=file_bytes,
+        partitions=partitions,
     )
 
 

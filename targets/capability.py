@@ -75,10 +75,11 @@ class SchemeSupport:
 
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
     "iOS18", "sm80" or "opset 25"; empty when every supported version does. ragged: whether a
-    block size need not divide the inputs. depthwise: whether depthwise convolutions take it as
-    others do. zero_points: whether the runtime also takes a zero
+    block size need not divide the inputs. depthwise: whether convolutions with one input channel
+    per group take it as others do. zero_points: whether the runtime also takes a zero
     point for the weights; a scheme's own weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
+    left_out: operators that the runtime's delegate leaves to its own kernels under this scheme.
     note: what a user should know. source: where the fact is from.
     """
 
@@ -89,6 +90,7 @@ class SchemeSupport:
     depthwise: bool = True
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     note: str = ""
     source: str = ""
 
@@ -211,6 +213,23 @@ class MemoryRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DelegateRules:
+    """How a runtime shares a model with a delegate that takes what it can.
+
+    left_out: operators (ATen names, and kinds of layers) that the delegate does not compute; it
+    takes all others on floats and on the integers of static schemes, and nothing else. launches:
+    operators' overheads that passing from one to the other costs. slowdown: how many times longer
+    a layer takes that the delegate leaves out under one scheme only.
+    """
+
+    name: str
+    left_out: tuple[str, ...]
+    launches: float
+    slowdown: float
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
     """Everything the planner must know of a runtime.
 
@@ -222,6 +241,7 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
+    delegate: None where there is none.
     """
 
     name: str
@@ -238,6 +258,7 @@ class Capability:
     static: StaticRules | None = None
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     memory: MemoryRules | None = None
+    delegate: DelegateRules | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -271,9 +292,11 @@ class Capability:
                 ok=False,
                 reason=f"{self.title} runs {scheme.name} only on {', '.join(entry.ops)}",
             )
-        if layer.is_depthwise and not entry.depthwise:
+        if not entry.depthwise and layer.op.startswith("conv") and layer.weight_shape[1] == 1:
             return Support(
-                ok=False, reason=f"{self.title} runs {scheme.name} on no depthwise convolution"
+                ok=False,
+                reason=f"{self.title} runs {scheme.name} on no convolution with one input channel "
+                "per group (depthwise)",
             )
         granularity = scheme.weight.granularity
         if isinstance(granularity, PerBlock) and not entry.ragged:
@@ -287,6 +310,21 @@ class Capability:
         if missing:
             return Support(ok=False, reason=f"{scheme.name} {missing}")
         return Support(ok=True)
+
+    def leaves_out(self, layer: Layer, scheme: Scheme) -> bool:
+        """Whether the runtime's delegate leaves the layer to the runtime's own kernels."""
+        if self.delegate is None:
+            return False
+        entry = self.schemes.get(scheme.name)
+        return layer.op in self.delegate.left_out or (
+            entry is not None and layer.op in entry.left_out
+        )
+
+    def slowdown(self, layer: Layer, scheme: Scheme) -> float:
+        """How many times longer the layer takes than the delegate would take for it."""
+        if self.delegate is None or layer.op in self.delegate.left_out:
+            return 1.0
+        return self.delegate.slowdown if self.leaves_out(layer, scheme) else 1.0
 
     def scale_dtype_of(self, scheme: Scheme) -> str:
         """How the scales of a weight under ``scheme`` are stored."""

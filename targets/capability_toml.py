@@ -16,6 +16,7 @@ from advisor.targets.capability import (
     TENSOR_OPS,
     WEIGHTED_OPS,
     Capability,
+    DelegateRules,
     DynamicRules,
     MemoryRules,
     SchemeSupport,
@@ -53,6 +54,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
     schemes = _read_schemes(top)
     static = top.optional_table("static")
     memory = top.optional_table("memory")
+    delegate = top.optional_table("delegate")
     scale_dtype = top.choice("scale_dtype", FLOAT_DTYPES)
     block_scale_dtype = top.choice("block_scale_dtype", FLOAT_DTYPES, default=scale_dtype)
     capability = Capability(
@@ -72,10 +74,13 @@ def parse_capability(text: str, *, name: str) -> Capability:
         static=None if static is None else _read_static(static, schemes),
         dynamic=_read_dynamic(top, schemes),
         memory=None if memory is None else _read_memory(memory, schemes),
+        delegate=None if delegate is None else _read_delegate(delegate),
         notes=top.texts("notes", default=()),
     )
     top.finish()
     _check_activations(top, capability)
+    if delegate is None and any(entry.left_out for entry in schemes.values()):
+        top.fail("delegate", "missing table; left_out is about what a delegate takes")
     return capability
 
 
@@ -91,6 +96,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
         depthwise = table.get("depthwise", bool, default=True)
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
+        left_out = table.names("left_out", ops, "operator of this entry", default=())
         note = table.text("note", default="")
         source = table.text("source")
         table.finish()
@@ -105,6 +111,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 depthwise=depthwise,
                 zero_points=zero_points,
                 storage_only=storage_only,
+                left_out=left_out,
                 note=note,
                 source=source,
             )
@@ -202,6 +209,20 @@ def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
         source=table.text("source"),
     )
     table.finish()
+    return rules
+
+
+def _read_delegate(table: "_Table") -> DelegateRules:
+    rules = DelegateRules(
+        name=table.text("name"),
+        left_out=table.texts("left_out"),
+        launches=table.number("launches"),
+        slowdown=table.number("slowdown"),
+        source=table.text("source"),
+    )
+    table.finish()
+    if rules.slowdown < 1:
+        table.fail("slowdown", f"{rules.slowdown} is below 1, but a delegate is there for speed")
     return rules
 
 

@@ -90,7 +90,7 @@ def _render_runtime(capability: Capability) -> str:
                 entry.source,
             )
         )
-    lines += ["", *_activation_lines(capability)]
+    lines += ["", *_activation_lines(capability), *_delegate_lines(capability)]
     if capability.refused:
         lines += ["Not offered:", ""]
         lines += [f"- `{name}`: {reason}" for name, reason in capability.refused.items()]
@@ -98,6 +98,24 @@ def _render_runtime(capability: Capability) -> str:
     if capability.notes:
         lines += ["What to know:", "", *(f"- {note}" for note in capability.notes), ""]
     return "\n".join(lines)
+
+
+def _delegate_lines(capability: Capability) -> list[str]:
+    rules = capability.delegate
+    if rules is None:
+        return []
+    layers = [
+        f"`{scheme}` of {', '.join(entry.left_out)}"
+        for scheme, entry in capability.schemes.items()
+        if entry.left_out
+    ]
+    operators = ", ".join(f"`{name}`" for name in rules.left_out)
+    return [
+        f"{rules.name} computes everything but {', '.join(layers)}, {operators}, and what is not "
+        f"floats. Such a layer takes {rules.slowdown:g} times as long, and each tensor that passes "
+        f"from one side to the other {rules.launches:g} launch ({rules.source}).",
+        "",
+    ]
 
 
 def _without_name(entry: SchemeSupport) -> tuple[object, ...]:

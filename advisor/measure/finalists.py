@@ -26,12 +26,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedPlans:
-    """Plans timed in turns. seconds, noise: of each, in order. when: UTC, ISO 8601."""
+    """Plans timed in turns. seconds, noise: of each, in order. when: UTC, ISO 8601.
+
+    partitions: of the runtime's delegate; empty where it has none.
+    """
 
     seconds: tuple[float, ...]
     noise: tuple[float, ...]
     when: str
     machine: Mapping[str, str]
+    partitions: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,4 +98,7 @@ class Contest:
             noise=tuple(timing.noise for timing in timings),
             when=when,
             machine=dict(self.stopwatch.machine()),
+            partitions=tuple(
+                timing.partitions for timing in timings if timing.partitions is not None
+            ),
         )

@@ -30,6 +30,7 @@ METRIC_TITLES = {
     "energy_j": "Energy",
     "divergence": "Divergence",
     "metric": "Metric",
+    "partitions": "Partitions",
 }
 """Column title of every field of ``Metrics``, in the order in which reports show them."""
 

@@ -24,6 +24,7 @@ _UNIT_OF = {
     "energy_j": "J",
     "divergence": "",
     "metric": "",
+    "partitions": "",
 }
 
 

@@ -67,8 +67,14 @@ def run_benchmark(
         progress=progress,
     )
     variants = [
-        summarise(visits, batch=shapes.batch, memory=None, file_bytes=file.stat().st_size)
-        for file, visits in zip(files, times, strict=True)
+        summarise(
+            visits,
+            batch=shapes.batch,
+            memory=None,
+            file_bytes=file.stat().st_size,
+            partitions=model.partitions().delegated,
+        )
+        for file, model, visits in zip(files, models, times, strict=True)
     ]
     return Benchmark(
         float_model=variants[0],
