@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import torch
 
-from benchmarks.onnxruntime.measure import feed_of
-from benchmarks.onnxruntime.models import Case, in_batches
-from benchmarks.onnxruntime.peers import save_feeds
+from benchmarks.measure import calibration_feeds
+from benchmarks.models import Case
+from benchmarks.peers import save_feeds
 
 FEEDS: Final = "calibration.npz"
 _CHATTY: Final = "torch.onnx._internal.exporter._registration"
@@ -36,6 +36,5 @@ def export_float(case: Case, path: Path) -> Path:
             verbose=False,
         )
     program.save(str(path), external_data=False)
-    batches = [each for given in case.calibration for each in in_batches(given, case.batch)]
-    save_feeds([feed_of(each) for each in batches or [case.example]], path.parent / FEEDS)
+    save_feeds(calibration_feeds(case), path.parent / FEEDS)
     return path

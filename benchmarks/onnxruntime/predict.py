@@ -38,11 +38,12 @@ from advisor.prepare import check_deployment
 from advisor.search.problem import Choice, Problem, evaluate
 from advisor.setting import Setting
 from advisor.targets.base import Stopwatch
-from benchmarks.onnxruntime.compare import RESULTS, WORK, say
-from benchmarks.onnxruntime.models import Case, case_names, make_case
-from benchmarks.onnxruntime.plans import count_schemes, prepare_case, silent
-from benchmarks.onnxruntime.rows import describe_machine
+from benchmarks.command import say
+from benchmarks.models import Case, case_names, make_case
+from benchmarks.onnxruntime.compare import RESULTS, WORK
 from benchmarks.onnxruntime.summarise import PREDICTION
+from benchmarks.plans import count_schemes, prepare_case, silent
+from benchmarks.rows import describe_machine
 
 CASES: Final = ("digits_mobilenet", "byte_lm", "minilm", "resnet18", "mobilenet_v2-b16")
 

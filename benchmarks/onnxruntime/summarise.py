@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from advisor.atomic import write_text
+from benchmarks.models import case_names
 from benchmarks.onnxruntime.claims import Verdict, base_ratio, check_claims, points_of
-from benchmarks.onnxruntime.models import case_names
 
 HERE: Final = Path(__file__).parent
 PREDICTION: Final = "predict.json"

@@ -15,11 +15,17 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from benchmarks.onnxruntime import claims, compare, models, peers, summarise
+from benchmarks import models
+from benchmarks.command import Options
+from benchmarks.measure import divergence_of, outputs_of
+from benchmarks.onnxruntime import claims, compare, summarise
 from benchmarks.onnxruntime.floatmodel import FEEDS, export_float
-from benchmarks.onnxruntime.measure import Variant, divergence_of, open_variant, outputs_of
+from benchmarks.onnxruntime.measure import OnnxVariant
 from benchmarks.onnxruntime.predict import errors_of, overall
-from benchmarks.onnxruntime.timing import median_interval, time_variants
+from benchmarks.peers import load_feeds, make_peer, save_feeds
+from benchmarks.timing import median_interval, time_variants
+
+PEERS = "benchmarks.onnxruntime.peers"
 
 
 class Tiny(nn.Module):
@@ -76,8 +82,8 @@ def test_variants_are_visited_in_turns_forwards_and_backwards() -> None:
 
 def test_feeds_come_back_in_order(tmp_path: Path) -> None:
     feeds = [{"x": np.full((1, 2), i), "y": np.array([i])} for i in range(12)]
-    peers.save_feeds(feeds, tmp_path / "feeds.npz")
-    for before, after in zip(feeds, peers.load_feeds(tmp_path / "feeds.npz"), strict=True):
+    save_feeds(feeds, tmp_path / "feeds.npz")
+    for before, after in zip(feeds, load_feeds(tmp_path / "feeds.npz"), strict=True):
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[name], after[name]) for name in before)
 
@@ -104,8 +110,14 @@ def test_divergence_is_the_textbooks() -> None:
 def test_tools_failures_are_kept_with_their_message(tmp_path: Path) -> None:
     source = tmp_path / "float.onnx"
     source.write_bytes(b"no model")
-    peers.save_feeds([], tmp_path / "feeds.npz")
-    peer = peers.make_peer("dynamic", source, tmp_path / "feeds.npz", tmp_path / "out.onnx")
+    save_feeds([], tmp_path / "feeds.npz")
+    peer = make_peer(
+        "benchmarks.onnxruntime.peers",
+        "dynamic",
+        source,
+        tmp_path / "feeds.npz",
+        tmp_path / "out.onnx",
+    )
     assert peer.failure
     assert not peer.path.exists()
 
@@ -122,10 +134,12 @@ class UnitLength(Tiny):
 def test_a_model_that_the_tool_infers_no_shapes_of(tmp_path: Path, method: str) -> None:
     case = replace(tiny_case(), model=UnitLength().eval())
     source = export_float(case, tmp_path / "float.onnx")
-    peer = peers.make_peer(method, source, tmp_path / FEEDS, tmp_path / "out.onnx")
+    peer = make_peer(
+        "benchmarks.onnxruntime.peers", method, source, tmp_path / FEEDS, tmp_path / "out.onnx"
+    )
     assert peer.failure is None
     expected, found = (
-        torch.cat(outputs_of(open_variant(Variant(name="", path=file), 1), case.evaluation))
+        torch.cat(outputs_of(OnnxVariant(name="", path=file).open(1), case.evaluation))
         for file in (source, peer.path)
     )
     assert 0 < float((found - expected).square().mean() / expected.square().mean()) < 0.05
@@ -134,7 +148,7 @@ def test_a_model_that_the_tool_infers_no_shapes_of(tmp_path: Path, method: str) 
 @pytest.mark.slow
 def test_one_case_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
-    options = compare.Options(
+    options = Options(
         target="arm-neon", threads=(1,), seconds=0.2, trials=2, samples=4, work=tmp_path
     )
     result = json.loads(json.dumps(compare.compare(tiny_case(), options)))
@@ -156,7 +170,7 @@ def test_one_case_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     case = tiny_case()
     files = [tmp_path / "tiny" / name for name in ("float.onnx", "peers/dynamic.onnx")]
     expected, found = (
-        torch.cat(outputs_of(open_variant(Variant(name="", path=file), 1), case.evaluation[:4]))
+        torch.cat(outputs_of(OnnxVariant(name="", path=file).open(1), case.evaluation[:4]))
         for file in files
     )
     error = (found - expected).square().mean() / expected.square().mean()

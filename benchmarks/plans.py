@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
-
-import torch
 
 from advisor.budget import Budget
 from advisor.choose import choose
@@ -29,14 +27,11 @@ from advisor.search.problem import Choice, Problem, evaluate
 from advisor.search.study import Knobs
 from advisor.setting import Deployment, Setting
 from advisor.simulate import Simulator
-from advisor.targets.onnxruntime.export import export_onnx
-from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
-from advisor.targets.onnxruntime.onnxfile import write_model
-from benchmarks.onnxruntime.measure import Variant
-from benchmarks.onnxruntime.models import Case, Inputs
+from benchmarks.measure import Variant
+from benchmarks.models import Case, Inputs
 
 INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
-SPEED_SCHEMES: Final = ("w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4a8-dynamic-g32")
+SPEED_SCHEMES: Final = ("w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4a8-dynamic", "w4a8-dynamic-g32")
 """What is tried on random weights, which say nothing about the finer differences."""
 
 SLACK: Final = 1.05
@@ -49,6 +44,9 @@ MORE_BYTES: Final = 1.02
 """Of the fastest peer's bytes: what the plan may take that is to be as fast and lose less."""
 
 Budgets = Mapping[str, str | float]
+
+Write = Callable[[str, QuantizedGraph, Path, Inputs], Variant]
+"""Writes a quantized graph to a file for inputs of the given sizes, and names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +94,7 @@ class Advisor:
     evidence: Evidence
     trials: int
     contest: Contest | None
+    write: Write
 
     def ask(self, question: Ask, path: Path) -> Answer:
         """Plan, and write the plan's file; an impossible budget is an answer too."""
@@ -119,7 +118,7 @@ class Advisor:
         graph = self.evidence.simulator.quantized(winner.choice, winner.knobs)
         return Answer(
             ask=question,
-            variant=write_variant(question.name, graph, path, example=self.case.example),
+            variant=self.write(question.name, graph, path, self.case.example),
             outcome=chosen.outcome,
             schemes=count_schemes(self.evidence.problem, winner.choice),
             predicted_s=predicted_seconds(self.evidence, winner.choice),
@@ -127,10 +126,12 @@ class Advisor:
 
 
 @contextmanager
-def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Generator[Advisor]:
+def open_advisor(
+    case: Case, *, target: str, threads: int, trials: int, write: Write, runtime: str | None = None
+) -> Generator[Advisor]:
     """Everything ``advise`` does before it searches: capture, costs, calibration, sensitivities."""
     deployment = check_deployment(
-        target=target, runtime=None, batch=case.batch, sequence=None, threads=threads
+        target=target, runtime=runtime, batch=case.batch, sequence=None, threads=threads
     )
     stopwatch = find_stopwatch(deployment.profile, deployment.capability)
     kept = check_cache().path
@@ -150,7 +151,7 @@ def open_advisor(case: Case, *, target: str, threads: int, trials: int) -> Gener
         inner = evidence.simulator
         copied = {item.name: getattr(inner, item.name) for item in fields(inner)}
         evidence = replace(evidence, simulator=_RememberingSimulator(**copied))
-        yield Advisor(case=case, evidence=evidence, trials=trials, contest=contest)
+        yield Advisor(case=case, evidence=evidence, trials=trials, contest=contest, write=write)
 
 
 def prepare_case(
@@ -171,10 +172,10 @@ def prepare_case(
     )
 
 
-def uniform_choices(evidence: Evidence) -> dict[str, Choice]:
-    """float32, and every all-int8 scheme wherever a group can take it."""
+def uniform_choices(evidence: Evidence, schemes: Sequence[str] = INT8_SCHEMES) -> dict[str, Choice]:
+    """float32, and every one of ``schemes`` wherever a group can take it."""
     found: dict[str, Choice] = {"fp32": uniform(evidence, "fp32")}
-    for scheme in INT8_SCHEMES:
+    for scheme in schemes:
         choice = uniform(evidence, scheme)
         if choice not in found.values():
             found[scheme] = choice
@@ -218,32 +219,10 @@ def uniform(evidence: Evidence, scheme: str) -> Choice:
 
 
 def write_choice(
-    evidence: Evidence, name: str, choice: Choice, path: Path, *, example: Inputs | None = None
+    evidence: Evidence, name: str, choice: Choice, path: Path, write: Write, example: Inputs
 ) -> Variant:
     """The file of one assignment, with the default observer and roundings."""
-    graph = evidence.simulator.quantized(choice, {"observer": "mse"})
-    return write_variant(name, graph, path, example=example)
-
-
-def write_variant(
-    name: str, graph: QuantizedGraph, path: Path, *, example: Inputs | None = None
-) -> Variant:
-    """Emit a quantized graph as the product does, without what it keeps beside it to verify.
-
-    example: its sizes are fixed when the file is opened; None: they stay dynamic.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with torch.no_grad():
-        model = export_onnx(graph)
-    write_model(model, path)
-    sizes = {
-        str(dimension.value): given
-        for value in model.graph.inputs
-        if example is not None and value.shape is not None
-        for dimension, given in zip(value.shape, example[str(value.name)].shape, strict=True)
-        if not isinstance(dimension, int)
-    }
-    return Variant(name=name, path=path, entries=SESSION_ENTRIES, dimensions=sizes)
+    return write(name, evidence.simulator.quantized(choice, {"observer": "mse"}), path, example)
 
 
 def predicted_bytes(evidence: Evidence, choice: Choice) -> float:

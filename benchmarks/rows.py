@@ -5,27 +5,22 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
-from importlib import import_module
 from typing import Any, Final
 
 from torch import Tensor
 
 from advisor.decide import package_versions
 from advisor.doctor import read_cpu
-from benchmarks.onnxruntime.measure import (
-    Variant,
-    caller,
-    divergence_of,
-    open_variant,
-    outputs_of,
-    runner,
-)
-from benchmarks.onnxruntime.models import Case
-from benchmarks.onnxruntime.plans import Answer
+from benchmarks.measure import Variant, caller, divergence_of, outputs_of, runner
+from benchmarks.models import Case
+from benchmarks.plans import Answer, Ask
+from benchmarks.timing import time_variants
 
 FLOAT: Final = "float32"
 """The reference of every ratio and divergence: the model as PyTorch exports it."""
+
+MERGED: Final = 1.02
+"""Peers whose bytes differ by less than this share a size budget, the smallest of theirs."""
 
 ORIGINS: Final = ("float", "peer", "uniform", "plan")
 
@@ -52,12 +47,12 @@ class Row:
     said: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def checked(self, case: Case) -> Row:
-        """The row, or its failure when ONNX Runtime cannot run the file."""
+        """The row, or its failure when the runtime cannot run the file."""
         if self.variant is None:
             return self
         try:
-            caller(open_variant(self.variant, 1), case.example)()
-        except RUN_ERRORS as error:
+            caller(self.variant.open(1), case.example)()
+        except self.variant.errors as error:
             return replace(self, variant=None, failure=f"does not run: {error}")
         return self
 
@@ -73,20 +68,9 @@ class Row:
             "quality": dict(self.quality),
             "digest": self.digest[:12],
             "failure": self.failure,
+            **({} if self.variant is None else self.variant.describe()),
             **self.said,
         }
-
-
-state: Any = import_module("onnxruntime.capi.onnxruntime_pybind11_state")  # it has no types
-RUN_ERRORS: Final = (
-    state.Fail,
-    state.InvalidArgument,
-    state.InvalidGraph,
-    state.InvalidProtobuf,
-    state.NotImplemented,
-    state.RuntimeException,
-)
-"""What ONNX Runtime raises for a model it cannot open or execute."""
 
 
 def row_of_answer(answer: Answer, *, threads: int, timed_at: int | None) -> Row:
@@ -122,9 +106,9 @@ def judge_accuracy(case: Case, rows: Sequence[Row], samples: int | None) -> list
         if row.variant is None:
             judged.append(row)
             continue
-        digest = digest_of(row.variant)
+        digest = row.variant.digest
         if digest not in known:
-            session = open_variant(row.variant, 1)
+            session = row.variant.open(1)
             outputs = outputs_of(session, batches)
             references = references or outputs
             run = runner(session, list(case.example))
@@ -139,13 +123,38 @@ def judge_accuracy(case: Case, rows: Sequence[Row], samples: int | None) -> list
     return judged
 
 
-def digest_of(variant: Variant) -> str:
-    """SHA-256 over the model file, the weights beside it, and how it is opened."""
-    opened = [sorted(variant.entries.items()), sorted(variant.dimensions.items())]
-    digest = sha256(repr(opened).encode())
-    for file in sorted(variant.path.parent.glob(f"{variant.path.name}*")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def at_equal_bytes(peers: Sequence[Row], graph_bytes: float) -> list[Ask]:
+    """The default objective inside the bytes of every peer."""
+    asks: list[Ask] = []
+    last = 0.0
+    for row in sorted(peers, key=bytes_of):
+        if bytes_of(row) > last * MERGED:
+            last = bytes_of(row)
+            size = {"size": last - graph_bytes}
+            name = f"auto, bytes of {row.name}"
+            asks.append(Ask(name=name, objective="auto", budget=size, for_all_threads=True))
+    return asks
+
+
+def bytes_of(row: Row) -> float:
+    """Bytes of the row's file, 0 where there is none."""
+    return 0.0 if row.variant is None else float(row.variant.size_bytes)
+
+
+def time_rows(case: Case, rows: Sequence[Row], threads: int, seconds: float) -> dict[str, Any]:
+    """Every distinct file in one interleaved run; equal files share their numbers."""
+    timed = {
+        row.name: row.variant
+        for row in rows
+        if row.variant is not None and row.timed_at in (None, threads)
+    }
+    digests = {name: variant.digest for name, variant in timed.items()}
+    first: dict[str, str] = {}
+    for name, digest in digests.items():
+        first.setdefault(digest, name)
+    calls = {name: caller(timed[name].open(threads), case.example) for name in first.values()}
+    found = time_variants(calls, reference=FLOAT, seconds=seconds)
+    return {name: found[first[digest]].record() for name, digest in digests.items()}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -1,0 +1,35 @@
+"""Our plans as ONNX files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from advisor.passes.graph import QuantizedGraph
+from advisor.targets.onnxruntime.export import export_onnx
+from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
+from advisor.targets.onnxruntime.onnxfile import write_model
+from benchmarks.models import Inputs
+from benchmarks.onnxruntime.measure import OnnxVariant
+
+
+def write_onnx(
+    name: str, graph: QuantizedGraph, path: Path, example: Inputs | None = None
+) -> OnnxVariant:
+    """Emit a quantized graph as the product does, without what it keeps beside it to verify.
+
+    example: its sizes are fixed when the file is opened; None: they stay dynamic.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        model = export_onnx(graph)
+    write_model(model, path)
+    sizes = {
+        str(dimension.value): given
+        for value in model.graph.inputs
+        if example is not None and value.shape is not None
+        for dimension, given in zip(value.shape, example[str(value.name)].shape, strict=True)
+        if not isinstance(dimension, int)
+    }
+    return OnnxVariant(name=name, path=path, entries=SESSION_ENTRIES, dimensions=sizes)
