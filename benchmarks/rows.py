@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from typing import Any, Final
 
 from torch import Tensor
@@ -123,16 +124,16 @@ def judge_accuracy(case: Case, rows: Sequence[Row], samples: int | None) -> list
     return judged
 
 
-def at_equal_bytes(peers: Sequence[Row], graph_bytes: float) -> list[Ask]:
-    """The default objective inside the bytes of every peer."""
+def at_equal_bytes(peers: Sequence[Row], graph_bytes: float, objective: str = "auto") -> list[Ask]:
+    """Questions for the best plan inside the bytes of every peer."""
     asks: list[Ask] = []
     last = 0.0
     for row in sorted(peers, key=bytes_of):
         if bytes_of(row) > last * MERGED:
             last = bytes_of(row)
             size = {"size": last - graph_bytes}
-            name = f"auto, bytes of {row.name}"
-            asks.append(Ask(name=name, objective="auto", budget=size, for_all_threads=True))
+            name = f"{objective}, bytes of {row.name}"
+            asks.append(Ask(name=name, objective=objective, budget=size, for_all_threads=True))
     return asks
 
 
@@ -157,13 +158,14 @@ def time_rows(case: Case, rows: Sequence[Row], threads: int, seconds: float) -> 
     return {name: found[first[digest]].record() for name, digest in digests.items()}
 
 
-def describe_machine() -> dict[str, Any]:
-    """Versions and processor: what the numbers depend on besides the model."""
+def describe_machine(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions and processor: what the numbers depend on besides the model. packages: more whose
+    version counts."""
     cpu = read_cpu()
     return {
         "cpu": cpu.model,
         "cores": cpu.cores,
         "features": list(cpu.features or ()),
         "python": platform.python_version(),
-        "versions": package_versions(),
+        "versions": package_versions() | {name: version(name) for name in packages},
     }

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from advisor.atomic import write_text
 from benchmarks.models import case_names
-from benchmarks.onnxruntime.claims import Verdict, base_ratio, check_claims, points_of
+from benchmarks.onnxruntime.claims import check_claims
+from benchmarks.page import claims, failures, load_results, machine, table, variants
 
 HERE: Final = Path(__file__).parent
 PREDICTION: Final = "predict.json"
@@ -52,56 +53,24 @@ python -m benchmarks.onnxruntime.summarise
 """
 
 
-def load_results(folder: Path) -> list[dict[str, Any]]:
-    """Every result of ``compare``, in the order of ``case_names``."""
-    files = [folder / f"{name}.json" for name in case_names()]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
-
-
 def render(results: Sequence[Mapping[str, Any]], prediction: Mapping[str, Any] | None) -> str:
     """The page."""
     verdicts = [verdict for result in results for verdict in check_claims(result)]
-    parts = [INTRODUCTION, _machine(results), "## Claims\n", _claims(verdicts)]
+    parts = [
+        INTRODUCTION,
+        machine(results, ("onnxruntime", "torch")),
+        "## Claims\n",
+        claims(verdicts),
+    ]
     if prediction is not None:
         parts += ["## Predicted latency\n", _prediction(prediction)]
     for result in results:
         for threads in result["timings"]:
             plural = "" if threads == "1" else "s"
             parts.append(f"## {result['case']}, {threads} thread{plural}\n")
-            parts.append(_variants(result, threads))
-        parts += _failures(result)
+            parts.append(variants(result, threads))
+        parts += failures(result)
     return "\n".join(parts)
-
-
-def _machine(results: Sequence[Mapping[str, Any]]) -> str:
-    """One line per machine that results come from: they must not be mixed unsaid."""
-    lines: dict[str, None] = {}
-    for result in results:
-        machine = result["machine"]
-        versions = machine["versions"]
-        named = ", ".join(f"{n} {versions[n]}" for n in ("onnxruntime", "torch") if n in versions)
-        features = " ".join(machine["features"])
-        lines[
-            f"Measured on {machine['cores']} cores of {machine['cpu']} ({features}); {named}.\n"
-        ] = None
-    return "\n".join(lines)
-
-
-def _claims(verdicts: Sequence[Verdict]) -> str:
-    rows: list[list[str]] = []
-    for claim in dict.fromkeys(verdict.claim for verdict in verdicts):
-        about = [verdict for verdict in verdicts if verdict.claim == claim]
-        holding = [verdict for verdict in about if verdict.holds]
-        rows.append([claim, f"{len(holding)} of {len(about)}"])
-    detail = [
-        [v.claim, v.case, str(v.threads), "yes" if v.holds else "**no**", v.numbers]
-        for v in verdicts
-    ]
-    return (
-        _table(["claim", "holds"], rows)
-        + "\n### Each case\n\n"
-        + _table(["claim", "model", "threads", "holds", "numbers"], detail)
-    )
 
 
 def _prediction(prediction: Mapping[str, Any]) -> str:
@@ -122,49 +91,7 @@ def _prediction(prediction: Mapping[str, Any]) -> str:
     rows.append(["all", "", str(count), *errors, f"{total['spearman']:.3f}"])
     heads = ["model", "threads", "random plans", "median error", "p90", "rank correlation"]
     pooled = f"Over all plans at once the rank correlation is {total['pooled_spearman']:.3f}."
-    return f"{_table(heads, rows)}\n\n{pooled}"
-
-
-def _variants(result: Mapping[str, Any], threads: str) -> str:
-    timings = result["timings"][threads]
-    base = base_ratio(points_of(result, int(threads)))
-    qualities = list(dict.fromkeys(name for row in result["rows"] for name in row["quality"]))
-    rows: list[list[str]] = []
-    for row in result["rows"]:
-        timing = timings.get(row["name"])
-        if (
-            row["failure"] is not None
-            or timing is None
-            or row["timed_at"] not in (None, int(threads))
-        ):
-            continue
-        interval = f"{base / timing['high']:.2f} to {base / timing['low']:.2f}"
-        rows.append(
-            [
-                row["name"],
-                f"{row['size_bytes'] / 1e6:.3f}",
-                f"{base / timing['ratio']:.2f}x",
-                interval,
-                f"{timing['median_s'] * 1e3:.4g}",
-                f"{row['divergence']:.2g}",
-                *(f"{row['quality'].get(name, float('nan')):.4g}" for name in qualities),
-                ", ".join(f"{n} {s}" for s, n in row.get("schemes", {}).items()),
-            ]
-        )
-    heads = ["variant", "MB", "speed", "interval", "ms", "divergence", *qualities, "layers"]
-    return _table(heads, rows)
-
-
-def _failures(result: Mapping[str, Any]) -> list[str]:
-    failed = [row for row in result["rows"] if row["failure"] is not None]
-    lines = [f"- {row['name']}: {' '.join(row['failure'].split())}" for row in failed]
-    return ["No file:\n\n" + "\n".join(lines) + "\n"] if lines else []
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in escaped) + "\n"
+    return f"{table(heads, rows)}\n\n{pooled}"
 
 
 def main() -> int:
@@ -173,14 +100,14 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--out", type=Path, default=HERE / "README.md")
     arguments = parser.parse_args()
-    results = load_results(arguments.results)
+    results = load_results(arguments.results, case_names())
     if not results:
         print(f"no result in {arguments.results}: run compare first", file=sys.stderr)
         return 1
     file = arguments.results / PREDICTION
     prediction = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
     write_text(arguments.out, render(results, prediction))
-    print(_claims([verdict for result in results for verdict in check_claims(result)]))
+    print(claims([verdict for result in results for verdict in check_claims(result)]))
     return 0
 
 

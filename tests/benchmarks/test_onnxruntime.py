@@ -16,6 +16,7 @@ from scipy.stats import binom
 from torch import nn
 
 from benchmarks import models
+from benchmarks.claims import NO_LOSS
 from benchmarks.command import Options
 from benchmarks.measure import divergence_of, outputs_of
 from benchmarks.onnxruntime import claims, compare, summarise
@@ -24,35 +25,9 @@ from benchmarks.onnxruntime.measure import OnnxVariant
 from benchmarks.onnxruntime.predict import errors_of, overall
 from benchmarks.peers import load_feeds, make_peer, save_feeds
 from benchmarks.timing import median_interval, time_variants
+from tests.benchmarks.tiny import Tiny, tiny_case
 
 PEERS = "benchmarks.onnxruntime.peers"
-
-
-class Tiny(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(64, 64), nn.Linear(64, 32)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.last(self.first(x).relu())
-        return y
-
-
-def tiny_case() -> models.Case:
-    torch.manual_seed(0)
-    model = Tiny().eval()
-    data = torch.randn(24, 64)
-    batches = [{"x": data[i : i + 1]} for i in range(24)]
-    return models.Case(
-        name="tiny",
-        model=model,
-        kind="embedding",
-        batch=1,
-        example=batches[0],
-        calibration=[{"x": data[:8]}, {"x": data[8:16]}],
-        evaluation=batches[16:],
-        quality=lambda run: {"finite": float(torch.isfinite(run(data[16:17])).all())},
-    )
 
 
 def test_median_interval_holds_the_median_at_95_percent() -> None:
@@ -134,9 +109,7 @@ class UnitLength(Tiny):
 def test_a_model_that_the_tool_infers_no_shapes_of(tmp_path: Path, method: str) -> None:
     case = replace(tiny_case(), model=UnitLength().eval())
     source = export_float(case, tmp_path / "float.onnx")
-    peer = make_peer(
-        "benchmarks.onnxruntime.peers", method, source, tmp_path / FEEDS, tmp_path / "out.onnx"
-    )
+    peer = make_peer(PEERS, method, source, tmp_path / FEEDS, tmp_path / "out.onnx")
     assert peer.failure is None
     expected, found = (
         torch.cat(outputs_of(OnnxVariant(name="", path=file).open(1), case.evaluation))
@@ -155,7 +128,7 @@ def test_one_case_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     rows = {row["name"]: row for row in result["rows"]}
     assert all(row["failure"] is None or row["origin"] != "float" for row in result["rows"])
     assert rows["float32"]["divergence"] == 0
-    assert rows["uniform fp32"]["divergence"] < claims.NO_LOSS
+    assert rows["uniform fp32"]["divergence"] < NO_LOSS
     for name in ("static", "dynamic", "uniform w8a8"):
         assert rows[name]["failure"] is None
         assert 0 < rows[name]["divergence"] < 0.1
