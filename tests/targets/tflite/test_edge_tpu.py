@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from advisor import advise
+from advisor.cli.app import app
 from advisor.errors import PlanError, UnsupportedError, UsageError
 from advisor.plan import Plan
 from advisor.targets.tflite import TARGET
@@ -90,6 +92,27 @@ def test_wrong_options_are_refused_before_anything_is_written(plan: Plan, tmp_pa
     with pytest.raises(UsageError, match="io='int16' of tflite: possible are float, int8, uint8"):
         plan.compile(tmp_path / "build", options={"io": "int16"})
     assert list(tmp_path.iterdir()) == []
+
+
+def build_convnet() -> nn.Module:
+    """What the command line names to load the model again."""
+    return next(make_models())[1]
+
+
+def test_the_command_line_takes_options_and_tells_the_lint(plan: Plan, tmp_path: Path) -> None:
+    saved = plan.save(tmp_path / "plan.json")
+    model = f"{__name__}:{build_convnet.__name__}"
+    arguments = ["compile", str(saved), "-o", str(tmp_path / "build"), "--model", model]
+    made = CliRunner().invoke(app, [*arguments, "--option", "io=uint8"])
+    assert made.exit_code == 0, made.stderr
+    assert "operators would run on it" in made.stdout
+    assert "verified: yes" in made.stdout
+    assert {port.dtype for port in TARGET.load(tmp_path / "build").manifest.ports} == {"uint8"}
+    refused = CliRunner().invoke(app, [*arguments, "--option", "io=uint4"])
+    assert refused.exit_code == 2
+    assert "possible are float, int8, uint8" in refused.stderr
+    listed = CliRunner().invoke(app, ["targets", "--show", "tflite"])
+    assert "--option io=float (default), or int8, uint8" in listed.stdout
 
 
 def test_damaged_options_are_found(artifact: TfliteArtifact, tmp_path: Path) -> None:

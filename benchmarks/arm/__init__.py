@@ -1,0 +1,1 @@
+"""TFLite files on emulated ARM cores: their numbers, and their instructions; see README.md."""
