@@ -5,9 +5,10 @@ integers unpacked (one int8 or uint8 per element) and compute in float32 with th
 ONNX QuantizeLinear and DequantizeLinear (https://onnx.ai/onnx/operators/): quantize divides by
 the scale, rounds half to even and saturates; dequantize subtracts the zero point, then multiplies.
 ``quantize_dequantize_dynamic`` finds its scales in the tensor itself and gives back floats: what
-the integers inside a runtime's kernel stand for. Asymmetric, it is ONNX DynamicQuantizeLinear
-(https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html); symmetric, what the kernel
-behind com.microsoft MatMulNBits does at accuracy level 4 (measured, onnxruntime 1.31.1).
+the integers inside a runtime's kernel stand for. Asymmetric uint8 is ONNX DynamicQuantizeLinear
+(https://onnx.ai/onnx/operators/onnx__DynamicQuantizeLinear.html), asymmetric int8 what XNNPACK
+computes (src/xnnpack/quantization.h in its repository); symmetric, what the kernel behind
+com.microsoft MatMulNBits does at accuracy level 4 (measured, onnxruntime 1.31.1).
 They have no gradient: a quantized graph is for inference.
 """
 
@@ -146,7 +147,12 @@ def _quantize_dequantize_dynamic(
             rows = real.movedim(1, -1).reshape(-1, x.shape[1])
         case _:
             rows = F.pad(real, (0, -width % block)).reshape(-1, block)
-    rounded = _round_symmetric(rows, high) if symmetric else _round_asymmetric(rows, low, high)
+    if symmetric:
+        rounded = _round_symmetric(rows, high)
+    elif dtype == "int8":
+        rounded = _round_by_product(rows, low, high)
+    else:
+        rounded = _round_asymmetric(rows, low, high)
     if granularity == "per-block":
         rounded = rounded.reshape(*x.shape[:-1], -1)[..., :width]
     if granularity == "per-pixel":
@@ -171,6 +177,22 @@ def _round_asymmetric(rows: torch.Tensor, low: int, high: int) -> torch.Tensor:
     scale = torch.where(scale == 0, 1.0, scale)
     zero_point = (low - least / scale).round_().clamp_(low, high)
     return (rows / scale).round_().add_(zero_point).clamp_(low, high).sub_(zero_point).mul_(scale)
+
+
+def _round_by_product(rows: torch.Tensor, low: int, high: int) -> torch.Tensor:
+    """As ``_round_asymmetric``, but multiplied by the inverse of the scale, which gives another
+    integer at some halves, and with the zero point that fits the better of the two ends."""
+    least = rows.amin(1, keepdim=True).clamp_max(0.0)
+    most = rows.amax(1, keepdim=True).clamp_min(0.0)
+    # A number divided by a tensor is multiplied by its reciprocal, which rounds twice.
+    inverse = torch.full_like(most, high - low) / (most - least)
+    inverse = torch.where(most == least, 1.0, inverse)
+    from_least, from_most = least * inverse, most * inverse
+    is_least = (low + from_least) + (high + from_most) > 0
+    zero_point = torch.where(is_least, low - from_least, high - from_most)
+    zero_point = zero_point.clamp_(low, high).round_()
+    steps = (rows * inverse).clamp_(low - zero_point, high - zero_point).round_()
+    return steps.mul_(torch.ones_like(inverse) / inverse)
 
 
 def _quantize_dequantize_dynamic_fake(

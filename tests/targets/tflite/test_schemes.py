@@ -133,3 +133,22 @@ def test_a_bias_that_is_zero_can_be_planned(
     torch.manual_seed(0)
     graph = make_quantized(ZeroBias().eval(), (torch.randn(4, 8),), scheme, batch=4)
     assert TARGET.emit(graph, tmp_path).verify().ok
+
+
+@pytest.mark.slow
+def test_rows_are_rounded_as_xnnpack_rounds_them(make_quantized: Quantizer, tmp_path: Path) -> None:
+    """Through a matrix of ones on the diagonal the runtime gives back the integers themselves."""
+    size = 64
+    model = nn.Linear(size, size, bias=False).eval()
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(size))
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4000, size, generator=generator)
+    x = noise * torch.rand(4000, 1, generator=generator) + torch.randn(4000, 1, generator=generator)
+    graph = make_quantized(model, (x[:8],), "w8a8-dynamic", batch=500)
+    artifact = TARGET.emit(graph, tmp_path)
+    span = x.amax(1, keepdim=True).clamp_min(0) - x.amin(1, keepdim=True).clamp_max(0)
+    with torch.no_grad():
+        expected = graph.module(x)
+    steps = (artifact.run(x) - expected).abs() / (span / 255)
+    assert float(steps.max()) < 0.01
