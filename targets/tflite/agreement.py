@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from advisor.formats import scheme_named
 from advisor.passes import ops
 from advisor.passes.graph import name_of
 from advisor.passes.layers import can_be_layer, operands
+from advisor.passes.recurrent import WEIGHTS_AT
 from advisor.targets.agreement import (
     Agreement,
     Array,
@@ -24,7 +26,7 @@ from advisor.targets.agreement import (
 from advisor.targets.manifest import LayerRecord
 from advisor.targets.tflite.flatbuffer import FlatModel
 from advisor.targets.tflite.interpreter import LiteModel
-from advisor.targets.tflite.markers import end_of, fused_operators
+from advisor.targets.tflite.markers import end_of, fused_operators, is_table
 from advisor.targets.tflite.readback import layer_operators
 from advisor.targets.tflite.values import Values, read_values
 
@@ -33,10 +35,12 @@ TO_CHANNELS_LAST = (0, 2, 3, 1)
 
 @dataclass(slots=True)
 class _Cut:
-    """One layer as a model of its own. moved: which inputs have their channels last, and whether
-    the output has."""
+    """One layer as a model of its own. free: which inputs it takes; the others are constants in
+    the file, such as positions. moved: which inputs have their channels last, and whether the
+    output has."""
 
     model: LiteModel
+    free: tuple[bool, ...]
     moved: tuple[bool, ...]
     output_moved: bool
 
@@ -77,12 +81,15 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
         record = records.get(name_of(node)) if can_be_layer(node) else None
         if record is None or not record.weight:
             continue
+        if node.target in WEIGHTS_AT and any(node.args[1 : WEIGHTS_AT[node.target][0]]):
+            continue  # it reads states beside its input, so only the whole can be judged
         is_static = scheme_named(record.scheme).is_static and record.op != "embedding"
         quantizers = {ops.QUANTIZE_DEQUANTIZE_DYNAMIC}
         quantizers |= {ops.DEQUANTIZE_STATIC} if is_static else set()
         sources = tuple(
             source.all_input_nodes[0] if source.target in quantizers else source
             for source in operands(node)
+            if source.op != "get_attr" or is_table(node)  # a weight that has no quantized form
         )
         taps.append(Tap(record, sources, _end(node, is_static)))
     return taps
@@ -100,7 +107,9 @@ def _end(node: Node, is_static: bool) -> Node:
 def _cut(model: FlatModel, values: Values, tap: Tap) -> _Cut | None:
     """The operators of one layer between the tensors it is judged on; None when not in the file."""
     is_integer = tap.end.target is ops.QUANTIZE_STATIC
-    names = [name_of(source) for source in tap.sources]
+    names = values.starts.get(tap.layer.node, [])
+    if len(names) != len(tap.sources):
+        return None
     starts = [
         values.tensor(name, integers=source.target is ops.QUANTIZE_STATIC)
         for name, source in zip(names, tap.sources, strict=True)
@@ -108,36 +117,24 @@ def _cut(model: FlatModel, values: Values, tap: Tap) -> _Cut | None:
     end_name = values.ends.get(tap.layer.node, "")
     end = values.tensor(end_name, integers=is_integer)
     operators = layer_operators(model, values, tap.layer.node)
-    if tap.layer.op == "embedding":
-        starts = [_only_input(operators, model)]
     inputs = [start for start in starts if start is not None]
     if end is None or len(inputs) != len(starts) or not operators:
         return None
-    content = model.extract(operators, inputs, [end])
+    free = tuple(not model.is_constant(start) for start in inputs)
+    content = model.extract(operators, list(compress(inputs, free)), [end])
     return _Cut(
         model=LiteModel(content, threads=1),
+        free=free,
         moved=tuple(values.channels_last(name) for name in names),
         output_moved=values.channels_last(end_name),
     )
 
 
-def _only_input(operators: Sequence[object], model: FlatModel) -> int | None:
-    """The token ids: they are no float value, so they are not marked."""
-    made = {int(out) for op in model.operators if op in operators for out in op.outputs}
-    free = [
-        int(i)
-        for op in model.operators
-        if op in operators
-        for i in op.inputs
-        if i >= 0 and int(i) not in made and not model.is_constant(int(i))
-    ]
-    return free[0] if len(set(free)) == 1 else None
-
-
 def _run(cut: _Cut, feeds: Sequence[Array]) -> Array:
     arrays = [
         feed.transpose(TO_CHANNELS_LAST) if moved else feed
-        for feed, moved in zip(feeds, cut.moved, strict=True)
+        for feed, moved, is_free in zip(feeds, cut.moved, cut.free, strict=True)
+        if is_free
     ]
     (found,) = cut.model.run(arrays)
     return found.transpose(np.argsort(TO_CHANNELS_LAST)) if cut.output_moved else found

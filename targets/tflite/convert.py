@@ -20,7 +20,8 @@ from torch.utils import _pytree as pytree
 from advisor.errors import UnsupportedError
 from advisor.passes.blame import locate
 from advisor.passes.graph import Graph
-from advisor.passes.shapes import deployment_inputs
+from advisor.passes.shapes import deployment_inputs, infer_shapes
+from advisor.targets.tflite.decompositions import flatten_rows, register_decompositions
 from advisor.targets.tflite.markers import mark, register_lowering, values_of
 from advisor.targets.tflite.packages import load
 
@@ -38,11 +39,14 @@ def convert(graph: Graph, batch: int, sequence: int | None) -> bytes:
         UnsupportedError: the converter has no form of an operator.
     """
     flat = deployment_inputs(graph, batch, sequence)
-    module = _Flat(mark(graph, values_of(graph)), flat)
+    marked = mark(graph, values_of(graph))
+    flatten_rows(marked, infer_shapes(graph.module, flat))
+    module = _Flat(marked, flat)
     tensors = tuple(value for value in flat if isinstance(value, torch.Tensor))
     with quiet():
         litert_torch = load("litert_torch")
         register_lowering()
+        register_decompositions()
         try:
             model: Any = litert_torch.convert(module.eval(), tensors)
             return bytes(model.model_content())

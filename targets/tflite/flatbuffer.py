@@ -114,6 +114,13 @@ class FlatModel:
         self.graph.tensors.append(tensor)
         return len(self.graph.tensors) - 1
 
+    def add_twin(self, tensor: int, name: str) -> int:
+        """A second tensor with the same contents under another name; its index."""
+        twin = _copy_tensor(self.graph.tensors[tensor])
+        twin.name = name.encode()
+        self.graph.tensors.append(twin)
+        return len(self.graph.tensors) - 1
+
     def add_buffer(self, data: bytes) -> int:
         """A new buffer; its index."""
         buffer = schema().BufferT()

@@ -50,7 +50,13 @@ COMPUTES: Final = frozenset({"ADD", "MEAN", "MUL", "SUB"})
 
 FLOATS: Final = "FLOAT32"
 
-VERSIONS: Final = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "EXPAND_DIMS": 1, "FULLY_CONNECTED": 5}
+VERSIONS: Final = {
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "EXPAND_DIMS": 1,
+    "FULLY_CONNECTED": 5,
+    "TRANSPOSE_CONV": 3,
+}
 VERSIONS_1: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
 """Operator versions for int8, where they are not 2 (tflite/tools/versioning/op_version.cc)."""
 

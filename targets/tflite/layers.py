@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -14,14 +15,19 @@ from advisor.formats import PerBlock, Scheme, scheme_named
 from advisor.passes.fx import argument, attribute
 from advisor.passes.graph import Layer, QuantizedGraph, WeightTable
 from advisor.passes.layers import find_calls
+from advisor.passes.recurrent import WEIGHTS_AT
 from advisor.targets.tflite.flatbuffer import FlatModel
 from advisor.targets.tflite.skeleton import Place, Skeleton
 from advisor.targets.tflite.weights import add_weight, per_axis
 
-BIAS_SLOT: Final = 2
-
-INTEGER_OPERATORS: Final = ("FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D")
-"""Operators that read integer weights themselves; EMBEDDING_LOOKUP does too."""
+BIAS_SLOTS: Final = {
+    "FULLY_CONNECTED": 2,
+    "CONV_2D": 2,
+    "DEPTHWISE_CONV_2D": 2,
+    "TRANSPOSE_CONV": 3,
+}
+"""Where an operator that has a bias reads it. They also read integer weights; EMBEDDING_LOOKUP
+does too."""
 
 HYBRID_VERSIONS: Final = {
     "FULLY_CONNECTED": 12,
@@ -50,6 +56,7 @@ def write_layers(
     source = graph.float_graph
     after = find_calls(graph.module, source.layers)
     written: dict[tuple[str, tuple[int, ...]], int] = {}
+    named: dict[int, str] = {}
     for layer in source.layers:
         scheme = scheme_named(graph.assignment[layer.name].scheme)
         place = skeleton.places.get(layer.name)
@@ -59,11 +66,25 @@ def write_layers(
             continue
         operator = operators[place.operator]
         if scheme.name == "fp32":
-            model.rename(int(operator.inputs[place.slot]), layer.weight)
+            _name_weight(model, operator, place, layer, named)
         else:
             _write_weight(model, operator, place, layer, scheme, graph.weights, written)
-        if layer.name in after and layer.op != "embedding":
-            _write_bias(model, operator, layer, after[layer.name], graph)
+        node = after.get(layer.name)
+        if node is None or node.target in WEIGHTS_AT:  # recurrent biases stay as they are
+            continue
+        if model.code(operator) in BIAS_SLOTS:
+            _write_bias(model, operator, layer, node, graph)
+
+
+def _name_weight(
+    model: FlatModel, operator: Any, place: Place, layer: Layer, named: dict[int, str]
+) -> None:
+    """Give the weight its name; where another one has the same values, a tensor of its own."""
+    tensor = int(operator.inputs[place.slot])
+    if named.setdefault(tensor, layer.weight) == layer.weight:
+        model.rename(tensor, layer.weight)
+    else:
+        operator.inputs[place.slot] = model.add_twin(tensor, layer.weight)
 
 
 def _write_weight(
@@ -84,7 +105,8 @@ def _write_weight(
     key = (layer.weight, place.order)
     if key not in written:
         held = WeightTable(values=table.values.reshape(layer.weight_shape), scale=table.scale)
-        written[key] = add_weight(model, layer.weight, held, scheme, place.order)
+        axis = place.order.index(layer.scale_axis)
+        written[key] = add_weight(model, layer.weight, held, scheme, place.order, axis)
         _keep_shape(model, old, written[key])
     new = written[key]
     code = model.code(operator)
@@ -92,7 +114,7 @@ def _write_weight(
     if not reads_integers or table.scale is None:
         operator.inputs[place.slot] = _dequantized(model, operator, new, layer.weight)
         return
-    if code != "EMBEDDING_LOOKUP" and code not in INTEGER_OPERATORS:
+    if code != "EMBEDDING_LOOKUP" and code not in BIAS_SLOTS:
         raise UnsupportedError(
             f"{layer.name}: litert-torch writes it as {code}, which reads no integers, so it "
             f"cannot be {scheme.name}; pin it to a weight-only scheme (w8) or fp32"
@@ -110,7 +132,12 @@ def _keep_shape(model: FlatModel, old: int, new: int) -> None:
     shape, quantization = model.shape(old), model.tensor(new).quantization
     count = 0 if quantization is None or quantization.scale is None else len(quantization.scale)
     if quantization is not None and shape != model.shape(new) and count > 1:
-        quantization.quantizedDimension = shape.index(count)
+        before = prod(model.shape(new)[: quantization.quantizedDimension])
+        quantization.quantizedDimension = next(
+            axis
+            for axis, size in enumerate(shape)
+            if size == count and prod(shape[:axis]) == before
+        )
     model.tensor(new).shape = list(shape)
 
 
@@ -128,8 +155,9 @@ def _write_bias(
 ) -> None:
     """The planned bias: int32 of a static layer, else the float one where the plan changes it."""
     scheme = scheme_named(graph.assignment[layer.name].scheme)
-    slot = int(operator.inputs[BIAS_SLOT]) if len(operator.inputs) > BIAS_SLOT else -1
-    planned = argument(after, BIAS_SLOT)
+    at = BIAS_SLOTS[model.code(operator)]
+    slot = int(operator.inputs[at]) if len(operator.inputs) > at else -1
+    planned = argument(after, 2)
     value: torch.Tensor | None = None
     if isinstance(planned, Node) and planned.op == "get_attr":
         value = attribute(graph.module, str(planned.target)).detach()
@@ -148,7 +176,7 @@ def _write_bias(
             shape = (value.numel(),) if slot < 0 else model.shape(slot)
             data = value.to(torch.float32).numpy().tobytes()
             made = model.add_tensor(name, shape, "FLOAT32", data=data)
-            operator.inputs = [*operator.inputs[:BIAS_SLOT], made]
+            operator.inputs = [*operator.inputs[:at], made]
         elif slot >= 0:
             model.rename(slot, name)
         return
@@ -156,7 +184,7 @@ def _write_bias(
     assert scale is not None  # a static scheme has integer weights
     step = scale * torch.tensor(graph.activations[layer.input].scale)
     if value is None:
-        value = torch.zeros(layer.weight_shape[0])
+        value = torch.zeros(scale.numel())
     integers = torch.round(value / step).to(torch.int32).numpy()
     made = model.add_tensor(
         name,
@@ -165,7 +193,7 @@ def _write_bias(
         data=np.ascontiguousarray(integers).tobytes(),
         quantization=per_axis(step.expand(integers.size).numpy(), axis=0),
     )
-    operator.inputs = [*operator.inputs[:BIAS_SLOT], made]
+    operator.inputs = [*operator.inputs[:at], made]
 
 
 def _unmatched(layer: Layer, scheme: Scheme) -> UnsupportedError:

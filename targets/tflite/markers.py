@@ -16,9 +16,9 @@ from torch.fx import GraphModule, Node
 from advisor.passes import ops
 from advisor.passes.candidates import regions_of
 from advisor.passes.fx import clone, copy_meta, finish
-from advisor.passes.graph import Graph
-from advisor.passes.layers import find_calls, operands
-from advisor.passes.regions import is_float_tensor, short_op
+from advisor.passes.graph import Graph, name_of
+from advisor.passes.layers import LAYER_OPS, can_be_layer, operands
+from advisor.passes.regions import short_op
 from advisor.targets.capability import load_capability
 from advisor.targets.tflite.packages import load
 
@@ -31,6 +31,9 @@ LAYOUT_PASS: Final = (
 
 CHANNELS_LAST: Final = "|channels_last"
 """End of a marker's text where the converter moved the channels to the end."""
+
+NAMELESS: Final = "-"
+"""Text of a marker that only keeps its value apart."""
 
 _NAMESPACE: Final = "advisor_tflite"
 
@@ -54,13 +57,37 @@ MARK: Final = _operator()
 
 
 def values_of(graph: Graph) -> frozenset[str]:
-    """Names of the graph nodes to find again: what layers read and write, what may be integers."""
+    """Names of the graph nodes to find again: what layers read and write, what may be integers.
+
+    What an embedding reads is among them, so that a lookup of constant places is not computed
+    ahead and its table lost.
+    """
     fused = fused_operators()
     names = {site.node for site in regions_of(graph, load_capability("tflite")).sites}
-    for node in find_calls(graph.module, graph.layers).values():
-        names.update(source.name for source in operands(node) if is_float_tensor(source))
+    for node in find_nodes(graph).values():
+        names.update(source.name for source in sources_of(node))
         names.add(end_of(node, fused).name)
     return frozenset(names)
+
+
+def find_nodes(graph: Graph) -> dict[str, Node]:
+    """By layer name the node that computes it, of layers without a quantized form too."""
+    nodes: dict[str, Node] = {}
+    for node in graph.module.graph.nodes:
+        if node.op == "call_function":
+            nodes.setdefault(name_of(node), node)
+    return {layer.name: nodes[layer.output] for layer in graph.layers if layer.output in nodes}
+
+
+def sources_of(node: Node) -> tuple[Node, ...]:
+    """The activations, or token ids, that a layer reads; none of one without a quantized form."""
+    found = operands(node) if can_be_layer(node) else ()
+    return tuple(source for source in found if source.op != "get_attr" or is_table(node))
+
+
+def is_table(node: Node) -> bool:
+    """Whether the layer looks rows up, so that what it reads may be constant."""
+    return LAYER_OPS.get(node.target) == "embedding"
 
 
 def fused_operators() -> tuple[str, ...]:
@@ -80,10 +107,18 @@ def end_of(node: Node, fused: Collection[str]) -> Node:
 
 
 def mark(graph: Graph, values: Collection[str]) -> GraphModule:
-    """The graph's module with a marker behind every node named in ``values``."""
+    """The graph's module with a marker behind every node named in ``values``, and before every
+    weight of a layer that has no quantized form: nothing is computed ahead from it."""
     module = clone(graph.module)
+    frozen = {(layer.output, layer.weight) for layer in graph.layers if layer.frozen}
     for node in list(module.graph.nodes):
-        if node.name not in values or not is_float_tensor(node):
+        for source in node.all_input_nodes:
+            if source.op == "get_attr" and (name_of(node), source.target) in frozen:
+                with module.graph.inserting_before(node):
+                    marker = module.graph.call_function(MARK, (source, NAMELESS))
+                copy_meta(source, marker)
+                node.replace_input_with(source, marker)
+        if node.name not in values or not isinstance(node.meta.get("val"), torch.Tensor):
             continue
         with module.graph.inserting_after(node):
             marker = module.graph.call_function(MARK, (node, node.name))

@@ -90,7 +90,7 @@ def _read(model: FlatModel, layer: LayerRecord, operator: Any, tensor: int) -> L
     code = model.code(operator)
     found: LayerFormat | None = None
     for order in _orders(layer, code):
-        stored = read_weight(model, tensor, order)
+        stored = read_weight(model, tensor, layer.weight_shape, order)
         if stored is None or stored.table.values.numel() == 0:
             return None
         digest = table_sha256(stored.table)
@@ -116,5 +116,6 @@ def _scheme(model: FlatModel, operator: Any, tensor: int, stored: Stored) -> str
     weight = f"w{BITS[stored.dtype]}"
     if not model.is_constant(tensor) or model.code(operator) == EMBEDDING:
         return f"{weight}{blocks}"
-    activations = {model.dtype(int(i)) for i in operator.inputs[:1]}
+    slot = 2 if model.code(operator) == "TRANSPOSE_CONV" else 0
+    activations = {model.dtype(int(operator.inputs[slot]))}
     return f"{weight}a8{blocks}" if activations == {"INT8"} else f"{weight}a8-dynamic{blocks}"

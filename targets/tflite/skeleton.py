@@ -16,10 +16,17 @@ from torch.fx import GraphModule, Node
 
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, Layer, name_of
-from advisor.passes.layers import find_calls
 from advisor.targets.tflite.convert import convert
 from advisor.targets.tflite.flatbuffer import FlatModel
-from advisor.targets.tflite.markers import CHANNELS_LAST, CUSTOM_CODE, end_of, fused_operators
+from advisor.targets.tflite.markers import (
+    CHANNELS_LAST,
+    CUSTOM_CODE,
+    NAMELESS,
+    end_of,
+    find_nodes,
+    fused_operators,
+    sources_of,
+)
 from advisor.targets.tflite.tidy import tidy
 from advisor.targets.tflite.values import write_values
 
@@ -105,9 +112,9 @@ def _take_markers_out(model: FlatModel) -> dict[str, Value]:
     for operator in [op for op in model.operators if model.custom_code(op) == CUSTOM_CODE]:
         text = bytes(operator.customOptions).decode()
         source, output = int(operator.inputs[0]), int(operator.outputs[0])
-        values[text.removesuffix(CHANNELS_LAST)] = Value(
-            tensor=source, channels_last=text.endswith(CHANNELS_LAST)
-        )
+        name = text.removesuffix(CHANNELS_LAST)
+        if name != NAMELESS:
+            values[name] = Value(tensor=source, channels_last=text.endswith(CHANNELS_LAST))
         model.operators.remove(operator)
         model.replace_uses(output, source)
     return values
@@ -116,7 +123,12 @@ def _take_markers_out(model: FlatModel) -> dict[str, Value]:
 def _name_tensors(model: FlatModel, graph: Graph, values: Mapping[str, Value]) -> None:
     """Stable names for inputs, outputs and marked values; the operator's for all others."""
     stable = {node.name: name_of(node) for node in graph.module.graph.nodes}
+    nodes = find_nodes(graph)
     wanted: dict[int, str] = {}
+    for layer in graph.layers:
+        value = values.get(nodes[layer.name].name) if layer.name in nodes else None
+        if value is not None and model.is_constant(value.tensor):
+            wanted[value.tensor] = layer.weight  # the layer repeats it once, or the like
     for name, value in values.items():
         wanted.setdefault(value.tensor, stable[name])
     for index, name in zip(model.graph.outputs, graph.output_names, strict=True):
@@ -141,9 +153,10 @@ def _name_tensors(model: FlatModel, graph: Graph, values: Mapping[str, Value]) -
         stable[name]: (model.name(value.tensor), value.channels_last)
         for name, value in values.items()
     }
-    calls = find_calls(graph.module, graph.layers).values()
-    ends = {name_of(call): stable[end_of(call, fused_operators()).name] for call in calls}
-    write_values(model, places, ends)
+    calls = nodes.values()
+    ends = {name_of(node): stable[end_of(node, fused_operators()).name] for node in calls}
+    starts = {name_of(node): [stable[source.name] for source in sources_of(node)] for node in calls}
+    write_values(model, places, ends, starts)
 
 
 def _input_names(graph: Graph) -> tuple[str, ...]:
@@ -163,12 +176,12 @@ def _find_places(
     Where the layer's output is marked only the operators between marked values are candidates, so
     that tied weights are told apart.
     """
-    calls = find_calls(graph.module, graph.layers)
+    nodes = find_nodes(graph)
     for layer in graph.layers:
         if not layer.weight:
             continue
         weight: torch.Tensor = attribute(graph.module, layer.weight)
-        near = _between(model, calls.get(layer.name), values)
+        near = _between(model, nodes.get(layer.name), values)
         place = _find_weight(model, layer, weight.detach().numpy(), near)
         if place is not None:
             yield layer.name, place
@@ -179,7 +192,8 @@ def _between(model: FlatModel, call: Node | None, values: Mapping[str, Value]) -
     end = None if call is None else values.get(end_of(call, fused_operators()).name)
     if end is None:
         return list(range(len(model.operators)))
-    return segment(model, end.tensor, {value.tensor for value in values.values()})
+    found = segment(model, end.tensor, {value.tensor for value in values.values()})
+    return found or list(range(len(model.operators)))
 
 
 def segment(model: FlatModel, end: int, stops: set[int]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,7 +10,8 @@ from advisor.targets.tflite.flatbuffer import FlatModel
 
 METADATA: Final = "quantadvisor"
 """Name of the metadata: {"values": {stable name: [tensor, channels last]}, "ends": {node of a
-layer: stable name of what it ends in}}."""
+layer: stable name of what it ends in}, "starts": {node of a layer: stable names of what it
+reads}}."""
 
 TWIN: Final = "/int8"
 """End of the name of a tensor's integers."""
@@ -21,12 +22,13 @@ class Values:
     """The marked values of a file.
 
     places: tensor and whether channels come last, by stable name. ends: by a layer's node the
-    value that it ends in, which is a fused activation function's where there is one. indices: by
-    tensor name.
+    value that it ends in, which is a fused activation function's where there is one. starts: the
+    values that it reads. indices: by tensor name.
     """
 
     places: Mapping[str, tuple[str, bool]]
     ends: Mapping[str, str]
+    starts: Mapping[str, Sequence[str]]
     indices: Mapping[str, int]
 
     def tensor(self, name: str, *, integers: bool = False) -> int | None:
@@ -46,17 +48,23 @@ class Values:
 
 
 def write_values(
-    model: FlatModel, places: Mapping[str, tuple[str, bool]], ends: Mapping[str, str]
+    model: FlatModel,
+    places: Mapping[str, tuple[str, bool]],
+    ends: Mapping[str, str],
+    starts: Mapping[str, Sequence[str]],
 ) -> None:
     """Keep the values with the model."""
-    model.set_metadata(METADATA, {"values": dict(places), "ends": dict(ends)})
+    kept = {"values": dict(places), "ends": dict(ends), "starts": dict(starts)}
+    model.set_metadata(METADATA, kept)
 
 
 def read_values(model: FlatModel) -> Values:
     """What ``write_values`` kept; nothing in a file of other making."""
-    kept: dict[str, Any] = model.metadata(METADATA) or {"values": {}, "ends": {}}
+    kept: dict[str, Any] = model.metadata(METADATA) or {}
+    values: dict[str, Any] = kept.get("values", {})
     return Values(
-        places={name: (str(place[0]), bool(place[1])) for name, place in kept["values"].items()},
-        ends=kept["ends"],
+        places={name: (str(place[0]), bool(place[1])) for name, place in values.items()},
+        ends=kept.get("ends", {}),
+        starts=kept.get("starts", {}),
         indices={model.name(index): index for index in range(len(model.graph.tensors))},
     )

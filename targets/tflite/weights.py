@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any, Final
 
 import numpy as np
@@ -36,11 +37,17 @@ class Stored:
 
 
 def add_weight(
-    model: FlatModel, name: str, table: WeightTable, scheme: Scheme, order: tuple[int, ...]
+    model: FlatModel,
+    name: str,
+    table: WeightTable,
+    scheme: Scheme,
+    order: tuple[int, ...],
+    axis: int,
 ) -> int:
     """Store a table as a constant tensor; its index.
 
-    order: axes of the torch weight as they are stored. The scales of blocks become a float16
+    order: axes of the torch weight as they are stored. axis: the stored one that scales belong to.
+    The scales of blocks become a float16
     tensor of their own, ``<name>/scales``.
 
     Raises:
@@ -62,34 +69,39 @@ def add_weight(
         if isinstance(blocks, PerBlock):
             quantization = _blockwise(model, name, scale, blocks.size)
         else:
-            quantization = per_axis(scale, axis=order.index(0))
+            quantization = per_axis(scale, axis=axis)
     return model.add_tensor(name, values.shape, dtype, data=data, quantization=quantization)
 
 
-def read_weight(model: FlatModel, tensor: int, order: tuple[int, ...]) -> Stored | None:
+def read_weight(
+    model: FlatModel, tensor: int, shape: tuple[int, ...], order: tuple[int, ...]
+) -> Stored | None:
     """The table behind a constant tensor in torch layout, None when it is not one.
 
-    A tensor that is dequantized from a constant counts as that constant.
+    shape: in torch layout; the file may have more axes of size 1. order: axes of that shape as they
+    are stored. A tensor that is dequantized from a constant counts as that constant.
     """
     data = model.data(tensor)
     if data is None:
         maker = model.producers().get(tensor)
         if maker is None or model.code(maker) != "DEQUANTIZE":
             return None
-        return read_weight(model, int(maker.inputs[0]), order)
-    dtype, shape = model.dtype(tensor), model.shape(tensor)
-    back = np.argsort(order)
+        return read_weight(model, int(maker.inputs[0]), shape, order)
+    dtype = model.dtype(tensor)
+    stored, back = [shape[axis] for axis in order], np.argsort(order)
+    if prod(model.shape(tensor)) != prod(shape):
+        return None
     if dtype in FLOAT_SCHEMES:
         floats = np.frombuffer(data, np.float32 if dtype == "FLOAT32" else np.float16)
-        torch_layout = torch.as_tensor(floats.reshape(shape).transpose(back).copy())
+        torch_layout = torch.as_tensor(floats.reshape(stored).transpose(back).copy())
         return Stored(dtype=dtype, table=WeightTable(values=torch_layout))
     if dtype not in BITS:
         return None
-    integers = _unpack(data, shape) if dtype == "INT4" else np.frombuffer(data, np.int8)
+    integers = _unpack(data, prod(shape)) if dtype == "INT4" else np.frombuffer(data, np.int8)
     scale, block = _read_scale(model, tensor)
     if scale is None:
         return None
-    values = torch.as_tensor(integers.reshape(shape).transpose(back).copy())
+    values = torch.as_tensor(integers.reshape(stored).transpose(back).copy())
     table = WeightTable(values=values, scale=torch.as_tensor(scale.copy()))
     return Stored(dtype=dtype, table=table, block=block)
 
@@ -154,7 +166,7 @@ def _pack(values: Array) -> bytes:
     return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8).tobytes()
 
 
-def _unpack(data: bytes, shape: tuple[int, ...]) -> Array:
+def _unpack(data: bytes, count: int) -> Array:
     packed = np.frombuffer(data, np.uint8)
-    nibbles = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[: int(np.prod(shape))]
+    nibbles = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[:count]
     return ((nibbles.astype(np.int16) ^ 8) - 8).astype(np.int8)

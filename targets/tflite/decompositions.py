@@ -1,0 +1,143 @@
+"""Operators that litert-torch has no form of, spelled with those it has.
+
+Files have fixed shapes, so that a recurrent operator is its steps one after another, as in
+litert-torch's own form of ``aten.lstm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch.fx import GraphModule
+
+from advisor.passes.fx import finish
+from advisor.passes.recurrent import GRU, LSTM
+from advisor.targets.tflite.markers import MARK, NAMELESS
+from advisor.targets.tflite.packages import load
+
+aten = torch.ops.aten
+Tensor = torch.Tensor
+
+REGISTRY: Final = "litert_torch.fx_infra.decomp"
+
+SAFE_RANK: Final = 3
+"""Dimensions before the last one that are too many where the last of them has size 1."""
+
+
+def _lstm(
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    reverse: bool,
+    with_cell: bool,
+) -> Tensor:
+    zeros = x.new_zeros(x.shape[1], w_hh.shape[1])
+    hidden = zeros if h0 is None else h0[0]
+    cell = zeros if c0 is None else c0[0]
+    steps: list[Tensor] = []
+    for given in _in_order(F.linear(x, w_ih, b_ih), reverse):
+        admit, forget, new, emit = (given + F.linear(hidden, w_hh, b_hh)).chunk(4, dim=-1)
+        cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
+        hidden = emit.sigmoid() * cell.tanh()
+        steps.append(hidden)
+    y = torch.stack(_in_order(steps, reverse))
+    return torch.cat([y, cell[None]]) if with_cell else y
+
+
+def _gru(
+    x: Tensor,
+    h0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    reverse: bool,
+) -> Tensor:
+    hidden = x.new_zeros(x.shape[1], w_hh.shape[1]) if h0 is None else h0[0]
+    steps: list[Tensor] = []
+    for given in _in_order(F.linear(x, w_ih, b_ih), reverse):
+        parts = zip(
+            given.chunk(3, dim=-1), F.linear(hidden, w_hh, b_hh).chunk(3, dim=-1), strict=True
+        )
+        (reset, kept_reset), (update, kept_update), (new, kept_new) = parts
+        share = (update + kept_update).sigmoid()
+        new = (new + (reset + kept_reset).sigmoid() * kept_new).tanh()
+        hidden = new + share * (hidden - new)
+        steps.append(hidden)
+    return torch.stack(_in_order(steps, reverse))
+
+
+def _in_order(steps: Any, reverse: bool) -> list[Tensor]:
+    found = list(steps)
+    return found[::-1] if reverse else found
+
+
+def _bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One product with every slice of the weight, which stays as it is."""
+    rows = left.reshape(-1, left.shape[-1]) @ weight
+    made = (rows * right.reshape(-1, right.shape[-1])).sum(-1).transpose(0, 1)
+    made = made.reshape(*left.shape[:-1], weight.shape[0])
+    return made if bias is None else made + bias
+
+
+def _conv1d_padded(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1,),
+    padding: str = "valid",
+    dilation: Sequence[int] = (1,),
+    groups: int = 1,
+) -> Tensor:
+    """Padding in numbers; the odd one out comes last."""
+    total = 0 if padding == "valid" else dilation[0] * (weight.shape[-1] - 1)
+    if total % 2:
+        x = F.pad(x, (0, 1))
+    return F.conv1d(x, weight, bias, stride[0], total // 2, dilation[0], groups)
+
+
+DECOMPOSITIONS: Final[dict[Any, Callable[..., Tensor]]] = {
+    LSTM: _lstm,
+    GRU: _gru,
+    aten.bilinear.default: _bilinear,
+    aten.conv1d.padding: _conv1d_padded,
+}
+"""By operator, the same in others."""
+
+
+def register_decompositions() -> None:
+    """Give them to the converter; does nothing the second time."""
+    registry = load(REGISTRY)
+    for operator, function in DECOMPOSITIONS.items():
+        registry.add_pre_convert_decomp(operator, function)
+
+
+def flatten_rows(module: GraphModule, shapes: Mapping[str, Any]) -> None:
+    """Let linear layers read a matrix where litert-torch 0.10.0 fails on what they read.
+
+    Those are tensors of four dimensions and more of which the last but one has size 1. Markers keep
+    the converter from putting the dimensions back. shapes: what every node computes, by name.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=aten.linear.default):
+        lead = tuple(shapes[node.name].shape[:-1])
+        if len(lead) < SAFE_RANK or lead[-1] != 1:
+            continue
+        x, weight = node.args[:2]
+        width, count = (int(size) for size in reversed(weight.meta["val"].shape))
+        with module.graph.inserting_before(node):
+            rows = module.graph.call_function(aten.reshape.default, (x, (-1, width)))
+            rows = module.graph.call_function(MARK, (rows, NAMELESS))
+        node.replace_input_with(x, rows)
+        with module.graph.inserting_after(node):
+            kept = module.graph.call_function(MARK, (node, NAMELESS))
+        with module.graph.inserting_after(kept):
+            back = module.graph.call_function(aten.reshape.default, (kept, (*lead, count)))
+        node.replace_all_uses_with(back, delete_user_cb=lambda user, kept=kept: user is not kept)
+    finish(module)
