@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +21,23 @@ from advisor.inputs import normalise_inputs
 from advisor.passes.candidates import regions_of
 from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph
 from advisor.passes.quantize import fit_biases, quantize, round_weights
-from advisor.targets.onnxruntime import TARGET
+from advisor.passes.rounding.store import RoundedWeights
+from advisor.targets.acceptance import ACCEPTANCE_FILE
+from advisor.targets.base import Target
+from advisor.targets.registry import target_named
 from tests.zoo.models import Architecture
+
+Assignment = Mapping[str, LayerAssignment]
 
 CAPTURE_TOLERANCE: Final = 1e-5
 """Relative Frobenius distance: folding constants reorders sums."""
 
 KEPT: Final = "kept in float: "
+
+MIXED: Final = "mixed"
+"""Among the plans to emit, the one that takes the schemes in turn."""
+
+FLOAT: Final = LayerAssignment(scheme="fp32", algorithm="none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +45,9 @@ class Outcome:
     """What became of one architecture.
 
     dynamic: dimensions that may change, by name. kept: number of layers by the reason why they
-    stay in float. schemes: for "plan" and each uniform scheme, the layers under it, and the
-    problem that verifying the artifact found, or "". problem: why it got no further, or "".
+    stay in float. schemes: for "plan" and every other plan the problem that verifying its artifact
+    found, or "". mixed: number of layers by scheme in the plan of that name. parts: by plan, what
+    the runtime told about how it splits the model. problem: why it got no further, or "".
     """
 
     name: str
@@ -47,6 +59,8 @@ class Outcome:
     left_out: tuple[str, ...] = ()
     chosen: Mapping[str, int] = field(default_factory=dict[str, int])
     schemes: Mapping[str, str] = field(default_factory=dict[str, str])
+    mixed: Mapping[str, int] = field(default_factory=dict[str, int])
+    parts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     problem: str = ""
 
     @property
@@ -55,22 +69,40 @@ class Outcome:
         return not self.problem and bool(self.schemes) and not any(self.schemes.values())
 
 
-def examine(entry: Architecture, schemes: Sequence[str], *, trials: int = 3) -> Outcome:
-    """Plan with free choice and compile, then every uniform scheme on the same graph."""
+def examine(
+    entry: Architecture,
+    plans: Sequence[str],
+    *,
+    runtime: str = "onnxruntime",
+    trials: int = 3,
+) -> Outcome:
+    """Plan with free choice and compile, then emit more plans of the same graph.
+
+    plans: schemes, each for all layers that can take it, and ``MIXED``.
+    """
+    target = target_named(runtime)
     try:
         model = entry.build()
         plan = advise(
-            model, target="intel-vnni", inputs=entry.inputs(1), trials=trials, cache=False
+            model,
+            target="intel-vnni",
+            runtime=runtime,
+            inputs=entry.inputs(1),
+            trials=trials,
+            cache=False,
         )
         graph = binding_of(plan).graph
     except AdvisorError as error:
         return Outcome(name=entry.name, source=entry.source, problem=_first_line(error))
     stuck = {layer.name: layer.frozen for layer in graph.layers if layer.frozen}
-    verified = {"plan": compile_problem(plan)}
-    for scheme in schemes:
-        quantized = uniform(plan, graph, scheme)
-        if quantized is not None:
-            verified[scheme] = emit_problem(quantized)
+    verified, parts = {}, {}
+    verified["plan"], parts["plan"] = compile_plan(plan)
+    turns = mixed(plan)
+    for name in plans:
+        assignment = turns if name == MIXED else uniform(plan, name)
+        if any(found.scheme != "fp32" for found in assignment.values()):
+            quantized = quantize_under(plan, graph, assignment, target)
+            verified[name], parts[name] = emit(quantized, target)
     labels = {label for dims in graph.dynamic.values() for label in dims.values()}
     return Outcome(
         name=entry.name,
@@ -82,6 +114,8 @@ def examine(entry: Architecture, schemes: Sequence[str], *, trials: int = 3) -> 
         left_out=tuple(note.partition(" ")[0] for note in graph.notes if "is left out" in note),
         chosen=dict(Counter(decision.scheme for decision in plan.layers)),
         schemes=verified,
+        mixed=dict(Counter(found.scheme for found in turns.values())) if MIXED in plans else {},
+        parts={name: found for name, found in parts.items() if found},
         problem=capture_problem(entry, model, graph),
     )
 
@@ -107,51 +141,85 @@ def tensors_in(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def uniform(plan: Plan, graph: Graph, scheme: str) -> QuantizedGraph | None:
-    """Every group that can take ``scheme`` under it, the others in float32; None when none can."""
-    able: dict[str, set[str]] = {}
-    for decision in plan.layers:
-        options = {o.algorithm for o in decision.options if o.scheme == scheme and not o.reason}
-        able[decision.group] = able.get(decision.group, options) & options
-    if not any(able.values()):
-        return None
-    assignment = {
-        decision.name: LayerAssignment(scheme=scheme, algorithm=min(able[decision.group]))
-        if able[decision.group]
-        else LayerAssignment(scheme="fp32", algorithm="rtn")
+def uniform(plan: Plan, scheme: str) -> Assignment:
+    """Every group that can take ``scheme`` under it, the others in float32."""
+    able = {name: options.get(scheme) for name, options in _shared_options(plan).items()}
+    return {
+        decision.name: FLOAT
+        if able[decision.group] is None
+        else LayerAssignment(scheme=scheme, algorithm=str(able[decision.group]))
         for decision in plan.layers
     }
-    rules, params = TARGET.capability.static, params_of(plan)
-    tables = fit_biases(graph, assignment, round_weights(graph, assignment), params, rules)
-    return quantize(
+
+
+def mixed(plan: Plan) -> Assignment:
+    """Every group under the scheme that it can take and that the fewest groups before it have."""
+    used: Counter[str] = Counter()
+    chosen: dict[str, LayerAssignment] = {}
+    for group, options in _shared_options(plan).items():
+        able = [scheme for scheme in options if scheme != "fp32"]
+        scheme = min(able, key=lambda name: used[name], default="fp32")
+        used[scheme] += 1
+        chosen[group] = LayerAssignment(scheme=scheme, algorithm=options.get(scheme, "none"))
+    return {decision.name: chosen[decision.group] for decision in plan.layers}
+
+
+def _shared_options(plan: Plan) -> dict[str, dict[str, str]]:
+    """By group the schemes that all its layers can take, each with one algorithm that they can."""
+    shared: dict[str, list[tuple[str, str]]] = {}
+    for decision in plan.layers:
+        able = [(o.scheme, o.algorithm) for o in decision.options if not o.reason]
+        before = shared.get(decision.group, able)
+        shared[decision.group] = [option for option in before if option in able]
+    return {group: dict(reversed(options)) for group, options in shared.items()}
+
+
+def quantize_under(
+    plan: Plan, graph: Graph, assignment: Assignment, target: Target
+) -> QuantizedGraph:
+    """The graph with this assignment, the plan's activation parameters and deployment."""
+    capability, params = target.capability, params_of(plan)
+    store = RoundedWeights(graph, limit_bytes=0, block_scale=capability.block_scale_rounding)
+    tables = round_weights(graph, assignment, store)
+    quantized = quantize(
         graph,
         assignment,
-        weights=tables,
+        weights=fit_biases(graph, assignment, tables, params, capability.static),
         params=params,
-        regions=regions_of(graph, TARGET.capability),
-        rules=rules,
+        regions=regions_of(graph, capability),
+        rules=capability.static,
+        dynamic=capability.dynamic,
     )
+    return replace(quantized, batch=plan.batch, sequence=plan.sequence)
 
 
-def compile_problem(plan: Plan) -> str:
-    """Compile and verify; what went wrong, or ""."""
+def compile_plan(plan: Plan) -> tuple[str, Any]:
+    """Compile and verify; what went wrong or "", and how the runtime splits the model."""
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        path = Path(folder) / "artifact"
+        try:
+            plan.compile(path)
+        except AdvisorError as error:
+            return _first_line(error), None
+        return "", _parts(path)
+
+
+def emit(quantized: QuantizedGraph, target: Target) -> tuple[str, Any]:
+    """Emit and verify; the first mismatch or "", and how the runtime splits the model."""
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
         try:
-            plan.compile(Path(folder) / "artifact")
+            verification = target.emit(quantized, Path(folder)).verify()
         except AdvisorError as error:
-            return _first_line(error)
-    return ""
-
-
-def emit_problem(quantized: QuantizedGraph) -> str:
-    """Emit and verify; the first mismatch, or ""."""
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        try:
-            verification = TARGET.emit(quantized, Path(folder)).verify()
-        except AdvisorError as error:
-            return _first_line(error)
+            return _first_line(error), None
+        parts = _parts(Path(folder))
     found = [f"{m.name}: expected {m.expected}, found {m.found}" for m in verification.mismatches]
-    return "" if verification.ok else (found or ["layers do not match"])[0]
+    return "" if verification.ok else (found or ["layers do not match"])[0], parts
+
+
+def _parts(folder: Path) -> Any:
+    """The parts that a delegate runs, and by name how many operators it leaves; if it says so."""
+    found = json.loads((folder / ACCEPTANCE_FILE).read_text()).get("partitions")
+    return found and {**found, "operators": dict(Counter(found["operators"]))}
 
 
 def _first_line(error: AdvisorError) -> str:

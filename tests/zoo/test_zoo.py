@@ -7,8 +7,8 @@ import torch
 
 from advisor.inputs import normalise_inputs
 from advisor.passes.capture import capture
-from tests.zoo.models import ARCHITECTURES, Architecture
-from tests.zoo.sweep import capture_problem, examine
+from tests.zoo.models import ARCHITECTURES, Architecture, architecture
+from tests.zoo.sweep import MIXED, capture_problem, examine
 
 QUICK = frozenset({"distilbert", "gpt2", "vit", "resnet", "siamese", "recommender", "rotary"})
 """One of each kind; they run in every test run, the others only in the slow one."""
@@ -50,3 +50,24 @@ def test_it_is_captured(entry: Architecture) -> None:
     graph = capture(model, given.args, given.kwargs)
     assert graph.batch is None, graph.notes
     assert not capture_problem(entry, model, graph)
+
+
+LITERT_QUICK = ("siamese", "separable")
+"""Several inputs and a dict of outputs; every scheme in one image network."""
+
+LITERT_SLOW = ("bert", "encoder-decoder", "unet", "convnext", "pyramid-detector", "gru", "audio")
+
+
+@pytest.mark.parametrize(
+    "name", [*LITERT_QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in LITERT_SLOW)]
+)
+def test_it_goes_through_litert(name: str) -> None:
+    """Under schemes in turn: read back, integers equal, layers and outputs as simulated."""
+    pytest.importorskip("litert_torch")
+    entry = architecture(name)
+    if entry.source.startswith("transformers"):
+        pytest.importorskip("transformers")
+    outcome = examine(entry, (MIXED,), runtime="tflite", trials=1)
+    assert outcome.ok, outcome.problem or outcome.schemes
+    assert len(set(outcome.mixed) - {"fp32"}) >= min(4, outcome.quantizable)
+    assert outcome.parts[MIXED]["delegated"] >= 1
