@@ -57,7 +57,7 @@ def run(sweep: Sweep, names: Sequence[str]) -> None:
         row = _examine(sweep, entry.name)
         rows[entry.name] = {"name": entry.name, "source": entry.source, **row}
         print(f"{entry.name}: {result_of(rows[entry.name])}", flush=True)
-        _write(sweep, {name: rows[name] for name in known if name in rows})
+        _write(sweep, {name: rows[name] for name in known if name in rows}, list(known))
 
 
 def _examine(sweep: Sweep, name: str) -> dict[str, Any]:
@@ -108,20 +108,24 @@ def _read(sweep: Sweep) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _write(sweep: Sweep, rows: Mapping[str, Row]) -> None:
+def _write(sweep: Sweep, rows: Mapping[str, Row], known: Sequence[str]) -> None:
     versions = {name: version(name) for name in sweep.packages}
     text = json.dumps({"versions": versions, "architectures": rows}, indent=2)
     sweep.results.write_text(text + "\n")
-    sweep.page.write_text(render(sweep, rows, versions))
+    sweep.page.write_text(render(sweep, rows, versions, known))
 
 
-def render(sweep: Sweep, rows: Mapping[str, Row], versions: Mapping[str, str]) -> str:
-    """The page as Markdown."""
+def render(
+    sweep: Sweep, rows: Mapping[str, Row], versions: Mapping[str, str], known: Sequence[str]
+) -> str:
+    """The page as Markdown. known: every architecture; those without a row were not run."""
     passed = sum(bool(row["ok"]) for row in rows.values())
+    missing = [name for name in known if name not in rows]
     headings = ("architecture", "class", *sweep.columns, "result")
     lines = [
         f"**{passed} of {len(rows)}** went all the way, with "
         f"{', '.join(f'{name} {number}' for name, number in versions.items())}.",
+        *([f"Not run yet ({len(missing)}): {', '.join(missing)}."] if missing else []),
         "",
         f"| {' | '.join(headings)} |",
         f"|{'---|' * len(headings)}",
