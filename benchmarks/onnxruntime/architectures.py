@@ -29,6 +29,9 @@ with the simulation. Random weights say nothing about accuracy or speed.
 quantized form here, by operator. An output that is left out is a key-value cache or another object
 that a graph cannot return: plans are for one forward pass without a cache.
 
+timm's models are not in the list: timm imports torchvision, and the torchvision of the package
+index does not load beside a CPU build of torch ("operator torchvision::nms does not exist").
+
 Written by `python -m benchmarks.onnxruntime.architectures`.
 
 """
