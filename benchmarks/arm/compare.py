@@ -32,7 +32,7 @@ from advisor.targets.tflite.interpreter import LiteModel
 from advisor.targets.tflite.ports import to_file
 from benchmarks.arm.machine import CORES, Machine, build
 from benchmarks.arm.models import MODELS
-from benchmarks.onnxruntime.models import Case
+from benchmarks.models import Case
 
 HERE: Final = Path(__file__).parent
 RESULTS: Final = HERE / "results.json"

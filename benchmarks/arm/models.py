@@ -7,7 +7,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from benchmarks.onnxruntime.models import Case, digits_cnn, digits_mobilenet
+from benchmarks.models import Case, digits_cnn, digits_mobilenet
 from examples.transformer import Block
 
 WIDTH, HEADS, LAYERS, TOKENS, LABELS = 256, 4, 2, 16, 32
