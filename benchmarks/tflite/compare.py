@@ -12,11 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Final
 
 import torch
 
 from benchmarks.command import Options, parse_arguments, run, say, slug
+from benchmarks.measure import caller
 from benchmarks.models import Case
 from benchmarks.peers import make_peer
 from benchmarks.plans import (
@@ -51,6 +53,9 @@ CASES: Final = (
     "mobilenet_v2",
 )
 PACKAGES: Final = ("ai-edge-litert", "litert-torch", "ai-edge-quantizer")
+MOST_S: Final = 60.0
+"""Time that one pass over the evaluation data may take."""
+
 TRIES: Final = 4
 ALIGNED: Final = 64
 """Bytes that a file may grow by where its buffers are aligned."""
@@ -115,7 +120,24 @@ def _peers(case: Case, folder: Path) -> list[Row]:
         peer = make_peer("benchmarks.tflite.peers", method, source, folder / FEEDS, path)
         variant = None if peer.failure else TfliteVariant(name=method, path=peer.path)
         rows.append(Row(name=method, origin="peer", variant=variant, failure=peer.failure))
-    return [row.checked(case) for row in rows]
+    return [_in_time(case, row.checked(case)) for row in rows]
+
+
+def _in_time(case: Case, row: Row) -> Row:
+    """The row, or its failure where the evaluation data would take too long.
+
+    LiteRT has reference kernels for int16 activations, some 30 times as slow as float32.
+    """
+    if row.variant is None:
+        return row
+    call = caller(row.variant.open(1), case.example)
+    begin = perf_counter()
+    call()
+    seconds = perf_counter() - begin
+    if seconds * len(case.evaluation) <= MOST_S:
+        return row
+    reason = f"not compared: {seconds:.2g} s per call, on {len(case.evaluation)} of them"
+    return replace(row, variant=None, failure=reason)
 
 
 def _uniform(case: Case, advisor: Advisor, folder: Path) -> tuple[list[Row], float]:
