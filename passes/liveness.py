@@ -146,7 +146,7 @@ def _share(stays: list[_Stay], fused: Collection[str]) -> list[_Buffer]:
         free = [b for b in buffers if b[-1].last < stay.first and _alike(b[-1].node, stay.node)]
         buffer = before or max(reversed(free), key=lambda b: b[-1].last, default=None)
         if buffer is None:
-            buffer = []
+            buffer = _Buffer()
             buffers.append(buffer)
         is_fused = before is not None and operator_name(stay.node) in fused
         # Of a fused pair the first never exists.

@@ -70,7 +70,7 @@ def parse_options(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _checked(runtime: str, options: Any, given: Mapping[str, Any]) -> Any:
-    possible = choices(type(options))
+    possible = choices(options.__class__)
     for name in given:
         if name not in possible:
             close = get_close_matches(str(name), possible)
@@ -88,5 +88,5 @@ def _checked(runtime: str, options: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _example(options: Any) -> str:
-    name, words = next(iter(choices(type(options)).items()))
+    name, words = next(iter(choices(options.__class__).items()))
     return repr({name: words[-1]})

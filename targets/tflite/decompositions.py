@@ -7,6 +7,8 @@ litert-torch's own form of ``aten.lstm``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import is_not
 from typing import Any, Final
 
 import torch
@@ -139,5 +141,5 @@ def flatten_rows(module: GraphModule, shapes: Mapping[str, Any]) -> None:
             kept = module.graph.call_function(MARK, (node, NAMELESS))
         with module.graph.inserting_after(kept):
             back = module.graph.call_function(aten.reshape.default, (kept, (*lead, count)))
-        node.replace_all_uses_with(back, delete_user_cb=lambda user, kept=kept: user is not kept)
+        node.replace_all_uses_with(back, delete_user_cb=partial(is_not, kept))
     finish(module)

@@ -130,7 +130,8 @@ def _pieces(model: FlatModel, values: Values, graph: Graph) -> Iterator[tuple[Pa
 
 def _form(model: FlatModel, operator: Any) -> Form:
     tensors = [int(i) for i in (*operator.inputs, *operator.outputs) if i >= 0]
-    details = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
+    given = operator.builtinOptions
+    details: dict[str, Any] = {} if given is None else given.__dict__
     return (
         model.code(operator),
         *((model.shape(i), model.dtype(i), model.is_constant(i)) for i in tensors),
