@@ -76,8 +76,9 @@ class SchemeSupport:
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
     "iOS18", "sm80" or "opset 25"; empty when every supported version does. ragged: whether a
     block size need not divide the inputs. depthwise: whether convolutions with one input channel
-    per group take it as others do. zero_points: whether the runtime also takes a zero
-    point for the weights; a scheme's own weights are symmetric. storage_only: operators on which
+    per group take it as others do. odd_rows: whether embeddings of an odd width do.
+    zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
+    weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
     left_out: operators that the runtime's delegate leaves to its own kernels under this scheme.
     note: what a user should know. source: where the fact is from.
@@ -88,6 +89,7 @@ class SchemeSupport:
     minimum: str = ""
     ragged: bool = False
     depthwise: bool = True
+    odd_rows: bool = True
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -297,6 +299,12 @@ class Capability:
                 ok=False,
                 reason=f"{self.title} runs {scheme.name} on no convolution with one input channel "
                 "per group (depthwise)",
+            )
+        if not entry.odd_rows and layer.op == "embedding" and layer.weight_shape[1] % 2:
+            return Support(
+                ok=False,
+                reason=f"{self.title} looks {scheme.name} up only in rows of even width, and these "
+                f"have {layer.weight_shape[1]} numbers",
             )
         granularity = scheme.weight.granularity
         if isinstance(granularity, PerBlock) and not entry.ragged:

@@ -94,6 +94,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
             table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80' or 'opset 25'")
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
+        odd_rows = table.get("odd_rows", bool, default=True)
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
         left_out = table.names("left_out", ops, "operator of this entry", default=())
@@ -109,6 +110,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 minimum=minimum,
                 ragged=ragged,
                 depthwise=depthwise,
+                odd_rows=odd_rows,
                 zero_points=zero_points,
                 storage_only=storage_only,
                 left_out=left_out,

@@ -128,6 +128,15 @@ def test_onnxruntime_refuses_the_rest(op: str, scheme: str) -> None:
     assert not accepted("onnxruntime", op, scheme)
 
 
+def test_litert_looks_four_bits_up_in_even_rows_only() -> None:
+    tflite = load_capability("tflite")
+    assert tflite.support(layer("embedding", (50, 32)), scheme_named("w4")).ok
+    odd = tflite.support(layer("embedding", (50, 33)), scheme_named("w4"))
+    assert not odd.ok
+    assert odd.reason.endswith("only in rows of even width, and these have 33 numbers")
+    assert tflite.support(layer("embedding", (50, 33)), scheme_named("w8")).ok
+
+
 def test_a_block_must_divide_the_flattened_inputs() -> None:
     ort = load_capability("onnxruntime")
     depthwise = ort.support(layer("conv2d", (64, 1, 3, 3)), scheme_named("w4-g32"))

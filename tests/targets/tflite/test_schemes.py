@@ -13,6 +13,8 @@ from torch import nn
 
 from advisor.passes.graph import QuantizedGraph
 from advisor.targets.tflite import TARGET
+from advisor.targets.tflite.emit import MODEL_FILE
+from advisor.targets.tflite.flatbuffer import FlatModel
 from tests.targets.tflite.models import (
     DepthwiseNet,
     Encoder,
@@ -152,3 +154,30 @@ def test_rows_are_rounded_as_xnnpack_rounds_them(make_quantized: Quantizer, tmp_
         expected = graph.module(x)
     steps = (artifact.run(x) - expected).abs() / (span / 255)
     assert float(steps.max()) < 0.01
+
+
+class Lookup(nn.Module):
+    """Token ids to a table's rows, through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(50, 24), nn.Linear(24, 8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.table(ids))
+        return result
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4"])
+def test_rows_of_integers_are_looked_up(
+    scheme: str, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    graph = make_quantized(
+        seeded(Lookup()), (tokens(4),), {"table": scheme, "head": "fp32"}, batch=2
+    )
+    artifact = TARGET.emit(graph, tmp_path)
+    assert artifact.verify().ok
+    assert artifact.read_back()["table"].scheme == scheme
+    model = FlatModel((tmp_path / MODEL_FILE).read_bytes())
+    (lookup,) = [op for op in model.operators if model.code(op) == "EMBEDDING_LOOKUP"]
+    assert model.dtype(int(lookup.inputs[1])) == {"w8": "INT8", "w4": "INT4"}[scheme]
