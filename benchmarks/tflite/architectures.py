@@ -33,6 +33,9 @@ form here, by operator: they are in the file as they are in the model. "parts" a
 XNNPACK runs of the mixed plan's file, and beside them the operators that it leaves to LiteRT's own
 kernels.
 
+Two norms of one input with equal gains, which untrained ones have, are one value to the converter;
+a plan that rounds it for one reader only is refused (gpt-neox, where they lie side by side).
+
 Written by `python -m benchmarks.tflite.architectures`.
 
 """

@@ -120,6 +120,10 @@ def _cut(model: FlatModel, values: Values, tap: Tap) -> _Cut | None:
     inputs = [start for start in starts if start is not None]
     if end is None or len(inputs) != len(starts) or not operators:
         return None
+    made = {int(tensor) for operator in operators for tensor in operator.outputs}
+    read = {int(t) for operator in operators for t in operator.inputs if t >= 0}
+    if any(not model.is_constant(tensor) for tensor in read - made - set(inputs)):
+        return None  # it reads something else than the plan's input
     free = tuple(not model.is_constant(start) for start in inputs)
     content = model.extract(operators, list(compress(inputs, free)), [end])
     return _Cut(
