@@ -165,7 +165,10 @@ def test_convolutions_are_dynamic_where_the_runtime_has_rules_for_them() -> None
     }
     taken = [can_take(graph, layer, scheme, tflite, {}) for layer in graph.layers]
     assert [support.ok for support in taken] == [True, True, True, False]
-    assert taken[3].reason == "LiteRT (TFLite) runs w8a8-dynamic on no depthwise convolution"
+    assert taken[3].reason == (
+        "LiteRT (TFLite) runs w8a8-dynamic on no convolution with one input channel per group "
+        "(depthwise)"
+    )
     other = load_capability("onnxruntime")
     assert not any(can_take(graph, layer, scheme, other, {}).ok for layer in graph.layers)
 

@@ -423,7 +423,11 @@ def test_on_unsupported_error_speaks_of_the_runtime_too() -> None:
             found: torch.Tensor = self.head(self.conv(x))
             return found
 
-    options: dict[str, Any] = {"target": "arm-neon", "calibration": [torch.randn(4, 4, 8)]}
+    options: dict[str, Any] = {
+        "target": "arm-neon",
+        "calibration": [torch.randn(4, 4, 8)],
+        "schemes": ["w4a8-dynamic"],
+    }
     kept = {layer.name: layer for layer in plan_digits(model=Mixed(), **options).layers}["conv"]
     assert kept.scheme == "fp32"
     assert "only on" in kept.reason
