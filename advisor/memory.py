@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +64,8 @@ def _tensor_bytes(
     """Bytes that every tensor takes in memory as floats, and as integers."""
     width = DTYPE_BITS[setting.capability.float_dtype] // 8
     arena, planned = (1.0, 0.0) if rules is None else (rules.activations, rules.planned)
-    unplanned = _unplanned(setting, nodes, () if rules is None else rules.unplanned)
+    outputs = {layer.output for layer in setting.graph.layers}
+    unplanned = _unplanned(setting, nodes, outputs, () if rules is None else rules.unplanned)
     floats: dict[str, float] = {}
     integers: dict[str, float] = {}
     for node in nodes:
@@ -74,7 +75,7 @@ def _tensor_bytes(
         integers[name] = size / width * (arena + planned)
         if node.op == "placeholder":
             floats[name] = size
-        elif rules is not None and _is_absorbed(setting, node, rules):
+        elif rules is not None and _is_absorbed(node, outputs, rules.absorbed):
             floats[name] = 0.0
         else:
             floats[name] = size * (arena if node in unplanned else arena + planned)
@@ -102,10 +103,11 @@ def _copies(
                 )
 
 
-def _unplanned(setting: Setting, nodes: Collection[Node], operators: Collection[str]) -> set[Node]:
-    """Nodes whose float outputs the runtime plans no buffers for."""
+def _unplanned(
+    setting: Setting, nodes: Collection[Node], outputs: Set[str], operators: Collection[str]
+) -> set[Node]:
+    """Nodes whose float outputs the runtime plans no buffers for. outputs: of layers, by name."""
     found: set[Node] = set()
-    outputs = {layer.output for layer in setting.graph.layers}
     for node in nodes:
         if node.op != "call_function" or short_op(node) not in operators:
             continue
@@ -115,7 +117,6 @@ def _unplanned(setting: Setting, nodes: Collection[Node], operators: Collection[
     return found
 
 
-def _is_absorbed(setting: Setting, node: Node, rules: MemoryRules) -> bool:
+def _is_absorbed(node: Node, outputs: Set[str], operators: Collection[str]) -> bool:
     """Whether the float operator becomes part of the layers that read it."""
-    outputs = {layer.output for layer in setting.graph.layers}
-    return short_op(node) in rules.absorbed and all(name_of(user) in outputs for user in node.users)
+    return short_op(node) in operators and all(name_of(user) in outputs for user in node.users)

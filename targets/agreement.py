@@ -6,7 +6,7 @@ simulation's own input, and only the whole on its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from advisor.formats import scheme_named
 from advisor.passes import ops
 from advisor.passes.fx import placeholders
+from advisor.passes.graph import name_of
+from advisor.passes.layers import can_be_layer
+from advisor.passes.recurrent import WEIGHTS_AT
 from advisor.targets.base import Mismatch
 from advisor.targets.manifest import LayerRecord
 from advisor.targets.simulation import Simulation
@@ -71,6 +75,28 @@ class Tap:
     layer: LayerRecord
     sources: tuple[Node, ...]
     end: Node
+
+
+def find_calls(
+    module: GraphModule, layers: Sequence[LayerRecord]
+) -> Iterator[tuple[LayerRecord, Node, bool]]:
+    """The layers that the simulation computes with an operator of their own: record, node, and
+    whether it reads static integers."""
+    records = {layer.node: layer for layer in layers if not layer.operand}
+    for node in module.graph.nodes:
+        record = records.get(name_of(node)) if can_be_layer(node) else None
+        if record is None:
+            continue
+        if node.target in WEIGHTS_AT and any(node.args[1 : WEIGHTS_AT[node.target][0]]):
+            continue  # it reads states beside its input, so only the whole can be judged
+        yield record, node, scheme_named(record.scheme).is_static and record.op != "embedding"
+
+
+def before_quantizers(source: Node, is_static: bool) -> Node:
+    """What a layer's file reads where its simulation reads ``source``."""
+    quantizers = {ops.QUANTIZE_DEQUANTIZE_DYNAMIC}
+    quantizers |= {ops.DEQUANTIZE_STATIC} if is_static else set()
+    return source.all_input_nodes[0] if source.target in quantizers else source
 
 
 def end_of(node: Node) -> Node:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,23 @@ from advisor.targets.manifest import InputRecord, Manifest, OutputRecord
 from advisor.targets.reexport import argument_names
 
 Array = np.ndarray[Any, Any]
+
+
+class Runs(Protocol):
+    """An artifact that can be executed."""
+
+    manifest: Manifest
+
+    def run_flat(self, arrays: Mapping[str, Array]) -> Sequence[Array]:
+        """Outputs in order for arrays by input name."""
+        ...
+
+
+def run_named(artifact: Runs, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Execute with flat named inputs; flat named outputs."""
+    results = artifact.run_flat(bind(artifact.manifest, (), inputs))
+    names = (record.name for record in artifact.manifest.outputs)
+    return {name: torch.as_tensor(result) for name, result in zip(names, results, strict=True)}
 
 
 def describe_inputs(graph: Graph) -> tuple[InputRecord, ...]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
@@ -16,7 +18,9 @@ from advisor.inputs import Inputs
 from advisor.passes import ops
 from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.pt2 import load_program
+from advisor.targets.manifest import Manifest
 from advisor.targets.reexport import reexport
+from advisor.targets.signature import bind
 
 PROGRAM_FILE: Final = "simulation.pt2"
 EXAMPLES_FILE: Final = "examples.safetensors"
@@ -109,6 +113,38 @@ def load_simulation(folder: Path) -> Simulation:
         }
 
     return Simulation(module=module, inputs=part("input."), floats=part("float."))
+
+
+def load_examples(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """The example inputs that ``save_simulation`` wrote, by name.
+
+    Raises:
+        PlanError: missing.
+    """
+    from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
+
+    path = folder / EXAMPLES_FILE
+    if not path.exists():
+        raise PlanError(f"{path} is missing, so there are no inputs to run; compile the plan again")
+    return {
+        name.removeprefix("input."): array
+        for name, array in load_file(path).items()
+        if name.startswith("input.")
+    }
+
+
+def inputs_or_examples(
+    manifest: Manifest, simulation: Simulation, inputs: Sequence[Any], named: Mapping[str, Any]
+) -> list[torch.Tensor]:
+    """One tensor per input of the model: what was given, or the examples where nothing was.
+
+    Raises:
+        InputError: what was given does not fit the model.
+    """
+    if not inputs and not named:
+        return [simulation.inputs[record.name] for record in manifest.inputs]
+    arrays = bind(manifest, inputs, named)
+    return [torch.as_tensor(arrays[record.name]) for record in manifest.inputs]
 
 
 def flat_tensors(outputs: Any) -> list[torch.Tensor]:

@@ -70,14 +70,9 @@ class OnnxRuntimeTarget:
 
     def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
         """Execute with flat named inputs; flat named outputs as torch tensors."""
-        from torch import as_tensor
+        from advisor.targets.signature import run_named
 
-        from advisor.targets.signature import bind
-
-        loaded = self.load(artifact.path)
-        results = loaded.run_flat(bind(loaded.manifest, (), inputs))
-        names = (record.name for record in loaded.manifest.outputs)
-        return {name: as_tensor(result) for name, result in zip(names, results, strict=True)}
+        return run_named(self.load(artifact.path), inputs)
 
     def time_models(
         self,

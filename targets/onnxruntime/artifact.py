@@ -20,7 +20,6 @@ from advisor.targets.onnxruntime.agreement import check_layers, rounds_states
 from advisor.targets.onnxruntime.benchmark import (
     ROUNDS,
     SECONDS,
-    load_examples,
     run_benchmark,
 )
 from advisor.targets.onnxruntime.kernels import acceptable_kernels, executed_kernels
@@ -29,7 +28,13 @@ from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.readback import read_layers, read_tensors
 from advisor.targets.onnxruntime.session import Session, open_session, runtime_version
 from advisor.targets.signature import bind, build_outputs
-from advisor.targets.simulation import Simulation, flat_tensors, load_simulation
+from advisor.targets.simulation import (
+    Simulation,
+    flat_tensors,
+    inputs_or_examples,
+    load_examples,
+    load_simulation,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -120,7 +125,7 @@ class OnnxRuntimeArtifact:
             self.manifest.tensors,
             read_tensors(self._load(), [record.name for record in self.manifest.tensors]),
         )
-        flat = self._examples(simulation)
+        flat = inputs_or_examples(self.manifest, simulation, (), {})
         agreements = self._check(simulation, flat)
         names = [record.name for record in self.manifest.outputs]
         worst, outside = compare_outputs(simulation, flat, names, found)
@@ -146,13 +151,8 @@ class OnnxRuntimeArtifact:
             PlanError: the files to check against are missing.
         """
         simulation = load_simulation(self.path / CHECK_FOLDER)
-        if inputs or named:
-            arrays = bind(self.manifest, inputs, named)
-            flat = [torch.as_tensor(arrays[record.name]) for record in self.manifest.inputs]
-        else:
-            flat = self._examples(simulation)
-        agreements = self._check(simulation, flat)
-        return describe_agreements(agreements)
+        flat = inputs_or_examples(self.manifest, simulation, inputs, named)
+        return describe_agreements(self._check(simulation, flat))
 
     def benchmark(
         self,
@@ -188,9 +188,6 @@ class OnnxRuntimeArtifact:
     def _load(self) -> ir.Model:
         return load_model(self.path / MODEL_FILE)
 
-    def _examples(self, simulation: Simulation) -> list[torch.Tensor]:
-        return [simulation.inputs[record.name] for record in self.manifest.inputs]
-
     def _check(self, simulation: Simulation, flat: Sequence[torch.Tensor]) -> list[Agreement]:
         return check_layers(
             self._load(),
@@ -202,7 +199,7 @@ class OnnxRuntimeArtifact:
 
     def _run_examples(self) -> list[np.ndarray[Any, Any]]:
         """The outputs for the examples, of a session that is closed again."""
-        examples = load_examples(self.path)
+        examples = load_examples(self.path / CHECK_FOLDER)
         # Whoever rounds the states of a batch together does so per thread: the simulation has one.
         threads = 1 if self._rounds_states else self.threads
         alone = replace(self, threads=threads, _session=None)

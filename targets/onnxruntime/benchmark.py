@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from advisor.doctor import read_cpu
 from advisor.errors import InputError, PlanError
@@ -26,7 +25,7 @@ from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entrie
 from advisor.targets.onnxruntime.memory import measure_memory
 from advisor.targets.onnxruntime.session import open_session, runtime_version
 from advisor.targets.signature import takes
-from advisor.targets.simulation import EXAMPLES_FILE
+from advisor.targets.simulation import load_examples
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -68,7 +67,7 @@ def run_benchmark(
         threads = plan.threads if threads is None else threads
     if batch is None:
         batch = _fixed_batch(manifest) or 1
-    inputs = sized_inputs(manifest, load_examples(folder), batch, sequence)
+    inputs = sized_inputs(manifest, load_examples(folder / CHECK_FOLDER), batch, sequence)
     entries = read_session_entries(folder)
     models = (folder / CHECK_FOLDER / FLOAT_FILE, folder / MODEL_FILE)
     names = [record.name for record in manifest.outputs]
@@ -109,22 +108,6 @@ def run_benchmark(
 def model_bytes(model: Path) -> int:
     """Bytes of an ONNX file and of the weights beside it."""
     return sum(file.stat().st_size for file in model.parent.glob(f"{model.name}*"))
-
-
-def load_examples(folder: Path) -> Arrays:
-    """The example inputs kept with the artifact, by name.
-
-    Raises:
-        PlanError: missing.
-    """
-    path = folder / CHECK_FOLDER / EXAMPLES_FILE
-    if not path.exists():
-        raise PlanError(f"{path} is missing, so there are no inputs to run; compile the plan again")
-    return {
-        name.removeprefix("input."): array
-        for name, array in load_file(path).items()
-        if name.startswith("input.")
-    }
 
 
 def sized_inputs(

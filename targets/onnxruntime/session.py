@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from advisor.errors import MissingDependencyError, PlanError
+from advisor.errors import PlanError
+from advisor.targets.packages import require_packages
 
-INSTALL: Final = 'pip install "quantadvisor[onnxruntime]"'
 PROVIDER: Final = "CPUExecutionProvider"
 EXTERNAL: Final = {
     "session.optimized_model_external_initializers_file_name": "optimized.data",
@@ -40,14 +40,7 @@ def require(*names: str) -> None:
     Raises:
         MissingDependencyError: names them and the command that installs them.
     """
-    from importlib.util import find_spec
-
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"the ONNX Runtime target needs {', '.join(missing)}, not installed here; "
-            f"run: {INSTALL}"
-        )
+    require_packages("ONNX Runtime", "onnxruntime", names)
 
 
 def open_session(

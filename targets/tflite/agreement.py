@@ -10,17 +10,16 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
-from advisor.formats import scheme_named
 from advisor.passes import ops
-from advisor.passes.graph import name_of
-from advisor.passes.layers import can_be_layer, operands
-from advisor.passes.recurrent import WEIGHTS_AT
+from advisor.passes.layers import operands
 from advisor.targets.agreement import (
     Agreement,
     Array,
     Tap,
+    before_quantizers,
     compare_floats,
     compare_integers,
+    find_calls,
     run_tapped,
 )
 from advisor.targets.manifest import LayerRecord
@@ -75,19 +74,12 @@ def check_layers(
 
 def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     """The layers that the simulation computes with an operator of their own."""
-    records = {layer.node: layer for layer in layers if not layer.operand}
     taps: list[Tap] = []
-    for node in module.graph.nodes:
-        record = records.get(name_of(node)) if can_be_layer(node) else None
-        if record is None or not record.weight:
+    for record, node, is_static in find_calls(module, layers):
+        if not record.weight:
             continue
-        if node.target in WEIGHTS_AT and any(node.args[1 : WEIGHTS_AT[node.target][0]]):
-            continue  # it reads states beside its input, so only the whole can be judged
-        is_static = scheme_named(record.scheme).is_static and record.op != "embedding"
-        quantizers = {ops.QUANTIZE_DEQUANTIZE_DYNAMIC}
-        quantizers |= {ops.DEQUANTIZE_STATIC} if is_static else set()
         sources = tuple(
-            source.all_input_nodes[0] if source.target in quantizers else source
+            before_quantizers(source, is_static)
             for source in operands(node)
             if source.op != "get_attr" or is_table(node)  # a weight that has no quantized form
         )

@@ -17,7 +17,12 @@ from advisor.targets.benchmark import Benchmark, Progress
 from advisor.targets.compare import compare_layers, compare_tensors
 from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
 from advisor.targets.signature import bind, build_outputs
-from advisor.targets.simulation import Simulation, flat_tensors, load_simulation
+from advisor.targets.simulation import (
+    Simulation,
+    flat_tensors,
+    inputs_or_examples,
+    load_simulation,
+)
 from advisor.targets.tflite.agreement import check_layers
 from advisor.targets.tflite.benchmark import ROUNDS, SECONDS, run_benchmark
 from advisor.targets.tflite.edge_tpu import Lint, lint
@@ -119,18 +124,19 @@ class TfliteArtifact:
             MissingDependencyError: ai-edge-litert is not installed.
         """
         simulation = load_simulation(self.path / CHECK_FOLDER)
-        flat = [simulation.inputs[record.name] for record in self.manifest.inputs]
-        agreements, kernels = self._check(simulation, flat)
+        flat = inputs_or_examples(self.manifest, simulation, (), {})
+        model = self._load()
+        agreements, kernels = self._check(model, simulation, flat)
         formats = {
             name: replace(found, kernel=kernels.get(name, ""))
-            for name, found in self.read_back().items()
+            for name, found in read_layers(model, self.manifest.layers).items()
         }
         mismatches = compare_layers(self.manifest.layers, formats, _any_kernel)
         mismatches += compare_tensors(
             self.manifest.tensors,
-            read_tensors(self._load(), [record.name for record in self.manifest.tensors]),
+            read_tensors(model, [record.name for record in self.manifest.tensors]),
         )
-        mismatches += compare_ports(self.manifest.ports, self._load())
+        mismatches += compare_ports(self.manifest.ports, model)
         found = self.run_flat(
             {
                 record.name: tensor.numpy()
@@ -139,7 +145,7 @@ class TfliteArtifact:
         )
         names = [record.name for record in self.manifest.outputs]
         worst, outside = compare_outputs(simulation, flat, names, found)
-        checked = self.edge_tpu() if self.options.accelerator == "edge-tpu" else None
+        checked = lint(model) if self.options.accelerator == "edge-tpu" else None
         verification = verify_all(
             self.manifest,
             agreements,
@@ -170,12 +176,8 @@ class TfliteArtifact:
             PlanError: the files to check against are missing.
         """
         simulation = load_simulation(self.path / CHECK_FOLDER)
-        if inputs or named:
-            arrays = bind(self.manifest, inputs, named)
-            flat = [torch.as_tensor(arrays[record.name]) for record in self.manifest.inputs]
-        else:
-            flat = [simulation.inputs[record.name] for record in self.manifest.inputs]
-        return describe_agreements(self._check(simulation, flat)[0])
+        flat = inputs_or_examples(self.manifest, simulation, inputs, named)
+        return describe_agreements(self._check(self._load(), simulation, flat)[0])
 
     def benchmark(
         self,
@@ -216,7 +218,7 @@ class TfliteArtifact:
         return FlatModel((self.path / MODEL_FILE).read_bytes())
 
     def _check(
-        self, simulation: Simulation, flat: Sequence[torch.Tensor]
+        self, model: FlatModel, simulation: Simulation, flat: Sequence[torch.Tensor]
     ) -> tuple[list[Agreement], dict[str, str]]:
         axes = [
             record.shape.index("batch") if "batch" in record.shape else None
@@ -232,7 +234,7 @@ class TfliteArtifact:
             ]
             for index in range(count)
         ]
-        return check_layers(self._load(), simulation.module, self.manifest.layers, pieces)
+        return check_layers(model, simulation.module, self.manifest.layers, pieces)
 
 
 def _rows(tensor: torch.Tensor, axis: int, start: int, size: int) -> torch.Tensor:

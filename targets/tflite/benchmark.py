@@ -12,7 +12,7 @@ from advisor.doctor import read_cpu
 from advisor.errors import InputError, PlanError
 from advisor.targets.benchmark import Benchmark, Progress, paired_ratio, summarise, time_in_turns
 from advisor.targets.manifest import CHECK_FOLDER, Manifest
-from advisor.targets.simulation import EXAMPLES_FILE
+from advisor.targets.simulation import load_examples
 from advisor.targets.tflite.emit import FLOAT_FILE, MODEL_FILE, FixedShapes
 from advisor.targets.tflite.interpreter import LiteModel, runtime_version
 from advisor.targets.tflite.ports import to_file
@@ -93,13 +93,8 @@ def _examples(
     folder: Path, manifest: Manifest, shapes: list[tuple[int, ...]]
 ) -> dict[str, np.ndarray[tuple[int, ...], np.dtype[np.generic]]]:
     """The example inputs kept with the artifact, repeated or cut to the compiled shapes."""
-    from safetensors.numpy import load_file  # pyright: ignore[reportUnknownVariableType]
-
-    path = folder / CHECK_FOLDER / EXAMPLES_FILE
-    if not path.exists():
-        raise PlanError(f"{path} is missing, so there are no inputs to run; compile the plan again")
-    kept = load_file(path)
+    kept = load_examples(folder / CHECK_FOLDER)
     return {
-        record.name: np.resize(kept[f"input.{record.name}"], shape)
+        record.name: np.resize(kept[record.name], shape)
         for record, shape in zip(manifest.inputs, shapes, strict=True)
     }

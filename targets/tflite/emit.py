@@ -10,9 +10,10 @@ from typing import Any, Final
 from advisor.errors import PlanError
 from advisor.inputs import Inputs
 from advisor.passes.fx import output_nodes, unflatten_inputs
-from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph
+from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.passes.shapes import deployment_inputs, infer_shapes
 from advisor.targets.describe import describe
+from advisor.targets.floatplan import float_plan
 from advisor.targets.manifest import CHECK_FOLDER, write_json, write_manifest
 from advisor.targets.simulation import save_simulation
 from advisor.targets.tflite.options import TfliteOptions
@@ -48,7 +49,7 @@ def write_artifact(graph: QuantizedGraph, out: Path, options: TfliteOptions) -> 
     write_json(out / SHAPES_FILE, asdict(shapes))
     write_json(out / OPTIONS_FILE, asdict(options))
     save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
-    plain = write_model(_float_plan(graph), shapes.batch, graph.sequence)
+    plain = write_model(float_plan(graph.float_graph), shapes.batch, graph.sequence)
     (out / CHECK_FOLDER / FLOAT_FILE).write_bytes(plain)
 
 
@@ -83,20 +84,6 @@ def _output_axes(graph: Graph, batch: int) -> tuple[int | None, ...]:
         pairs = zip(few[node.name].shape, more[node.name].shape, strict=True)
         axes.append(next((axis for axis, (a, b) in enumerate(pairs) if a != b), None))
     return tuple(axes)
-
-
-def _float_plan(graph: QuantizedGraph) -> QuantizedGraph:
-    """The model before quantization, which goes the same way so that only the precision differs."""
-    source = graph.float_graph
-    return QuantizedGraph(
-        module=source.module,
-        float_graph=source,
-        assignment={
-            layer.name: LayerAssignment(scheme="fp32", algorithm="rtn") for layer in source.layers
-        },
-        weights={},
-        activations={},
-    )
 
 
 def read_shapes(folder: Path) -> FixedShapes:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any
 
-from advisor.errors import MissingDependencyError
-
-INSTALL: Final = 'pip install "quantadvisor[tflite]"'
+from advisor.targets.packages import require_packages
 
 
 def require(*names: str) -> None:
@@ -17,12 +14,7 @@ def require(*names: str) -> None:
     Raises:
         MissingDependencyError: names them and the command that installs them.
     """
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"the LiteRT (TFLite) target needs {', '.join(missing)}, not installed here; "
-            f"run: {INSTALL}"
-        )
+    require_packages("LiteRT (TFLite)", "tflite", names)
 
 
 def load(name: str) -> Any:

@@ -227,8 +227,9 @@ def test_int8_over_float32_follows_from_the_instructions(
 def test_cores_without_dot_product_gain_little_and_have_no_half_precision() -> None:
     for name in ("cortex-a53", "cortex-a57", "cortex-a72"):
         assert not has(name, "float16")
-        per_core = peak(name, "float32") / profile_of(name).cores.value  # type: ignore[union-attr]  # pyright: ignore[reportOptionalMemberAccess]  # every CPU profile has cores
-        assert per_core < peak("cortex-a76", "float32") / 4
+        cores = profile_of(name).cores
+        assert cores is not None
+        assert peak(name, "float32") / cores.value < peak("cortex-a76", "float32") / 4
     used = effective_compute(profile_of("cortex-a53"), "int8")
     assert (used.dtype, used.ops_per_s) == ("float32", peak("cortex-a53", "float32"))
 

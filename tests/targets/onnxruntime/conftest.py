@@ -126,7 +126,8 @@ def write_weight(
     table = tables.setdefault(layer.weight, rounded(weight, scheme))
     if scheme.weight.dtype == "float32":
         return
-    blocked = isinstance(scheme.weight.granularity, PerBlock)
+    granularity = scheme.weight.granularity
+    blocked = isinstance(granularity, PerBlock)
     values = table.values
     if blocked and values.ndim > 2:
         values = values.reshape(values.shape[0], -1)
@@ -136,7 +137,7 @@ def write_weight(
             real = module.graph.call_function(aten._to_copy.default, (q,), {"dtype": torch.float32})
     else:
         scale = shared_constant(module, node, f"{layer.weight}_s", table.scale)
-        size = scheme.weight.granularity.size if blocked else 0  # type: ignore[union-attr]
+        size = granularity.size if isinstance(granularity, PerBlock) else 0
         with module.graph.inserting_before(node):
             real = module.graph.call_function(
                 ops.DEQUANTIZE_AFFINE, (q, scale, None, int(blocked), size, scheme.weight.dtype)

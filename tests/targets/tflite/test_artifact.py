@@ -181,7 +181,7 @@ def test_a_missing_package_says_what_to_install(
     graph = make_quantized(seeded(nn.Linear(4, 4)), (torch.ones(2, 4),), "fp32")
     known = importlib.util.find_spec
     monkeypatch.setattr(
-        "advisor.targets.tflite.packages.find_spec",
+        "importlib.util.find_spec",
         lambda name: None if name == "litert_torch" else known(name),
     )
     with pytest.raises(MissingDependencyError, match=r'pip install "quantadvisor\[tflite\]"'):
@@ -192,7 +192,7 @@ def test_a_missing_runtime_says_what_to_install(
     two: tuple[nn.Module, TfliteArtifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = TARGET.load(two[1].path)
-    monkeypatch.setattr("advisor.targets.tflite.packages.find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     for use in (fresh.verify, lambda: fresh.run(images(2), images(2))):
         with pytest.raises(MissingDependencyError, match=r"needs ai_edge_litert.*run: pip install"):
             use()
