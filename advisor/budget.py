@@ -165,7 +165,13 @@ class Budget:
     @classmethod
     def within(cls, limits: Mapping[str, float]) -> Budget:
         """From limits by field, as ``bounds`` gives them."""
-        return replace(cls(), **{name: limits[name] for name in FIELDS.values() if name in limits})
+        return cls(
+            memory_bytes=limits.get("memory_bytes"),
+            size_bytes=limits.get("size_bytes"),
+            latency_s=limits.get("latency_s"),
+            energy_j=limits.get("energy_j"),
+            accuracy_drop=limits.get("accuracy_drop"),
+        )
 
     def bounds(self) -> dict[str, float]:
         """The limits that depend on the assignment alone, by quantity (accuracy_drop left out)."""
