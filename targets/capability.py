@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from advisor.errors import UsageError
-from advisor.formats import PerBlock, Scheme
+from advisor.formats import PerBlock, PerGroup, ScaleRounding, Scheme
 from advisor.passes.graph import Layer
 from advisor.targets.platforms import shortfall
 
@@ -109,7 +109,7 @@ class StaticRules:
     function's. followers: operators without weights that run in integers when all their inputs
     do. shared: operators whose input and output must share scale and zero point. int32_bias:
     operators whose bias is rounded to int32 at input scale x weight scale; elsewhere it stays
-    float.
+    float. scale_dtype: what the scales are rounded to.
     """
 
     dtype: str
@@ -120,6 +120,7 @@ class StaticRules:
     followers: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     int32_bias: tuple[str, ...] = ()
+    scale_dtype: str = "float32"
     source: str = ""
 
 
@@ -264,6 +265,11 @@ class Capability:
     notes: tuple[str, ...] = field(default=())
 
     @property
+    def scale_rounding(self) -> ScaleRounding:
+        """What scales are rounded to before the runtime computes."""
+        return ScaleRounding(channel=self.scale_dtype, block=self.block_scale_rounding)
+
+    @property
     def quantizes_products(self) -> bool:
         """Whether some scheme quantizes products of two activations."""
         return PRODUCT_SCHEME in self.schemes
@@ -314,6 +320,11 @@ class Capability:
                     ok=False,
                     reason=f"block {granularity.size} does not divide {inputs} inputs",
                 )
+        if isinstance(granularity, PerGroup) and layer.weight_shape[0] % granularity.size:
+            return Support(
+                ok=False,
+                reason=f"{granularity.size} does not divide {layer.weight_shape[0]} outputs",
+            )
         missing = shortfall(entry.minimum, platform or {})
         if missing:
             return Support(ok=False, reason=f"{scheme.name} {missing}")

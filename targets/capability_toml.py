@@ -144,6 +144,7 @@ def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRu
         followers=followers,
         shared=table.names("shared", followers, "follower", default=()),
         int32_bias=table.names("int32_bias", ops, "statically quantized operator"),
+        scale_dtype=table.choice("scale_dtype", ("float32", "float16"), default="float32"),
         source=table.text("source"),
     )
     table.finish()
