@@ -12,7 +12,7 @@ it where input channels differ in size, as after ReLU or LayerNorm's gain.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -140,7 +140,8 @@ def _start(line: _Line, count: int) -> torch.Tensor:
     by_count = torch.linspace(0, len(points), cells + 1).long()
     edges = torch.linspace(float(points[0]), float(points[-1]), cells + 1, dtype=points.dtype)
     by_width = torch.searchsorted(points, edges[1:-1])
-    cuts = torch.cat([by_count, by_width]).unique()
+    joined: Any = torch.cat([by_count, by_width])  # torch does not annotate unique
+    cuts: torch.Tensor = joined.unique()
     mass, moment, square = (sums[cuts] for sums in (line.mass, line.moment, line.square))
     # Row i, column j: squared error of one cluster from cut i to cut j.
     held = mass - mass[:, None]

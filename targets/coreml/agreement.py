@@ -28,7 +28,7 @@ from advisor.targets.agreement import (
 )
 from advisor.targets.coreml.mil import dtype_of
 from advisor.targets.coreml.package import Package
-from advisor.targets.coreml.readback import layer_operators, source_integers
+from advisor.targets.coreml.readback import own_operators, source_integers
 from advisor.targets.manifest import LayerRecord
 
 HALF_TOLERANCE: Final = 4e-3
@@ -93,14 +93,14 @@ def _cut(package: Package, tap: Tap) -> tuple[Any, list[Any], Any] | None:
         found = [package.find(name) for name in package.names.tensors.get(tap.layer.node, ())]
         ops = [op for op in found if op is not None]
         return (ops[0].inputs["input"], [ops[0]], ops[0].outputs[0]) if ops else None
-    if tap.layer.node not in package.names.layers:
+    between = own_operators(package, tap.layer)
+    if not between:
         return None
-    ops = layer_operators(package, tap.layer)
-    if not ops:
-        return None
-    op = ops[0]
+    op, last = between[0], between[-1]
     start = op.inputs["indices"] if op.op_type == "gather" else op.inputs["x"]
-    between = [op]
+    if op.op_type == "conv_transpose" and start.op is not None and start.op.op_type == "pad":
+        between = [start.op, *between]  # an output padding that cutting cannot make
+        start = start.op.inputs["x"]
     if tap.sources[0].target is QUANTIZE_STATIC:
         integers = source_integers(op)
         if integers is None:
@@ -108,7 +108,7 @@ def _cut(package: Package, tap: Tap) -> tuple[Any, list[Any], Any] | None:
         while start is not integers:
             between.insert(0, start.op)
             start = start.op.inputs["input" if start.op.op_type == "dequantize" else "x"]
-    return start, between, op.outputs[0]
+    return start, between, last.outputs[0]
 
 
 def _run(package: Package, cut: tuple[Any, list[Any], Any], feed: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch.export import ExportedProgram
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from advisor.errors import UnsupportedError
 from advisor.passes.blame import locate
@@ -22,10 +22,12 @@ from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
 from advisor.targets.coreml.legalise import (
     bound_constants,
+    divide_reciprocals,
     flatten_ports,
     own_linears,
     port_dtype,
     scale_norms,
+    spell_out,
 )
 from advisor.targets.coreml.names import METADATA, Names
 from advisor.targets.coreml.operators import LINEAR
@@ -86,6 +88,8 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
     precision = find_precision(graph, compute)
     module = clone(graph.module)
     flatten_ports(module, flat)
+    spell_out(module)
+    divide_reciprocals(module)
     own_linears(module)
     if precision.is_half:
         scale_norms(module)
@@ -157,7 +161,8 @@ def _export(module: GraphModule, source: Graph, tensors: tuple[Any, ...]) -> Exp
     """The module as an exported program of fixed shapes, without recurrent operators."""
     fixed = replace(source, module=module, args=tensors, kwargs={}, dynamic={})
     with quiet():
-        return reexport(module, fixed).run_decompositions(dict(UNROLLED))
+        program: ExportedProgram = reexport(module, fixed).run_decompositions(dict(UNROLLED))
+    return program
 
 
 def _name_parts(program: ExportedProgram, source: Graph) -> Names:
@@ -273,8 +278,8 @@ def _place(source: Graph, program: ExportedProgram, error: BaseException) -> str
     frame = error.__traceback__
     while frame is not None:
         node = frame.tb_frame.f_locals.get("node")
-        if type(node).__name__ == "InternalTorchIRNode":
-            failed = str(node.name)
+        if isinstance(node, Node) or type(node).__name__ == "InternalTorchIRNode":
+            failed = str(getattr(node, "name", ""))
         frame = frame.tb_next
     for node in program.graph.nodes:
         if node.name == failed:

@@ -75,6 +75,23 @@ def port_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in FLOATS else dtype
 
 
+def spell_out(module: GraphModule) -> None:
+    """Give arguments that coremltools does not know the default of: strides of pooling."""
+    for target in (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default):
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            if not argument(node, 2):
+                node.args = (node.args[0], node.args[1], node.args[1], *node.args[3:])
+
+
+def divide_reciprocals(module: GraphModule) -> None:
+    """Spell 1/x as a division: coremltools' own form of it adds 1e-4 to x."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.reciprocal.default):
+        with module.graph.inserting_before(node):
+            ones = module.graph.call_function(aten.ones_like.default, (argument(node, 0),))
+        ones.meta["val"] = node.meta.get("val")
+        node.target, node.args = aten.div.Tensor, (ones, argument(node, 0))
+
+
 def own_linears(module: GraphModule) -> None:
     """Spell every Linear with this target's operator, whose form in MIL keeps its name."""
     for node in module.graph.find_nodes(op="call_function", target=aten.linear.default):
@@ -131,9 +148,8 @@ def scale_norms(module: GraphModule) -> None:
             scaled = graph.call_function(aten.div.Tensor, (x, unit))
             square = graph.call_function(aten.mul.Tensor, (scaled, scaled))
             mean = graph.call_function(aten.mean.dim, (square, dims, True))
-            share = graph.call_function(aten.reciprocal.default, (unit,))
-            share = graph.call_function(aten.mul.Tensor, (share, eps**0.5))
-            share = graph.call_function(aten.mul.Tensor, (share, share))
+            share = graph.call_function(aten.mul.Tensor, (unit, max(eps, 1e-30) ** -0.5))
+            share = graph.call_function(aten.pow.Tensor_Scalar, (share, -2.0))
             total = graph.call_function(aten.add.Tensor, (mean, share))
             factor = graph.call_function(aten.rsqrt.default, (total,))
         for made in (largest, unit, scaled, square, mean, share, total, factor):

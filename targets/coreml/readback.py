@@ -18,6 +18,9 @@ from advisor.targets.manifest import LayerRecord, TensorRecord
 
 FLOATS: Final = {"fp32": "fp32", "fp16": "fp16"}
 BITS: Final = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
+CUTS: Final = frozenset({"crop", "slice_by_index", "cast"})
+"""Operators that coremltools puts behind a layer's own, such as for an output padding."""
+
 DTYPES: Final = {"fp32": "float32", "fp16": "float16"}
 
 
@@ -37,13 +40,23 @@ def read_layers(package: Package, layers: Iterable[LayerRecord]) -> dict[str, La
 
 
 def layer_operators(package: Package, layer: LayerRecord) -> list[Any]:
-    """The operator that computes a layer, or all that read its weight where it has no name."""
-    name = package.names.layers.get(layer.node)
-    op = None if name is None else package.find(name)
-    if op is not None:
-        return [op]
+    """The operators that may read a layer's weight: its own, or all where it has no name."""
+    chain = own_operators(package, layer)
+    if chain:
+        return chain[:1]
     weight = package.names.weights.get(layer.weight)
     return [] if weight is None else package.readers(weight)
+
+
+def own_operators(package: Package, layer: LayerRecord) -> list[Any]:
+    """The operator of a layer and those that cut its result to size, in order."""
+    name = package.names.layers.get(layer.node)
+    op = None if name is None else package.find(name)
+    chain: list[Any] = []
+    while op is not None:
+        chain.insert(0, op)
+        op = op.inputs["x"].op if op.op_type in CUTS else None
+    return chain
 
 
 def read_tensors(package: Package, names: Iterable[str]) -> dict[str, tuple[TensorRecord, ...]]:

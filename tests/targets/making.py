@@ -82,12 +82,16 @@ def make(
     with torch.no_grad():
         observer.run(*flat, enable_io_processing=False)
     regions, rules = regions_of(graph, capability), capability.static
-    params = {} if rules is None else static_params(
-        Observations(tensors=observer.found),
-        class_tensors(graph, capability),
-        "minmax",
-        rules,
-        {site.tensor: site.dtype for site in regions.sites},
+    params = (
+        {}
+        if rules is None
+        else static_params(
+            Observations(tensors=observer.found),
+            class_tensors(graph, capability),
+            "minmax",
+            rules,
+            {site.tensor: site.dtype for site in regions.sites},
+        )
     )
     store = RoundedWeights(graph, scales=capability.scale_rounding)
     tables = round_weights(graph, assignment, store)

@@ -107,13 +107,13 @@ def _read_affine(op: Any) -> Weight:
 def _read_lookup(op: Any) -> Weight | None:
     if "shape" in op.inputs and op.inputs["shape"] is not None:  # iOS16: packed bits, one table
         shape = [int(size) for size in op.inputs["shape"].val]
-        table = _tensor(op.inputs["lut"].val).reshape(-1)
-        bits = len(table).bit_length() - 1
+        entries = _tensor(op.inputs["lut"].val).reshape(-1)
+        bits = len(entries).bit_length() - 1
         values = _unpack(np.asarray(op.inputs["indices"].val), bits, int(np.prod(shape)))
         return Weight(
             values=torch.from_numpy(values).reshape(shape),
             dtype=f"uint{bits}",
-            table=table,
+            table=entries,
             table_dtype=type_name(op.inputs["lut"].dtype),
         )
     table = read_weight(op.inputs["lut"])
@@ -132,7 +132,8 @@ def _unpack(packed: np.ndarray[Any, Any], bits: int, count: int) -> np.ndarray[A
     """Indices from bytes, the lowest bits first."""
     stream = np.unpackbits(packed.reshape(-1).view(np.uint8), bitorder="little")[: count * bits]
     places = (1 << np.arange(bits)).astype(np.uint8)
-    return (stream.reshape(count, bits) * places).sum(axis=1, dtype=np.uint8)
+    indices: np.ndarray[Any, Any] = (stream.reshape(count, bits) * places).sum(1, dtype=np.uint8)
+    return indices
 
 
 def _widen(part: torch.Tensor, shape: tuple[int, ...] | torch.Size) -> torch.Tensor:

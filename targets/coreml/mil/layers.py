@@ -116,7 +116,8 @@ def _attention(call: Call) -> Tensor:
     if mask is not None:
         is_bool = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, float("-inf")) if is_bool else scores + mask
-    return scores.softmax(dim=-1) @ value
+    mixed: Tensor = scores.softmax(dim=-1) @ value
+    return mixed
 
 
 @operator("softmax")

@@ -108,6 +108,15 @@ def _slice_by_size(call: Call) -> Tensor:
     return x
 
 
+@operator("crop")
+def _crop(call: Call) -> Tensor:
+    x = call.tensor("x")
+    for axis, name in ((-2, "crop_height"), (-1, "crop_width")):
+        before, after = call.ints(name)
+        x = x.narrow(axis, before, x.shape[axis] - before - after)
+    return x
+
+
 @operator("slice_update")
 def _slice_update(call: Call) -> Tensor:
     x = call.tensor("x").clone()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-import numpy as np
 import torch
 
 Value = Any
@@ -39,12 +38,12 @@ class Call:
     def ints(self, name: str, default: Sequence[int] = ()) -> list[int]:
         """A vector of integers."""
         value = self.inputs.get(name)
-        return list(default) if value is None else [int(v) for v in np.array(value).reshape(-1)]
+        return list(default) if value is None else [int(v) for v in _flat(value)]
 
     def flags(self, name: str, count: int) -> list[bool]:
         """A vector of truth values; all false when left out."""
         value = self.inputs.get(name)
-        return [False] * count if value is None else [bool(v) for v in np.array(value).reshape(-1)]
+        return [False] * count if value is None else [bool(v) for v in _flat(value)]
 
     def int(self, name: str, default: int = 0) -> int:
         """One integer."""
@@ -60,6 +59,11 @@ class Call:
         """A word."""
         value = self.inputs.get(name)
         return default if value is None else str(value)
+
+
+def _flat(value: Value) -> list[Any]:
+    found: list[Any] = torch.as_tensor(value).reshape(-1).tolist()
+    return found
 
 
 Compute = Callable[[Call], Value]
