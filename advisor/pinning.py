@@ -23,6 +23,7 @@ from advisor.binding import (
 )
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
+from advisor.devicenotes import with_warnings
 from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
 from advisor.formats import scheme_named
 from advisor.partitions import count_partitions
@@ -80,6 +81,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         predicted=_predicted(plan, evaluation, layers, partitions),
         measured=Metrics(),
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
+        notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units),
         pins={**plan.pins, pattern: scheme},
         input_tree=tree,
         tensors_sha256=content_digest(stored),

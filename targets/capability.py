@@ -3,7 +3,7 @@
 Nothing here loads torch. The question every part of the product asks is ``support(...)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
@@ -233,6 +233,19 @@ class DelegateRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trap:
+    """Something that goes wrong on a device, and that nothing here can find out.
+
+    schemes: under which. unit: compute unit it is about ("npu", "gpu", "cpu"), "" for all. text:
+    what happens, with where it is reported.
+    """
+
+    schemes: tuple[str, ...]
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
     """Everything the planner must know of a runtime.
 
@@ -244,7 +257,7 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
-    delegate: None where there is none.
+    delegate: None where there is none. traps: reported faults of devices, for warnings.
     """
 
     name: str
@@ -262,6 +275,7 @@ class Capability:
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     memory: MemoryRules | None = None
     delegate: DelegateRules | None = None
+    traps: tuple[Trap, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -344,6 +358,18 @@ class Capability:
         if self.delegate is None or layer.op in self.delegate.left_out:
             return 1.0
         return self.delegate.slowdown if self.leaves_out(layer, scheme) else 1.0
+
+    def warnings(self, schemes: Collection[str], units: Collection[str]) -> tuple[str, ...]:
+        """What is reported to go wrong with these schemes on these compute units.
+
+        units: those of the device; none where it does not say, when every trap counts.
+        """
+        found: list[str] = []
+        for trap in self.traps:
+            hit = [scheme for scheme in trap.schemes if scheme in schemes]
+            if hit and (not trap.unit or not units or trap.unit in units):
+                found.append(f"reported for {', '.join(hit)}: {trap.text}")
+        return tuple(found)
 
     def scale_dtype_of(self, scheme: Scheme) -> str:
         """How the scales of a weight under ``scheme`` are stored."""

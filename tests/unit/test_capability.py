@@ -662,3 +662,20 @@ def test_nothing_here_imports_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_traps_are_warnings_for_the_units_they_are_about() -> None:
+    capability = load_capability("coreml")
+    (found,) = capability.warnings({"lut4", "fp16"}, ("npu", "gpu"))
+    assert found.startswith("reported for lut4: 4-bit palettized models")
+    assert "coremltools/issues/2716" in found
+    assert capability.warnings({"lut4"}, ("gpu",)) == ()
+    assert "Neural Engine" in capability.warnings({"w4-g32"}, ())[0]
+    assert any("/2114" in text for text in capability.warnings({"w8"}, ("cpu",)))
+    assert capability.warnings({"fp32", "fp16"}, ()) == ()
+
+
+def test_a_trap_of_an_unknown_scheme_is_refused() -> None:
+    text = GOOD + '\n[[trap]]\nschemes = ["lut4"]\ntext = "fails"\nsource = "nowhere"\n'
+    with pytest.raises(UsageError, match=r"trap\[0\]\.schemes\[0\]: unknown scheme of this file"):
+        parse_capability(text, name="demo")
