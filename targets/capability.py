@@ -234,10 +234,9 @@ class DelegateRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trap:
-    """Something that goes wrong on a device, and that nothing here can find out.
+    """What is reported to go wrong on a device under ``schemes``, and cannot be found out here.
 
-    schemes: under which. unit: compute unit it is about ("npu", "gpu", "cpu"), "" for all. text:
-    what happens, with where it is reported.
+    unit: compute unit it is about ("npu", "gpu", "cpu"), "" for all.
     """
 
     schemes: tuple[str, ...]
