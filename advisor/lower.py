@@ -63,8 +63,12 @@ def _defaults(plan: Plan, runtime: str, target: Target) -> Mapping[str, str]:
     if plan.target.partition(":")[0] not in profile_names():
         return {}
     profile = load_profile(plan.target)
-    decided = target.options_for(profile.platform) if isinstance(target, PlatformAware) else {}
-    return {**decided, **(profile.options if profile.runtime == runtime else {})}
+    defaults: dict[str, str] = {}
+    if isinstance(target, PlatformAware):
+        defaults.update(target.options_for(profile.platform))
+    if profile.runtime == runtime:
+        defaults.update(profile.options)
+    return defaults
 
 
 def check(verification: Verification) -> None:

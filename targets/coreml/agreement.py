@@ -26,6 +26,7 @@ from advisor.targets.agreement import (
     run_tapped,
     tensors_of,
 )
+from advisor.targets.coreml.convert import RECURRENT
 from advisor.targets.coreml.mil import dtype_of
 from advisor.targets.coreml.package import Package
 from advisor.targets.coreml.readback import own_operators, source_integers
@@ -71,7 +72,7 @@ def _find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     """The layers that the simulation computes with an operator of their own, and its quantizers."""
     taps: list[Tap] = []
     for record, node, static in find_calls(module, layers):
-        if record.weight:
+        if record.weight and record.op not in RECURRENT:  # its steps are several operators
             taps.append(Tap(record, (before_quantizers(input_argument(node), static),), node))
     for node in module.graph.find_nodes(op="call_function", target=QUANTIZE_STATIC):
         record = LayerRecord(
@@ -98,9 +99,10 @@ def _cut(package: Package, tap: Tap) -> tuple[Any, list[Any], Any] | None:
         return None
     op, last = between[0], between[-1]
     start = op.inputs["indices"] if op.op_type == "gather" else op.inputs["x"]
-    if op.op_type == "conv_transpose" and start.op is not None and start.op.op_type == "pad":
-        between = [start.op, *between]  # an output padding that cutting cannot make
-        start = start.op.inputs["x"]
+    maker: Any = start.op
+    if op.op_type == "conv_transpose" and maker is not None and maker.op_type == "pad":
+        between = [maker, *between]  # an output padding that cutting cannot make
+        start = maker.inputs["x"]
     if tap.sources[0].target is QUANTIZE_STATIC:
         integers = source_integers(op)
         if integers is None:

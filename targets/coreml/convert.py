@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from advisor.errors import UnsupportedError
 from advisor.passes.blame import locate
-from advisor.passes.fx import clone
+from advisor.passes.fx import clone, output_nodes
 from advisor.passes.graph import ROLE_KEY, Graph, QuantizedGraph, name_of
 from advisor.passes.layers import LAYER_OPS
 from advisor.passes.ops import QUANTIZE_STATIC
@@ -29,7 +29,7 @@ from advisor.targets.coreml.legalise import (
     scale_norms,
     spell_out,
 )
-from advisor.targets.coreml.names import METADATA, Names
+from advisor.targets.coreml.names import METADATA, STEP, Names, inputs_of, names_of
 from advisor.targets.coreml.operators import LINEAR
 from advisor.targets.coreml.packages import load, quiet
 from advisor.targets.reexport import reexport
@@ -51,6 +51,9 @@ LEFT_OUT: Final = (
 )
 """Passes of coremltools that a plan must not go through."""
 
+
+RECURRENT: Final = ("lstm", "gru")
+"""Kinds of layers whose operator becomes its steps."""
 
 LAYERS: Final = frozenset({LINEAR, *LAYER_OPS})
 """Operators of layers, in this target's spelling."""
@@ -90,7 +93,6 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
     flatten_ports(module, flat)
     spell_out(module)
     divide_reciprocals(module)
-    own_linears(module)
     if precision.is_half:
         scale_norms(module)
         bound_constants(module)
@@ -130,7 +132,7 @@ def find_precision(graph: QuantizedGraph, compute: str) -> Precision:
     odd = "fp32" if is_half else "fp16"
     return Precision(
         is_half=is_half,
-        others=frozenset(layer.output for layer in layers if schemes[layer.name] == odd),
+        others=frozenset(layer.name for layer in layers if schemes[layer.name] == odd),
         weights=frozenset(
             layer.weight for layer in layers if schemes[layer.name] == odd and layer.weight
         ),
@@ -161,39 +163,51 @@ def _export(module: GraphModule, source: Graph, tensors: tuple[Any, ...]) -> Exp
     """The module as an exported program of fixed shapes, without recurrent operators."""
     fixed = replace(source, module=module, args=tensors, kwargs={}, dynamic={})
     with quiet():
-        program: ExportedProgram = reexport(module, fixed).run_decompositions(dict(UNROLLED))
+        exported: Any = reexport(module, fixed)  # its methods' types are incomplete
+        program: ExportedProgram = exported.run_decompositions(dict(UNROLLED))
+    own_linears(program.graph)
     return program
 
 
 def _name_parts(program: ExportedProgram, source: Graph) -> Names:
     """Give layers and quantizers names that MIL keeps, and say what everything is called."""
-    places = {layer.output: index for index, layer in enumerate(source.layers)}
     signature = program.graph_signature
-    names = Names(
-        weights={
-            target: name
-            for name, target in (
-                *signature.inputs_to_parameters.items(),
-                *signature.inputs_to_buffers.items(),
-            )
-        }
-    )
+    stored = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = Names(weights={target: name for name, target in stored.items()})
+    recurrent = {layer.weight: layer for layer in source.layers if layer.op in RECURRENT}
+    own = {layer.output: layer for layer in source.layers if layer.op not in RECURRENT}
+    places = {layer.name: index for index, layer in enumerate(source.layers)}
     for node in program.graph.nodes:
-        part = name_of(node)
         custom: dict[str, Any] = node.meta.get("custom") or {}
         if node.target is QUANTIZE_STATIC:
-            mil = f"advisor_quantize_{len(names.tensors)}_{len(names.tensors.get(part, ()))}"
-            names.tensors.setdefault(part, []).append(mil)
-        elif node.target in LAYERS and custom.get(ROLE_KEY) == "op" and part in places:
-            mil = f"advisor_layer_{places[part]}"
-            if part in names.layers:
-                continue  # an operator that became several, such as the steps of an LSTM
-            names.layers[part] = mil
+            tensor = name_of(node)
+            mil = f"advisor_quantize_{len(names.tensors)}_{len(names.tensors.get(tensor, ()))}"
+            names.tensors.setdefault(tensor, []).append(mil)
+        elif node.target in LAYERS:
+            layer = recurrent.get(_weight_of(node, stored))
+            if layer is None and custom.get(ROLE_KEY) == "op":
+                layer = own.get(name_of(node))
+            if layer is None:
+                continue
+            mil = f"advisor_layer_{places[layer.name]}"
+            if layer.name in names.layers:  # a step of an LSTM after its first
+                mil += f"{STEP}{node.name}"
+            names.layers.setdefault(layer.name, mil)
         else:
             continue
         old, node.name = node.name, mil
         signature.replace_all_uses(old, mil)
     return names
+
+
+def _weight_of(node: Node, stored: Mapping[str, str]) -> str:
+    """Name of the weight that a Linear reads, as it is or turned to float32."""
+    source = node.args[1] if node.target is LINEAR else None
+    if isinstance(source, Node) and source.target is torch.ops.aten._to_copy.default:
+        source = source.args[0]
+    if not isinstance(source, Node):
+        return ""
+    return stored.get(source.name, "").removesuffix("_values")
 
 
 def _run_converter(
@@ -209,7 +223,7 @@ def _run_converter(
     lowerings.register_lowerings()
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(LEFT_OUT)
-    results = [node.meta["val"] for node in program.graph.output_node().args[0]]
+    results: list[torch.Tensor] = [node.meta["val"] for node in output_nodes(program.graph_module)]
     try:
         with quiet():
             return ct.convert(
@@ -252,19 +266,15 @@ def _run_converter(
 
 def _compute_precision(ct: Any, precision: Precision, names: Names) -> Any:
     """coremltools' own rule of which operators become float16."""
-    layers = {names.layers[node] for node in precision.others if node in names.layers}
+    layers = {names.layers[name] for name in precision.others if name in names.layers}
     weights = {names.weights[name] for name in precision.weights if name in names.weights}
     if not precision.is_half and not layers | weights:
         return ct.precision.FLOAT32
 
     def is_other(op: Any) -> bool:
-        if op.name in layers or any(var.name in layers for var in op.outputs):
+        if any(name.partition(STEP)[0] in layers for name in names_of(op)):
             return True
-        given = [var for var in op.inputs.values() if var is not None]
-        flat = [
-            each for var in given for each in (var if isinstance(var, (list, tuple)) else [var])
-        ]
-        return any(var.name in weights for var in flat)
+        return any(var.name in weights for var in inputs_of(op))
 
     def becomes_half(op: Any) -> bool:
         return is_other(op) != precision.is_half

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
 
 from advisor.passes.fx import argument, constant_value, copy_meta, finish, insert_constant
@@ -92,9 +92,9 @@ def divide_reciprocals(module: GraphModule) -> None:
         node.target, node.args = aten.div.Tensor, (ones, argument(node, 0))
 
 
-def own_linears(module: GraphModule) -> None:
+def own_linears(graph: Graph) -> None:
     """Spell every Linear with this target's operator, whose form in MIL keeps its name."""
-    for node in module.graph.find_nodes(op="call_function", target=aten.linear.default):
+    for node in graph.find_nodes(op="call_function", target=aten.linear.default):
         node.args = (argument(node, 0), argument(node, 1), argument(node, 2))
         node.target = LINEAR
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from advisor.errors import PlanError
 from advisor.targets.coreml.mil import Evaluator
-from advisor.targets.coreml.names import Names, is_named, read_names
+from advisor.targets.coreml.names import STEP, Names, inputs_of, is_named, names_of, read_names
 from advisor.targets.coreml.packages import load, quiet
 
 PACKAGE: Final = "model.mlpackage"
@@ -27,9 +27,13 @@ class Package:
     version: int
 
     def find(self, name: str) -> Any | None:
-        """The operator of that name."""
-        for op in self.evaluator.operations:
-            if op.op_type not in NO_LAYERS and is_named(op, name):
+        """The operator of that name; a later step of it where the first was computed ahead."""
+        layers = [op for op in self.evaluator.operations if op.op_type not in NO_LAYERS]
+        for op in layers:
+            if is_named(op, name):
+                return op
+        for op in layers:
+            if any(each.startswith(f"{name}{STEP}") for each in names_of(op)):
                 return op
         return None
 
@@ -40,14 +44,6 @@ class Package:
             for op in self.evaluator.operations
             if any(_is_constant(var, name) for var in inputs_of(op))
         ]
-
-
-def inputs_of(op: Any) -> list[Any]:
-    """Every value that an operator reads."""
-    found: list[Any] = []
-    for var in op.inputs.values():
-        found += list(var) if isinstance(var, (list, tuple)) else [var]
-    return [var for var in found if var is not None]
 
 
 def _is_constant(var: Any, name: str) -> bool:

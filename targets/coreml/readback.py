@@ -13,7 +13,8 @@ from advisor.passes.graph import WeightTable
 from advisor.targets.base import LayerFormat, Mismatch
 from advisor.targets.coreml.mil import Weight, read_weight
 from advisor.targets.coreml.mil.constants import type_name
-from advisor.targets.coreml.package import Package, inputs_of
+from advisor.targets.coreml.names import inputs_of
+from advisor.targets.coreml.package import Package
 from advisor.targets.manifest import LayerRecord, TensorRecord
 
 FLOATS: Final = {"fp32": "fp32", "fp16": "fp16"}
@@ -50,7 +51,7 @@ def layer_operators(package: Package, layer: LayerRecord) -> list[Any]:
 
 def own_operators(package: Package, layer: LayerRecord) -> list[Any]:
     """The operator of a layer and those that cut its result to size, in order."""
-    name = package.names.layers.get(layer.node)
+    name = package.names.layers.get(layer.name)
     op = None if name is None else package.find(name)
     chain: list[Any] = []
     while op is not None:

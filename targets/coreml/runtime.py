@@ -41,7 +41,7 @@ class EvaluatorRunner:
 
     def run(self, arrays: Mapping[str, Array]) -> list[Array]:
         """The outputs in order, for arrays by the package's own input names."""
-        feeds = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+        feeds = {name: torch.as_tensor(np.array(array)) for name, array in arrays.items()}
         return [value.numpy() for value in self._evaluator.run(feeds)]
 
 

@@ -111,7 +111,7 @@ def _read_lookup(op: Any) -> Weight | None:
         bits = len(entries).bit_length() - 1
         values = _unpack(np.asarray(op.inputs["indices"].val), bits, int(np.prod(shape)))
         return Weight(
-            values=torch.from_numpy(values).reshape(shape),
+            values=torch.as_tensor(values).reshape(shape),
             dtype=f"uint{bits}",
             table=entries,
             table_dtype=type_name(op.inputs["lut"].dtype),
@@ -157,4 +157,4 @@ def _tensor(value: Any) -> torch.Tensor:
         array = array.astype(np.dtype(plain.__name__))
     if array.dtype == np.uint16:
         array = array.astype(np.int32)
-    return torch.from_numpy(np.array(array))
+    return torch.as_tensor(np.array(array))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
-import numpy as np
 import torch
 
 from advisor.errors import UnsupportedError
 from advisor.targets.coreml.mil import elementwise, layers, moves, reductions, resampling
 from advisor.targets.coreml.mil.constants import read_weight, type_name
 from advisor.targets.coreml.mil.registry import OPERATORS, Call, Value
+from advisor.targets.coreml.names import as_list
 
 _ = (elementwise, layers, moves, reductions, resampling)  # each registers its operators
 
@@ -91,14 +91,12 @@ class Evaluator:
         }
         shapes = tuple(tuple(var.shape) for var in op.outputs)
         result = compute(Call(op.op_type, inputs, shapes))
-        results: Sequence[Any] = result if isinstance(result, (list, tuple)) else [result]
-        for var, value in zip(op.outputs, results, strict=True):
+        for var, value in zip(op.outputs, as_list(result), strict=True):
             known[var.name] = value.to(dtype_of(var))
 
     def _given(self, var: Any, known: Mapping[str, Value]) -> Value:
-        if isinstance(var, (list, tuple)):
-            return [self._value(each, known) for each in var]
-        return self._value(var, known)
+        values = [self._value(each, known) for each in as_list(var)]
+        return values if isinstance(var, (list, tuple)) else values[0]
 
     def _value(self, var: Any, known: Mapping[str, Value]) -> Value:
         if var.name in known:
@@ -127,9 +125,7 @@ class Evaluator:
 def _floats(value: Value) -> Value:
     """float16 values in float32, in which they are computed."""
     if isinstance(value, list):
-        return [_floats(each) for each in value]
+        return [_floats(each) for each in as_list(cast("Any", value))]
     if isinstance(value, torch.Tensor) and value.dtype == torch.float16:
         return value.to(torch.float32)
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
     return value

@@ -62,8 +62,7 @@ class Call:
 
 
 def _flat(value: Value) -> list[Any]:
-    found: list[Any] = torch.as_tensor(value).reshape(-1).tolist()
-    return found
+    return list(torch.as_tensor(value).reshape(-1).numpy())
 
 
 Compute = Callable[[Call], Value]

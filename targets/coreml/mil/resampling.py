@@ -28,18 +28,22 @@ def _upsample_bilinear(call: Call) -> Tensor:
     return made.reshape(call.shapes[0])
 
 
-@operator("resize_bilinear")
-def _resize_bilinear(call: Call) -> Tensor:
-    mode = call.text("sampling_mode", "DEFAULT")
-    return _by_places(call, lambda old, new: _places(mode, old, new))
-
-
-@operator("resize")
+@operator("resize_bilinear", "resize")
 def _resize(call: Call) -> Tensor:
+    """Along one axis after the other, from the places that the sampling mode says."""
     mode = call.text("sampling_mode", "DEFAULT")
-    if call.text("interpolation_mode", "LINEAR") == "LINEAR":
-        return _by_places(call, lambda old, new: _places(mode, old, new))
-    return _by_places(call, lambda old, new: _places(mode, old, new).round())
+    nearest = call.text("interpolation_mode", "LINEAR") != "LINEAR"
+    x = call.tensor("x")
+    for axis in (-2, -1):
+        found = _places(mode, x.shape[axis], call.shapes[0][axis])
+        found = found.round() if nearest else found
+        below = found.floor().long()
+        above = (below + 1).clamp(max=x.shape[axis] - 1)
+        share = (found - below).to(x.dtype)
+        share = share.unsqueeze(-1) if axis == -2 else share
+        low, high = x.index_select(axis, below), x.index_select(axis, above)
+        x = low * (1 - share) + high * share
+    return x
 
 
 def _images(call: Call) -> Tensor:
@@ -63,18 +67,3 @@ def _places(mode: str, old: int, new: int) -> Tensor:
         case _:  # UNALIGN_CORNERS
             places = (steps + 0.5) * (old / new) - 0.5
     return places.clamp(0, old - 1)
-
-
-def _by_places(call: Call, places: object) -> Tensor:
-    """Linear interpolation along both axes."""
-    assert callable(places)  # a function of the old and the new size
-    x = call.tensor("x")
-    for axis in (-2, -1):
-        found: Tensor = places(x.shape[axis], call.shapes[0][axis])
-        below = found.floor().long()
-        above = (below + 1).clamp(max=x.shape[axis] - 1)
-        share = (found - below).to(x.dtype)
-        share = share.unsqueeze(-1) if axis == -2 else share
-        low, high = x.index_select(axis, below), x.index_select(axis, above)
-        x = low * (1 - share) + high * share
-    return x

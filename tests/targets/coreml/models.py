@@ -1,10 +1,19 @@
-"""Models of these tests, with weights that are the same each time."""
+"""Models of these tests, with weights that are the same each time, and what they run on."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+
+def mark_slow(names: Iterable[str], *, fast: Collection[str]) -> list[Any]:
+    """Parameters of a test, those that are not ``fast`` marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -76,3 +85,19 @@ class Attention(nn.Module):
         x = x + self.out(mixed.transpose(1, 2).reshape(rows, steps, 32))
         made: Tensor = x + self.down(functional.silu(self.gate(x)) * self.up(x))
         return made
+
+
+class Recurrent(nn.Module):
+    """(B, T, 8) to (B, 6): a bidirectional LSTM, a GRU and a one-dimensional convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 12, batch_first=True, bidirectional=True)
+        self.gru = nn.GRU(24, 10, batch_first=True)
+        self.head = nn.Linear(10, 4)
+        self.conv = nn.Conv1d(4, 6, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = self.head(self.gru(self.lstm(x)[0])[0])
+        scores: Tensor = self.conv(steps.transpose(1, 2)).mean(dim=-1)
+        return scores

@@ -33,7 +33,7 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     return (made * gain.double()).float()
 
 
-@pytest.mark.parametrize("eps", [1e-5, 1e-6])
+@pytest.mark.parametrize("eps", [pytest.param(1e-5, marks=pytest.mark.slow), 1e-6])
 @pytest.mark.parametrize(("scheme", "tolerance"), [("fp32", 1e-6), ("fp16", 4e-3)])
 def test_rms_norm_is_exact(
     scheme: str, tolerance: float, eps: float, make_quantized: Quantizer, tmp_path: Path

@@ -10,7 +10,7 @@ import torch
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET, CoremlOptions
 from advisor.testing import SequenceNet
-from tests.targets.coreml.models import Attention, Chain, Mixed, draw, seeded
+from tests.targets.coreml.models import Attention, Chain, Mixed, Recurrent, draw, mark_slow, seeded
 from tests.targets.making import Quantizer
 
 SCHEMES = tuple(load_capability("coreml").schemes)
@@ -28,7 +28,9 @@ EIGHT = {
 }
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    "scheme", mark_slow(SCHEMES, fast={"w8", "w4-g32", "lut4", "lut3-c16", "lut4-i8", "w8a8"})
+)
 def test_integers_are_bit_exact_in_float32(
     scheme: str, make_quantized: Quantizer, tmp_path: Path
 ) -> None:
@@ -48,7 +50,9 @@ def test_integers_are_bit_exact_in_float32(
         assert verification.max_abs_error < 1e-5
 
 
-@pytest.mark.parametrize("scheme", ["fp16", "w8", "w4-g32", "lut4", "w8a8"])
+@pytest.mark.parametrize(
+    "scheme", mark_slow(["fp16", "w8", "w4-g32", "lut4", "w8a8"], fast={"w8a8"})
+)
 @pytest.mark.parametrize("model", [Mixed, Attention])
 def test_real_operators_in_float16(
     scheme: str, model: type[torch.nn.Module], make_quantized: Quantizer, tmp_path: Path
@@ -61,6 +65,21 @@ def test_real_operators_in_float16(
     with torch.no_grad():
         expected = quantized.module(inputs)
     torch.testing.assert_close(artifact.run(inputs), expected, rtol=0, atol=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "w8"])
+def test_recurrent_layers_are_their_steps(
+    scheme: str, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    quantized = make_quantized(seeded(Recurrent()), (draw(2, 5, 8),), scheme)
+    artifact = TARGET.emit(quantized, tmp_path)
+    verification = artifact.verify()
+    assert verification.ok, verification.mismatches
+    assert verification.layers_total == 8
+    assert artifact.read_back()["lstm.weight_hh_l0"].scheme == (
+        "fp16" if scheme == "fp16" else "fp32"
+    )
 
 
 def test_eight_schemes_in_one_package(make_quantized: Quantizer, tmp_path: Path) -> None:
@@ -107,7 +126,9 @@ def test_token_ids_and_structured_outputs(make_quantized: Quantizer, tmp_path: P
         torch.testing.assert_close(found["scores"], model(tokens)["scores"], rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("scheme", ["w8", "lut1", "lut2", "lut4", "lut6", "lut8"])
+@pytest.mark.parametrize(
+    "scheme", mark_slow(["w8", "lut1", "lut2", "lut4", "lut6", "lut8"], fast={"w8", "lut6"})
+)
 def test_older_systems_have_eight_bits_and_tables(
     scheme: str, make_quantized: Quantizer, tmp_path: Path
 ) -> None:

@@ -10,14 +10,17 @@ from torch import nn
 from advisor.formats import scheme_named, storage_bits
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET
-from tests.targets.coreml.models import draw, seeded
+from tests.targets.coreml.models import draw, mark_slow, seeded
 from tests.targets.making import Quantizer
 
 CAPABILITY = load_capability("coreml")
 SHAPE = (768, 1024)
 
 
-@pytest.mark.parametrize("scheme", CAPABILITY.schemes)
+@pytest.mark.parametrize(
+    "scheme",
+    mark_slow(CAPABILITY.schemes, fast={"fp16", "w8", "w4-g32", "lut1", "lut3", "lut4-i8"}),
+)
 def test_bytes_on_disk(scheme: str, make_quantized: Quantizer, tmp_path: Path) -> None:
     model = seeded(nn.Sequential(nn.Linear(SHAPE[1], SHAPE[0])))
     TARGET.emit(make_quantized(model, (draw(2, SHAPE[1]),), scheme), tmp_path)
