@@ -6,13 +6,23 @@ Every pass takes a GraphModule that it may change; the layers' numbers stay the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from operator import is_not
 from typing import Any, Final
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.graph import CodeGen
+from torch.fx.node import map_aggregate
 
-from advisor.passes.fx import argument, constant_value, copy_meta, finish, insert_constant
+from advisor.passes.fx import (
+    argument,
+    constant_value,
+    copy_meta,
+    finish,
+    insert_constant,
+    output_nodes,
+)
 from advisor.targets.coreml.operators import LINEAR
 
 aten = torch.ops.aten
@@ -45,14 +55,12 @@ def flatten_ports(module: GraphModule, flat: Sequence[Any]) -> None:
         if port is not value.dtype:
             with graph.inserting_after(nodes[-1]):
                 cast = graph.call_function(aten._to_copy.default, (node,), {"dtype": value.dtype})
-            node.replace_all_uses_with(
-                cast, delete_user_cb=lambda user, cast=cast: user is not cast
-            )
+            node.replace_all_uses_with(cast, delete_user_cb=partial(is_not, cast))
     (output,) = graph.find_nodes(op="output")
     results: list[Node] = []
     with graph.inserting_before(output):
-        for source in torch.utils._pytree.tree_leaves(output.args[0]):
-            value = source.meta.get("val") if isinstance(source, Node) else None
+        for source in output_nodes(module):
+            value: Any = source.meta.get("val")
             if not isinstance(value, torch.Tensor):
                 continue
             port = port_dtype(value.dtype)
@@ -104,8 +112,8 @@ def bound_constants(module: GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op != "call_function":
             continue
-        node.args = torch.fx.node.map_aggregate(node.args, _bounded)
-        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, _bounded)
+        node.args = tuple(map_aggregate(node.args, _bounded))
+        node.kwargs = dict(map_aggregate(node.kwargs, _bounded))
         for source in node.all_input_nodes:
             value = constant_value(module, source)
             if value is None or isinstance(value, torch.nn.Parameter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -28,6 +29,9 @@ def load(name: str) -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        return loaded
     require(name.partition(".")[0])
     with quiet():
         return import_module(name)

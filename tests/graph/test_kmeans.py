@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,7 +59,8 @@ def test_no_worse_than_scikit_learn(bits: int) -> None:
     values[:20] *= 6  # outliers, which trained weights have
     shares = draw(4000, seed=bits + 9).square()
     for given in (torch.ones(4000), shares):
-        reference = KMeans(1 << bits, n_init=3, random_state=0).fit(
+        untyped: Any = KMeans  # scikit-learn's own annotations are wrong about n_init
+        reference = untyped(1 << bits, n_init=3, random_state=0).fit(
             values[:, None].numpy(), sample_weight=given.numpy()
         )
         ours = error_of(values, find_centres(values, given, 1 << bits), given)

@@ -19,7 +19,7 @@ SHAPE = (768, 1024)
 
 @pytest.mark.parametrize(
     "scheme",
-    mark_slow(CAPABILITY.schemes, fast={"fp16", "w8", "w4-g32", "lut1", "lut3", "lut4-i8"}),
+    mark_slow(CAPABILITY.schemes, fast={"w8", "w4-g32", "lut3"}),
 )
 def test_bytes_on_disk(scheme: str, make_quantized: Quantizer, tmp_path: Path) -> None:
     model = seeded(nn.Sequential(nn.Linear(SHAPE[1], SHAPE[0])))
