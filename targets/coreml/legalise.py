@@ -60,13 +60,13 @@ def flatten_ports(module: GraphModule, flat: Sequence[Any]) -> None:
     results: list[Node] = []
     with graph.inserting_before(output):
         for source in output_nodes(module):
-            value: Any = source.meta.get("val")
-            if not isinstance(value, torch.Tensor):
+            held: Any = source.meta.get("val")
+            if not isinstance(held, torch.Tensor):
                 continue
-            port = port_dtype(value.dtype)
+            port = port_dtype(held.dtype)
             is_new = source.op == "call_function" and source not in results
             made: Node = source
-            if port is not value.dtype:
+            if port is not held.dtype:
                 made = graph.call_function(aten._to_copy.default, (source,), {"dtype": port})
             elif not is_new:  # one tensor twice, or an input as it is
                 made = graph.call_function(aten.mul.Tensor, (source, 1))

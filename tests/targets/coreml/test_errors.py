@@ -112,7 +112,13 @@ def test_the_profile_decides_the_deployment(platform: dict[str, str], expected: 
 def test_compile_keeps_to_the_deployment_and_the_profile(tmp_path: Path) -> None:
     model, data = seeded(Chain(1)), [draw(8, 64), draw(8, 64, seed=1)]
     plan = advise(
-        model, target="m2", calibration=data, pin={"layers.0": "w4"}, trials=1, cache=False
+        model,
+        target="m2",
+        calibration=data,
+        schemes=["w4"],
+        pin={"layers.0": "w4"},
+        trials=1,
+        cache=False,
     )
     artifact: Any = plan.compile(tmp_path / "m2")
     assert artifact.settings.deployment == "iOS18"  # the profile's
