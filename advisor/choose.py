@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from advisor import passes, simulate
-from advisor.binding import fingerprint
 from advisor.budget import Budget
-from advisor.decide import alternative, measured, modelled, package_versions
+from advisor.decide import alternative, measured, modelled
 from advisor.evidence import Evidence, Progress
+from advisor.foresight import foresee
 from advisor.formats import scheme_named
+from advisor.journal import journal_path
 from advisor.measure.finalists import Contest
 from advisor.metric import Metric, evaluate_metric
 from advisor.partitions import count_partitions
@@ -95,15 +92,18 @@ def choose(
     cache: folder for resumable studies. contest: times whole models before the winner is picked;
     None: latencies stay predicted.
     """
-    problem, bounds = evidence.problem, budget.bounds()
-    begun = start(problem, budget, objective)
+    bounds = budget.bounds()
+    journal = None if cache is None else journal_path(cache, evidence, objective)
+    foresight = foresee(evidence, budget, objective, trials, journal, say)
+    evidence = replace(evidence, problem=foresight.problem)
+    problem, begun = foresight.problem, foresight.begun
     if contest is not None and not is_raced(objective, budget):
         contest = None
     uniform = _uniform_choices(evidence)
     searched = budget if contest is None else widened(budget)
     fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), searched.bounds())]
     ladder = further_starts(problem, begun, objective, bounds, is_timed=contest is not None)
-    starts = list(dict.fromkeys([begun.choice, *ladder, *fitting]))
+    starts = list(dict.fromkeys([begun.choice, *foresight.starts, *ladder, *fitting]))
     knobs = _offer_knobs(evidence)
     variants = _equalised_starts(
         evidence, [begun.choice, *fitting], objective, budget, is_timed=contest is not None
@@ -117,11 +117,12 @@ def choose(
         budget=searched,
         trials=count,
         seed=seed,
-        storage_path=None if cache is None else _journal(cache, evidence, objective),
+        storage_path=journal,
         knobs=knobs,
         variants=variants,
         score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
         problem_under=lambda knobs: evidence.under(knobs).problem,
+        suggest=foresight.suggest,
         on_trial=lambda trial: say("search", trial.number + 1, count),
     )
     defaults = {name: values[0] for name, values in knobs.items()}
@@ -342,36 +343,3 @@ def _metric_of(
     if metric is None:
         return None
     return evaluate_metric(metric, evidence.simulator.quantized(choice, knobs).module)
-
-
-def _journal(cache: Path, evidence: Evidence, objective: str) -> Path | None:
-    """The study's file, named by all that its trials depend on and the study does not know.
-
-    None with the user's own loss: two functions of one name cannot be told apart.
-    """
-    simulator = evidence.simulator
-    if simulator.loss is not None:
-        return None
-    capability = evidence.prepared.setting.capability
-    key = {
-        "objective": objective,
-        "model": fingerprint(evidence.prepared.setting.graph),
-        "data": [simulator.data.scoring.digest, simulator.data.held_out.digest],
-        "kinds": list(simulator.kinds),
-        "runtime": [capability.name, repr(capability.static), repr(capability.dynamic)],
-        "batch": evidence.prepared.setting.batch,
-        "versions": package_versions(),
-        "code": code_digest(),
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache / f"{digest[:32]}.journal"
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """SHA-256 of the code that makes a measurement: a version alone misses an edited checkout."""
-    digest = hashlib.sha256()
-    folder = Path(passes.__file__).parent
-    for path in (Path(simulate.__file__), *sorted(folder.rglob("*.py"))):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -39,6 +39,8 @@ Knob = str | bool | int | float
 Knobs = Mapping[str, Knob]
 Measure = Callable[[Choice, Knobs], float]
 Score = Callable[[float, Evaluation], float]
+Suggest = Callable[[Sequence["Trial"]], tuple[Choice, Knobs] | None]
+"""From the trials so far to a plan to try next that is not among them, or None."""
 
 _STARTUP: Final = 4
 _REPEATS: Final = 20
@@ -76,6 +78,7 @@ def refine(
     max_groups: int = 16,
     score: Score | None = None,
     problem_under: Callable[[Knobs], Problem] | None = None,
+    suggest: Suggest | None = None,
     on_trial: Callable[[Trial], None] | None = None,
 ) -> tuple[Trial, ...]:
     """Measure the starts, then plans near the first of them; every trial is returned, in order.
@@ -103,6 +106,8 @@ def refine(
         max_groups: how many groups may leave the first start.
         score: what the study minimises, of (divergence, evaluation); None: the divergence.
         problem_under: predicted quantities under knobs that change them; None: always ``problem``.
+        suggest: asked for every second plan after the starts; the sampler suggests the others. It
+            must depend on the trials alone, so that an interrupted study goes on as it would have.
         on_trial: called once per trial, reused ones included.
 
     Raises:
@@ -127,6 +132,7 @@ def refine(
         measure=evaluate_choice,
         score=score or (lambda divergence, _: divergence),
         problem_under=problem_under or (lambda _: problem),
+        suggest=suggest,
     )
     with _quiet_optuna():
         return _continue(run, trials, storage_path, on_trial)
@@ -143,6 +149,7 @@ class _Run:
     measure: Measure
     score: Score
     problem_under: Callable[[Knobs], Problem]
+    suggest: Suggest | None
 
 
 def _continue(
@@ -173,15 +180,23 @@ def _continue(
     )
     for trial in reused[: max(trials, len(run.starts))]:
         keep(trial)
-    while len(found) < len(run.starts):
-        choice, knobs = run.starts[len(found)]
+
+    def given(choice: Choice, knobs: Knobs, origin: Literal["start", "search"]) -> None:
         study = inside if run.region.contains(choice) else outside
         if study is inside:
             inside.enqueue_trial(_params(run, choice, knobs))
         inside.sampler = _sampler(run, inside)
         asked = study.ask(_space(run) if study is inside else {})
-        keep(_try(run, study, asked, choice, knobs, len(found), "start"))
+        keep(_try(run, study, asked, choice, knobs, len(found), origin))
+
+    while len(found) < len(run.starts):
+        given(*run.starts[len(found)], "start")
     while len(found) < trials:
+        turn = (len(found) - len(run.starts)) % 2 == 0
+        foreseen = run.suggest(found) if run.suggest is not None and turn else None
+        if foreseen is not None:
+            given(*foreseen, "search")
+            continue
         suggested = _suggest(run, inside, found)
         if suggested is None:
             break
@@ -304,7 +319,7 @@ def _digest(run: _Run) -> str:
     text = json.dumps(
         [run.seed, run.starts, run.region.options, dict(run.knobs), dict(run.bounds)]
         + [[[c.scheme, c.algorithm] for c in options] for options in run.problem.candidates]
-        + [repr(run.problem.indicators)],
+        + [repr(run.problem.indicators), run.suggest is not None],
         sort_keys=True,
     )
     digest = hashlib.sha256(text.encode())

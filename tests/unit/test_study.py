@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,6 +169,40 @@ def test_a_killed_study_ends_like_an_uninterrupted_one(
     measured = len(bench.calls)
     assert run() == whole
     assert len(bench.calls) == measured == 10 + len(dies_at)
+
+
+def test_every_second_plan_is_the_one_that_is_suggested(
+    problem: Problem, budget: Budget, exact: Start, tmp_path: Path
+) -> None:
+    def suggest(trials: Sequence[Trial]) -> tuple[Choice, Mapping[str, Knob]] | None:
+        """One group of the last plan moved, to where the region need not reach; then nothing."""
+        moved = (*trials[-1].choice[:-1], (trials[-1].choice[-1] + 3) % 8)
+        tried = {trial.choice for trial in trials}
+        return None if moved in tried or len(trials) > 7 else (moved, trials[0].knobs)
+
+    def run(journal: Path | None, dies_at: tuple[int, ...] = ()) -> tuple[Trial, ...]:
+        return refine(
+            problem,
+            [exact.choice],
+            Bench(problem, dies_at=dies_at),
+            budget=budget,
+            trials=10,
+            seed=3,
+            knobs=KNOBS,
+            suggest=suggest,
+            storage_path=journal,
+        )
+
+    whole = run(None)
+    assert len(whole) == 10
+    for trial in (whole[1], whole[3], whole[5]):
+        assert trial.choice[-1] == (whole[trial.number - 1].choice[-1] + 3) % 8
+        assert (trial.origin, trial.knobs) == ("search", whole[0].knobs)
+    journal = tmp_path / "study.log"
+    for dies_at in (3, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(journal, (dies_at,))
+    assert run(journal) == whole
 
 
 def test_a_finished_study_goes_on_where_it_stopped(
