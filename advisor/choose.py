@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -142,7 +143,10 @@ def choose(
             most_divergence=DIVERGENCE_LIMIT if by_divergence else float("inf"),
         )
         timed, inside = race.by_trial(found, budget), race.inside(found, budget)
-    selection = select(inside, objective, DIVERGENCE_LIMIT, timed)
+    predicted = None if evidence.simulator.loss is not None else foresight.predict(found)
+    whole = {choice for choice, _ in uniform.values()}
+    ceiling = min((_loss(t) for t in inside if t.choice in whole and is_measured(t)), default=inf)
+    selection = select(inside, objective, DIVERGENCE_LIMIT, timed, predicted, ceiling)
     winner, value, outcome = _by_metric(
         evidence, selection, inside, metric, objective, budget, timed
     )

@@ -23,7 +23,7 @@ from advisor.search.problem import Choice, FloatArray, Problem
 from advisor.search.recheck import Alone, Checked, recheck
 from advisor.search.study import Knobs, Trial
 from advisor.search.surrogate import HALF, fit_surrogate
-from advisor.search.table import table_of
+from advisor.search.table import as_array, table_of
 from advisor.setting import Setting
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SHARES: Final = (HALF, 0.25, 1.0)
 class Foresight:
     """problem: with divergences corrected by ``recheck``. scores: of its columns, likewise. begun:
     the exact start. starts: local optima with interactions. checked: choices that were measured
-    alone.
+    alone. equalised: problem and scores of the model equalised, where there is one.
     """
 
     problem: Problem
@@ -47,6 +47,20 @@ class Foresight:
     checked: Mapping[tuple[int, int], float]
     budget: Budget
     objective: str
+    equalised: tuple[Problem | None, FloatArray | None] = (None, None)
+
+    def predict(self, trials: Sequence[Trial]) -> dict[int, float]:
+        """Divergence of the trials by number, interactions included."""
+        found: dict[int, float] = {}
+        for problem, scores, own in (
+            (self.problem, self.scores, [t for t in trials if not t.knobs.get("equalise", False)]),
+            (*self.equalised, [t for t in trials if t.knobs.get("equalise", False)]),
+        ):
+            if own and problem is not None and scores is not None:
+                features = table_of(problem).features(as_array([trial.choice for trial in own]))
+                lost = fit_surrogate(scores).divergence(features)
+                found |= {t.number: float(value) for t, value in zip(own, lost, strict=True)}
+        return found
 
     def suggest(self, trials: Sequence[Trial]) -> tuple[Choice, Knobs] | None:
         """The best predicted neighbour of the best trial, with its knobs, that was not tried yet.
@@ -105,6 +119,7 @@ def foresee(
         for share in SHARES
     ]
     say("check", most, most)
+    other = evidence.equalised
     return Foresight(
         problem=checked.problem,
         scores=checked.scores,
@@ -113,6 +128,9 @@ def foresee(
         checked=checked.factors,
         budget=budget,
         objective=objective,
+        equalised=(None, None)
+        if other is None
+        else (other.problem, column_scores(setting, other.problem, other.sensitivity)),
     )
 
 
