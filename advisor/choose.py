@@ -143,10 +143,10 @@ def choose(
             most_divergence=DIVERGENCE_LIMIT if by_divergence else float("inf"),
         )
         timed, inside = race.by_trial(found, budget), race.inside(found, budget)
-    predicted = None if evidence.simulator.loss is not None else foresight.predict(found)
+    expected = None if evidence.simulator.loss is not None else foresight.predict(found)
     whole = {choice for choice, _ in uniform.values()}
     ceiling = min((_loss(t) for t in inside if t.choice in whole and is_measured(t)), default=inf)
-    selection = select(inside, objective, DIVERGENCE_LIMIT, timed, predicted, ceiling)
+    selection = select(inside, objective, DIVERGENCE_LIMIT, timed, expected, ceiling)
     winner, value, outcome = _by_metric(
         evidence, selection, inside, metric, objective, budget, timed
     )
