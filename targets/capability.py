@@ -74,8 +74,8 @@ class SchemeSupport:
     """Where one scheme is available.
 
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
-    "iOS18", "sm80" or "opset 25"; empty when every supported version does. ragged: whether a
-    block size need not divide the inputs. depthwise: whether convolutions with one input channel
+    "iOS18", "sm80", "vnni1" or "opset 25"; empty when every supported version does. ragged: whether
+    a block size need not divide the inputs. depthwise: whether convolutions with one input channel
     per group take it as others do. odd_rows: whether embeddings of an odd width do.
     zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
     weights are symmetric. storage_only: operators on which
