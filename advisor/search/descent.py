@@ -14,15 +14,18 @@ from typing import Final
 import numpy as np
 
 from advisor.search.milp import within
-from advisor.search.problem import Choice, Evaluation
+from advisor.search.problem import Choice, Evaluation, evaluate
 from advisor.search.surrogate import Surrogate
-from advisor.search.table import IntArray, Table, as_array
+from advisor.search.table import IntArray, Table, as_array, evaluations
 
 Score = Callable[[float, Evaluation], float]
 """From divergence and other quantities to what is minimised."""
 
 PAIRED: Final = 96
 """Single changes that are combined into pairs: so many of the most promising."""
+
+_ROUNDING: Final = 1e-12
+"""Sums of many terms are only so exact; a plan that close to a limit is looked at again."""
 
 _STEPS: Final = 200
 _GAIN: Final = 1e-9
@@ -47,13 +50,20 @@ class Descent:
 
     def run(self, begin: Choice) -> Ranked:
         """The local optimum reached from ``begin``, which is returned if nothing is better."""
-        best = self.rank([begin])[0]
+        known = self.rank([begin])
+        best = known[0] if known else Ranked(choice=begin, score=np.inf)
         for _ in range(_STEPS):
-            found = self.neighbours(best.choice)
-            if not found or found[0].score >= best.score - _GAIN * abs(best.score):
+            better = best.score - _GAIN * abs(best.score) if np.isfinite(best.score) else np.inf
+            found = (near for near in self.neighbours(best.choice) if near.score < better)
+            step = next((near for near in found if self._fits(near.choice)), None)
+            if step is None:
                 break
-            best = found[0]
+            best = step
         return best
+
+    def _fits(self, choice: Choice) -> bool:
+        """Without any tolerance."""
+        return within(evaluate(self.table.problem, choice), self.bounds)
 
     def neighbours(self, choice: Choice) -> list[Ranked]:
         """Plans inside the bounds that differ in one or two groups, the best predicted first."""
@@ -69,13 +79,17 @@ class Descent:
         if not choices:
             return []
         features = self.table.features(as_array(choices))
-        lost = np.maximum(self.surrogate.divergence(features), 0.0)
+        amounts = self.table.amounts(features)
+        inside = np.ones(len(choices), dtype=np.bool_)
+        for name, bound in self.bounds.items():
+            inside &= amounts[name] <= bound * (1 + _ROUNDING)
+        kept = np.flatnonzero(inside)
+        lost = np.maximum(self.surrogate.divergence(features[kept]), 0.0)
         ranked = [
-            Ranked(choice=choice, score=self.score(float(divergence), evaluation))
-            for choice, divergence, evaluation in zip(
-                choices, lost, self.table.evaluate(features), strict=True
+            Ranked(choice=choices[at], score=self.score(float(divergence), evaluation))
+            for at, divergence, evaluation in zip(
+                kept, lost, evaluations(amounts, kept), strict=True
             )
-            if within(evaluation, self.bounds)
         ]
         return sorted(ranked, key=lambda each: each.score)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,26 +39,20 @@ class Table:
         ones = np.ones(columns.size)
         return csr_array((ones, (rows, columns)), shape=(plans, self.columns.total))
 
+    def amounts(self, features: csr_array) -> dict[str, FloatArray]:
+        """Every quantity of every plan, up to the rounding of sums; those without rows are left
+        out."""
+        found: dict[str, FloatArray] = {}
+        for name, rows in self.rows.items():
+            if rows:
+                coefficients = np.stack([row.coefficients for row in rows], axis=1)
+                constants = np.array([row.constant for row in rows])
+                found[name] = (features @ coefficients + constants).max(axis=1)
+        return found
+
     def evaluate(self, features: csr_array) -> list[Evaluation]:
-        """Every quantity of every plan, up to the rounding of sums."""
-        found: dict[str, FloatArray | None] = {}
-        for name in _QUANTITIES:
-            parts = [features @ row.coefficients + row.constant for row in self.rows[name]]
-            found[name] = np.max(parts, axis=0) if parts else None
-        plans = features.shape[0]
-        zeros = np.zeros(plans)
-        named = {name: zeros if value is None else value for name, value in found.items()}
-        energy = found["energy_j"]
-        return [
-            Evaluation(
-                size_bytes=float(named["size_bytes"][i]),
-                memory_bytes=float(named["memory_bytes"][i]),
-                latency_s=float(named["latency_s"][i]),
-                divergence=float(named["divergence"][i]),
-                energy_j=None if energy is None else float(energy[i]),
-            )
-            for i in range(plans)
-        ]
+        """The same as one ``Evaluation`` per plan."""
+        return evaluations(self.amounts(features), range(features.shape[0]))
 
     def _holding(self, choices: IntArray) -> npt.NDArray[np.bool_]:
         plans = len(choices)
@@ -76,6 +70,24 @@ def table_of(problem: Problem) -> Table:
         columns=columns_of(problem),
         rows={name: rows_of(problem, name) for name in _QUANTITIES},
     )
+
+
+def evaluations(amounts: Mapping[str, FloatArray], plans: Iterable[int]) -> list[Evaluation]:
+    """The quantities of some plans, out of ``Table.amounts``."""
+
+    def of(name: str, plan: int) -> float:
+        return float(amounts[name][plan]) if name in amounts else 0.0
+
+    return [
+        Evaluation(
+            size_bytes=of("size_bytes", plan),
+            memory_bytes=of("memory_bytes", plan),
+            latency_s=of("latency_s", plan),
+            divergence=of("divergence", plan),
+            energy_j=of("energy_j", plan) if "energy_j" in amounts else None,
+        )
+        for plan in plans
+    ]
 
 
 def as_array(choices: Sequence[Choice]) -> IntArray:

@@ -31,6 +31,9 @@ BITS: Final = {"fp16": 16, "w8": 8, "w4-g32": 4, "w2-g32": 2}
 GRID: Final = 48
 """Sizes that a tool's solver is asked for."""
 
+BISECTIONS: Final = 8
+"""Of the size that a slower solver is asked for, at every budget."""
+
 LOSS_SCALE: Final = 1e6
 """ModelOpt's solver ignores differences of small scores, and a trained model's are small."""
 
@@ -45,8 +48,13 @@ def main() -> None:
     method, model, described, out = sys.argv[1:]
     facts = json.loads(Path(described).read_text(encoding="utf-8"))
     question = ask(model)
+    path = Path(out)
     result: dict[str, Any] = {"method": method, "model": model, "seeds": {}}
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
     for seed in SEEDS:
+        if str(seed) in result["seeds"]:
+            continue
         started = time.process_time()
         torch.manual_seed(seed)
         try:
@@ -54,12 +62,17 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001  # whatever a tool does must not end the comparison
             message = " ".join(f"{type(error).__name__}: {error}".split())
             result["seeds"][str(seed)] = {"failure": message[:600]}
+            _write(path, result)
             break
         result["seeds"][str(seed)] = {
             "cpu_s": time.process_time() - started,
             "answers": [_fitting(answers, facts, budget) for budget in facts["budgets"]],
         }
-    Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _write(path, result)
+
+
+def _write(path: Path, result: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _fitting(
@@ -247,16 +260,23 @@ def _mct(question: Question, seed: int, facts: Mapping[str, Any]) -> Any:
         metrics = build(self)
         self._build_sensitivity_mapping = lambda: metrics
         least = float(next(iter(self.min_ru.values()))[0])
-        most = sum(sizes.values())
-        for step in range(GRID):
-            target = least + (most - least) * (step / (GRID - 1))
+
+        def solve(target: float) -> Any:
             self.target_resource_utilization = ResourceUtilization(weights_memory=target)
-            config = self._prepare_and_run_solver()
+            return self._prepare_and_run_solver()
+
+        for budget in facts["budgets"]:
+            low, high = least, float(sum(sizes.values()))
+            for _ in range(BISECTIONS):
+                middle = (low + high) / 2
+                found.append(_read_mct(solve(middle), sizes))
+                fits = _fitting(found[-1:], facts, budget) is not None
+                low, high = (middle, high) if fits else (low, middle)
             if self.mp_config.refine_mp_solution:
-                config = facade.greedy_solution_refinement_procedure(
-                    config, self, self.target_resource_utilization
+                refined = facade.greedy_solution_refinement_procedure(
+                    solve(low), self, ResourceUtilization(weights_memory=low)
                 )
-            found.append(_read_mct(config, sizes))
+                found.append(_read_mct(refined, sizes))
         raise _Searched
 
     def representative() -> Iterator[list[Any]]:

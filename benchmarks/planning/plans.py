@@ -2,7 +2,8 @@
 
     python -m benchmarks.planning.plans bytes MODEL     what every format costs, for the other tools
     PEERS/bin/python -m benchmarks.planning.peers METHOD MODEL BYTES OUT     their answers
-    python -m benchmarks.planning.plans run MODEL       every method, seed and budget
+    python -m benchmarks.planning.plans run MODEL       our methods' choices, every seed and budget
+    python -m benchmarks.planning.plans judge MODEL     all choices on the unused samples
 
 Every method gets the same planning samples, chooses one format per group of layers inside the same
 bytes, and its choice goes through our quantizer. A seed that has its cells already is kept.
@@ -50,7 +51,7 @@ PEERS: Final = ("modelopt-gradient", "modelopt-kl", "nncf", "mct")
 def main() -> None:
     """Do one step for one model."""
     parser = argparse.ArgumentParser(description="Plans at equal bytes on unused samples.")
-    parser.add_argument("step", choices=("bytes", "run"))
+    parser.add_argument("step", choices=("bytes", "run", "judge"))
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
@@ -58,6 +59,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.step == "bytes":
         describe(arguments.model, arguments.results)
+    if arguments.step == "judge":
+        judge(arguments.model, arguments.results)
     for seed in arguments.seeds if arguments.step == "run" else ():
         run(arguments.model, seed, arguments.results)
 
@@ -95,16 +98,49 @@ def run(model: str, seed: int, results: Path) -> None:
     with open_evidence(question, question.planning(seed), seed) as gathered:
         simulator = weight_simulator(gathered.simulator)
         evidence = replace(gathered, simulator=simulator)
-        simulator.judge_by(question.unused)
-        peers = read_peers(model, seed, evidence, results)
         tables = loss_tables(evidence, simulator)
-        for index, share in enumerate(BUDGETS):
-            cell = _cell(
-                evidence, simulator, share, tables, {n: p[index] for n, p in peers.items()}, seed
-            )
+        for share in BUDGETS:
+            cell = _cell(evidence, simulator, share, tables, seed)
             record["cells"].append({"seed": seed, "share": share, **cell})
     record["cpu_s"] = record.get("cpu_s", 0.0) + time.process_time() - began
     write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def judge(model: str, results: Path) -> None:
+    """Divergence of every choice on the unused samples, and ours over each; in the same file."""
+    path = results / f"{model}.plans.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    question = ask(model)
+    with open_evidence(question, question.planning(0), 0) as evidence:
+        simulator = weight_simulator(evidence.simulator)
+        simulator.judge_by(question.unused)
+        for cell in record["cells"]:
+            index = BUDGETS.index(cell["share"])
+            named = {n: tuple(map(int, text)) for n, text in cell["choices"].items()}
+            answers = read_peers(model, cell["seed"], evidence, results)
+            found = {name: answer[index] for name, answer in answers.items()}
+            choices: dict[str, Choice | None] = {**named, **found}
+            ours = simulator.each(named["ours"], "unused").double().numpy()
+            cell["methods"] = {
+                name: None
+                if choice is None
+                else _judged(simulator, evidence, choice, ours, cell["seed"])
+                for name, choice in choices.items()
+            }
+    record["unused_samples"] = len(next(iter(question.unused.values())))
+    write_text(path, json.dumps(record, indent=1) + "\n")
+
+
+def _judged(
+    simulator: WeightSimulator, evidence: Evidence, choice: Choice, ours: FloatArray, seed: int
+) -> dict[str, Any]:
+    values = simulator.each(choice, "unused").double().numpy()
+    return {
+        "divergence": float(values.mean()),
+        "ours_over_it": _interval(ours, values, seed),
+        "bytes": evaluate(evidence.problem, choice).size_bytes,
+        "choice": "".join(map(str, choice)),
+    }
 
 
 def loss_tables(evidence: Evidence, simulator: WeightSimulator) -> dict[str, list[FloatArray]]:
@@ -146,14 +182,11 @@ def _cell(
     simulator: WeightSimulator,
     share: float,
     tables: Mapping[str, Sequence[FloatArray]],
-    peers: Mapping[str, Choice | None],
     seed: int,
 ) -> dict[str, Any]:
     problem = evidence.problem
     size = budget_bytes(problem.size_bytes.per_group, share) + problem.size_bytes.constant
-    choices: dict[str, Choice | None] = {
-        name: _exact(problem, losses, size) for name, losses in tables.items()
-    }
+    choices = {name: _exact(problem, losses, size) for name, losses in tables.items()}
     choices["scores"] = _with_interactions(evidence, size)
     before = simulator.runs
     chosen = choose(
@@ -167,29 +200,11 @@ def _cell(
         say=silent,
     )
     choices["ours"] = chosen.winner.choice
-    choices.update(peers)
-    lost = {
-        name: None if choice is None else simulator.each(choice, "unused").double().numpy()
-        for name, choice in choices.items()
-    }
-    ours = lost["ours"]
-    methods: dict[str, Any] = {}
-    for name, choice in choices.items():
-        values = lost[name]
-        if choice is None or values is None or ours is None:
-            methods[name] = None
-            continue
-        methods[name] = {
-            "divergence": float(values.mean()),
-            "ours_over_it": _interval(ours, values, seed),
-            "bytes": evaluate(problem, choice).size_bytes,
-            "choice": "".join(map(str, choice)),
-        }
     return {
         "budget_bytes": size,
         "model_gap": chosen.model_gap,
-        "new_measurements": simulator.runs - before,
-        "methods": methods,
+        "measurements": simulator.runs - before,
+        "choices": {name: "".join(map(str, choice)) for name, choice in choices.items()},
     }
 
 

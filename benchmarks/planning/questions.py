@@ -50,20 +50,22 @@ TEXT_POOL: Final = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """One model. pool: inputs to plan with, of which a seed draws some. unused: to judge with."""
+    """One model. pool: inputs to plan with; a seed draws ``count``. unused: those to judge with."""
 
     name: str
     model: nn.Module
     kind: OutputKind
     pool: Inputs
     unused: Inputs
+    count: int
+    batch: int = BATCH
 
     def planning(self, seed: int) -> list[Inputs]:
         """The batches that planning with this seed sees; every second one is held out."""
         size = len(next(iter(self.pool.values())))
         generator = torch.Generator().manual_seed(1000 + seed)
-        drawn = torch.randperm(size, generator=generator)[: PLANNING[self.name]]
-        parts = torch.split(drawn, BATCH)
+        drawn = torch.randperm(size, generator=generator)[: self.count]
+        parts = torch.split(drawn, self.batch)
         return [{name: value[part] for name, value in self.pool.items()} for part in parts]
 
 
@@ -90,6 +92,7 @@ def ask(name: str) -> Question:
         kind=case.kind,
         pool=pool,
         unused=_spread(unused, UNUSED.get(name)),
+        count=PLANNING[name],
     )
 
 
