@@ -15,7 +15,7 @@ from advisor.foresight import foresee
 from advisor.formats import scheme_named
 from advisor.journal import journal_path
 from advisor.measure.finalists import Contest
-from advisor.metric import Metric, evaluate_metric
+from advisor.metric import Metric, evaluate_metric, metric_values, say_drop
 from advisor.partitions import count_partitions
 from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
@@ -283,19 +283,25 @@ def _by_metric(
     favourite = selection.trial
     if metric is None:
         return favourite, None, selection.outcome
-    original = evaluate_metric(metric, evidence.prepared.setting.graph.module)
+    before = metric_values(metric, evidence.prepared.setting.graph.module)
+    original = float(before.mean())
     drop = budget.accuracy_drop if budget.accuracy_drop is not None else DROP_LIMIT
     floor = original - drop * abs(original)
     is_limit = objective == "auto" or budget.accuracy_drop is not None
     entrants = [trial for trial in trials if trial.number in timed] or trials
     finalists = _finalists(favourite, entrants, objective) if is_limit else [favourite]
-    values = {t.number: _metric_of(evidence, metric, t.choice, t.knobs) or 0.0 for t in finalists}
+    after = {
+        t.number: metric_values(metric, evidence.simulator.quantized(t.choice, t.knobs).module)
+        for t in finalists
+    }
+    values = {number: float(each.mean()) for number, each in after.items()}
     passing = [trial for trial in finalists if values[trial.number] >= floor]
     accepted = f"a drop of {drop:.2%} from the float model's metric {original:.6g}"
     if not is_limit:
         value = values[favourite.number]
         verdict = "within" if passing else "outside"
-        return favourite, value, f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
+        said = f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
+        return favourite, value, said + say_drop(before, after[favourite.number])
     if passing:
         winner = select(passing, objective, float("inf"), timed).trial
         case = f"{_BEST[objective]} of {len(finalists)} finalists within {accepted}"
@@ -303,7 +309,8 @@ def _by_metric(
         winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))
         case = f"none of {len(finalists)} finalists is within {accepted}; the best metric instead"
     value = values[winner.number]
-    return winner, value, f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
+    said = f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
+    return winner, value, said + say_drop(before, after[winner.number])
 
 
 def _finalists(favourite: Trial, trials: Sequence[Trial], objective: str) -> list[Trial]:
