@@ -66,7 +66,7 @@ def main() -> None:
             break
         result["seeds"][str(seed)] = {
             "cpu_s": time.process_time() - started,
-            "answers": [_fitting(answers, facts, budget) for budget in facts["budgets"]],
+            "answers": [fitting(answers, facts, budget) for budget in facts["budgets"]],
         }
         _write(path, result)
 
@@ -75,7 +75,7 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _fitting(
+def fitting(
     answers: list[Assignment], facts: Mapping[str, Any], budget: float
 ) -> dict[str, str] | None:
     """The largest answer inside the budget, as formats by weight."""
@@ -270,7 +270,7 @@ def _mct(question: Question, seed: int, facts: Mapping[str, Any]) -> Any:
             for _ in range(BISECTIONS):
                 middle = (low + high) / 2
                 found.append(_read_mct(solve(middle), sizes))
-                fits = _fitting(found[-1:], facts, budget) is not None
+                fits = fitting(found[-1:], facts, budget) is not None
                 low, high = (middle, high) if fits else (low, middle)
             if self.mp_config.refine_mp_solution:
                 refined = facade.greedy_solution_refinement_procedure(

@@ -100,7 +100,7 @@ def run(model: str, seed: int, results: Path) -> None:
         evidence = replace(gathered, simulator=simulator)
         tables = loss_tables(evidence, simulator)
         for share in BUDGETS:
-            cell = _cell(evidence, simulator, share, tables, seed)
+            cell = plan_cell(evidence, simulator, share, tables, seed)
             record["cells"].append({"seed": seed, "share": share, **cell})
     record["cpu_s"] = record.get("cpu_s", 0.0) + time.process_time() - began
     write_text(path, json.dumps(record, indent=1) + "\n")
@@ -137,7 +137,7 @@ def _judged(
     values = simulator.each(choice, "unused").double().numpy()
     return {
         "divergence": float(values.mean()),
-        "ours_over_it": _interval(ours, values, seed),
+        "ours_over_it": ratio_interval(ours, values, seed),
         "bytes": evaluate(evidence.problem, choice).size_bytes,
         "choice": "".join(map(str, choice)),
     }
@@ -177,13 +177,14 @@ def read_peers(
     return found
 
 
-def _cell(
+def plan_cell(
     evidence: Evidence,
     simulator: WeightSimulator,
     share: float,
     tables: Mapping[str, Sequence[FloatArray]],
     seed: int,
 ) -> dict[str, Any]:
+    """Every method's choice at one budget."""
     problem = evidence.problem
     size = budget_bytes(problem.size_bytes.per_group, share) + problem.size_bytes.constant
     choices = {name: _exact(problem, losses, size) for name, losses in tables.items()}
@@ -260,7 +261,7 @@ def _sqnr(evidence: Evidence) -> list[FloatArray]:
     return found
 
 
-def _interval(ours: FloatArray, other: FloatArray, seed: int) -> list[float]:
+def ratio_interval(ours: FloatArray, other: FloatArray, seed: int) -> list[float]:
     """Ratio of the means over the same samples, and its paired bootstrap interval of 95 %."""
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(ours), size=(RESAMPLES, len(ours)))
