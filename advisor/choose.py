@@ -113,6 +113,7 @@ def choose(
     )
     # Where there are many schemes, their uniform starts must not leave the study without a trial.
     count = max(trials, len(starts) + len(variants) + trials // 4)
+    ended: list[str] = []
     found = refine(
         problem,
         starts,
@@ -127,6 +128,7 @@ def choose(
         problem_under=lambda knobs: evidence.under(knobs).problem,
         suggest=foresight.suggest,
         on_trial=lambda trial: say("search", trial.number + 1, count),
+        on_end=ended.append,
     )
     defaults = {name: values[0] for name, values in knobs.items()}
     baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
@@ -155,6 +157,8 @@ def choose(
     )
     if race is not None:
         outcome += race.remark(winner, judged)
+    for reason in ended:
+        outcome += f"; the search ended after {len(found)} of {count} trials: {reason}"
     return Chosen(
         winner=winner,
         metric=value,

@@ -36,6 +36,7 @@ python -m benchmarks.planning.plans run MODEL
 python -m benchmarks.planning.plans judge MODEL
 python -m benchmarks.planning.ranking MODEL random      # and equal, and cost
 python -m benchmarks.planning.optimum mlp               # and cnn, and transformer
+python -m benchmarks.planning.solver
 python -m benchmarks.planning.summarise
 ```
 
@@ -89,6 +90,9 @@ def render(results: Path) -> str:
         parts += ["## Ranking\n", _ranking(ranking)]
     if any("cost" in each for each in ranking.values()):
         parts += ["## Cost of scoring\n", _cost(ranking)]
+    solver = _load(results / "solver.json")
+    if solver is not None:
+        parts += ["## Solver\n", _solver(solver)]
     if optima:
         parts += ["## Distance from the best assignment\n", _optimum(optima)]
     failed = [
@@ -328,6 +332,16 @@ def _cost(ranking: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     heads = ["model", "groups", "choices", "samples x probes", "scoring, s", "direct, s", "ratio"]
     return table(heads, rows)
+
+
+def _solver(solver: Mapping[str, Any]) -> str:
+    rows = [
+        [str(each["groups"]), str(each["seed"]), f"{each['cpu_s']:.2f}", f"{each['gap']:.1e}"]
+        for each in solver["rows"]
+    ]
+    each_has, gap = solver["candidates"], solver["relative_gap"]
+    said = f"Problems of {each_has} candidates per group, to {gap:g}.\n\n"
+    return said + table(["groups", "seed", "processor seconds", "proven gap"], rows)
 
 
 def _optimum(optima: Sequence[Mapping[str, Any]]) -> str:

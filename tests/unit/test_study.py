@@ -20,7 +20,7 @@ from advisor.search.objective import (
 )
 from advisor.search.problem import Choice, Problem, evaluate
 from advisor.search.region import region_around, repair
-from advisor.search.study import Knob, Trial, refine
+from advisor.search.study import PATIENCE, Knob, Trial, refine
 from tests.unit.problems import enumerate_plans, layered_problem
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
@@ -251,12 +251,39 @@ def test_a_small_region_is_searched_once_and_no_more(budget: Budget) -> None:
     problem = layered_problem(np.random.default_rng(0), groups=2, points=2)
     bench = Bench(problem)
     anchor = (3, 3)
-    trials = refine(problem, [anchor], bench, budget=Budget(), trials=50, seed=0)
+    reasons: list[str] = []
+    trials = refine(
+        problem, [anchor], bench, budget=Budget(), trials=50, seed=0, on_end=reasons.append
+    )
+    assert len(reasons) == 1
+    assert "no more plans" in reasons[0] or "nothing new" in reasons[0]
     region = region_around(problem, anchor, 1, 16)
     points = {(a, b) for a in region.options[0] for b in region.options[1]}
     assert {trial.choice for trial in trials} <= points
     assert len(bench.calls) == len(trials) <= len(points)
     assert refine(problem, [anchor], bench, budget=budget, trials=5, seed=0, max_groups=0)
+
+
+def test_a_search_that_finds_nothing_better_says_so_and_ends(
+    problem: Problem, budget: Budget, exact: Start, tmp_path: Path
+) -> None:
+    def measure(choice: Choice, knobs: Mapping[str, Knob]) -> float:
+        return 0.0 if choice == exact.choice else 1.0
+
+    for _ in range(2):  # the second time from the journal
+        reasons: list[str] = []
+        trials = refine(
+            problem,
+            [exact.choice],
+            measure,
+            budget=budget,
+            trials=60,
+            seed=0,
+            storage_path=tmp_path / "study.log",
+            on_end=reasons.append,
+        )
+        assert reasons == [f"the last {PATIENCE} plans were no better"]
+        assert len(trials) == 1 + PATIENCE
 
 
 def test_a_measurement_that_is_not_finite_is_kept_and_never_chosen(
