@@ -27,6 +27,7 @@ from advisor.search.objective import (
     Selection,
     is_measured,
     pareto_front,
+    say_limits,
     score_for,
     select,
     start,
@@ -157,6 +158,9 @@ def choose(
     )
     if race is not None:
         outcome += race.remark(winner, judged)
+    # Where plans are timed, the clock keeps the latency limit, and the race says so.
+    modelled_limits = {n: b for n, b in bounds.items() if race is None or n != "latency_s"}
+    outcome += say_limits(winner.evaluation, modelled_limits)
     for reason in ended:
         outcome += f"; the search ended after {len(found)} of {count} trials: {reason}"
     return Chosen(

@@ -11,7 +11,7 @@ from typing import Final
 from advisor.budget import Budget, format_amount
 from advisor.errors import AdvisorError, UsageError
 from advisor.search.feasibility import check_feasible
-from advisor.search.milp import Solution, solve
+from advisor.search.milp import Solution, solve, value_of
 from advisor.search.problem import Choice, Evaluation, Problem
 from advisor.search.study import Trial
 
@@ -25,6 +25,9 @@ accuracy: no latency is known better than this, so a smaller difference is no re
 
 NEAR: Final = 1.5
 """Measured divergences within this factor may be in another order on other samples."""
+
+BINDING: Final = 0.98
+"""Share of a limit from which on it is said to bind: hardly anything better fits into the rest."""
 
 _TINY: Final = 1e-12
 _FIRST: Final[dict[str, str]] = {
@@ -221,6 +224,16 @@ def score_for(
         return evaluation.latency_s / (evaluation.latency_s + latency_scale_s)
 
     return score
+
+
+def say_limits(evaluation: Evaluation, bounds: Mapping[str, float]) -> str:
+    """How much of every limit a plan uses; which of them bind. Empty without limits."""
+    used = {name: value_of(evaluation, name) / bound for name, bound in bounds.items() if bound > 0}
+    words = [
+        f"{name.rpartition('_')[0]} {share:.1%} used{' and binding' if share >= BINDING else ''}"
+        for name, share in used.items()
+    ]
+    return f"; of the budget: {', '.join(words)}" if words else ""
 
 
 def check_objective(objective: str, divergence_limit: float = DIVERGENCE_LIMIT) -> None:
