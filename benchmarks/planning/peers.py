@@ -106,7 +106,7 @@ def _modelopt(question: Question, seed: int, facts: Mapping[str, Any], method: s
     import modelopt.torch.quantization as mtq
     from modelopt.torch.quantization.algorithms import _resolve_best_recipe
 
-    weights = {8: {"num_bits": 8, "axis": 0}}
+    weights: dict[int, dict[str, Any]] = {8: {"num_bits": 8, "axis": 0}}
     weights |= {b: {"num_bits": b, "block_sizes": {-1: 32, "type": "static"}} for b in (4, 2)}
     formats = [
         {

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -96,14 +98,14 @@ def ask(name: str) -> Question:
     )
 
 
-def budget_bytes(sizes: Sequence[Sequence[float]], share: float) -> float:
+def budget_bytes(sizes: Sequence[Sequence[float] | npt.NDArray[np.float64]], share: float) -> float:
     """A budget from the bytes of every group's candidates, in the order of ``SCHEMES``.
 
     Groups without a choice count in full.
     """
     least = sum(row[-1] for row in sizes)
     most = sum(row[min(1, len(row) - 1)] for row in sizes)
-    return least + share * (most - least)
+    return float(least + share * (most - least))
 
 
 def _joined(batches: Sequence[Inputs]) -> Inputs:

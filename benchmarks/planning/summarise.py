@@ -62,7 +62,7 @@ TRIED: Final = """## What was tried
   error does, and half of an interaction then contradicts a whole slope. Not kept.
 - **Softening the reference** (scores and measurements with logits divided by 1.5 to 5, so that more
   samples have a say): single losses on planning samples came no closer to those on unused ones
-  (standard deviation of the log ratio 0.24 to 0.44 without, 0.25 to 0.49 with). Not kept.
+  (standard deviation of the log ratio 0.24 to 0.44 without, 0.25 to 0.53 with). Not kept.
 - **More measured local search** (40 more plans next to the best): lower on planning samples, not on
   unused ones, where the geometric mean over direct measurement went from 0.90 to 0.91. The least
   of many measurements is the luckiest: the geometric mean of what is measured on one half of the

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import bootstrap
 
 from advisor.errors import UsageError
-from advisor.metric import drop_interval, evaluate_metric, metric_values, say_drop
+from advisor.metric import FloatArray, drop_interval, evaluate_metric, metric_values, say_drop
 
 
 def test_the_interval_is_that_of_the_paired_bootstrap() -> None:
@@ -16,8 +16,9 @@ def test_the_interval_is_that_of_the_paired_bootstrap() -> None:
     before = (rng.random(300) < 0.9).astype(np.float64)
     after = np.where(rng.random(300) < 0.04, 1 - before, before)
 
-    def lost(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-        return (first.mean(axis) - second.mean(axis)) / first.mean(axis)
+    def lost(first: FloatArray, second: FloatArray, axis: int) -> FloatArray:
+        share: FloatArray = (first.mean(axis) - second.mean(axis)) / first.mean(axis)
+        return share
 
     reference = bootstrap(
         (before, after), lost, paired=True, method="percentile", n_resamples=20_000, rng=rng

@@ -172,8 +172,9 @@ def test_among_plans_that_are_near_prediction_has_a_say() -> None:
     trials = [trial(0, 0.100), trial(1, 0.110), trial(2, 0.149), trial(3, 0.20)]
     predicted = {0: 0.30, 1: 0.10, 2: 0.09, 3: 0.001}
 
-    def picked(**options: float) -> int:
-        return select(trials, "accuracy", predicted=predicted, **options).trial.number
+    def picked(ceiling: float = np.inf) -> int:
+        found = select(trials, "accuracy", predicted=predicted, ceiling=ceiling)
+        return found.trial.number
 
     assert select(trials, "accuracy").trial.number == 0
     # Of those within half of the least, the least geometric mean: 0.173, 0.105, 0.116.
