@@ -33,6 +33,10 @@ SHARES: Final = (HALF, 0.25, 1.0)
 """Shares of the interactions under which a start is looked for; the first is believed most."""
 
 
+LARGE: Final = 120
+"""Groups from which on local search takes too long to be run more than once."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foresight:
     """problem: with divergences corrected by ``recheck``. scores: of its columns, likewise. begun:
@@ -106,8 +110,12 @@ def foresee(
         done += 1
         return evidence.simulator.measure_scoring(choice, PROBE_KNOBS)
 
+    is_large = len(problem.groups) > LARGE
+
     def plans(problem: Problem, scores: FloatArray) -> list[Choice]:
         begun = start(problem, budget, objective)
+        if is_large:
+            return [begun.choice]
         return [begun.choice, _improve(problem, scores, budget, objective, begun, HALF)]
 
     path = None if journal is None else journal.with_suffix(".checked.json")
@@ -116,7 +124,7 @@ def foresee(
     begun = start(checked.problem, budget, objective)
     starts = [
         _improve(checked.problem, checked.scores, budget, objective, begun, share)
-        for share in SHARES
+        for share in (SHARES[:1] if is_large else SHARES)
     ]
     say("check", most, most)
     other = evidence.equalised

@@ -38,6 +38,21 @@ class Surrogate:
         found: FloatArray = self.base + features @ self.slopes + np.asarray(quadratic).ravel()
         return found
 
+    def divergence_near(self, features: csr_array, origin: csr_array) -> FloatArray:
+        """The same for plans that differ in few columns from ``origin``, of shape (1, columns)."""
+        plans = features.shape[0]
+        pointers = np.arange(plans + 1) * origin.nnz
+        repeated = csr_array(
+            (np.tile(origin.data, plans), np.tile(origin.indices, plans), pointers),
+            shape=features.shape,
+        )
+        change = csr_array(features - repeated)
+        change.eliminate_zeros()
+        steepness = self.slopes + 2 * (self.moments @ origin.toarray().ravel())
+        curved = np.asarray(change.multiply(change @ self.moments).sum(axis=1)).ravel()
+        found: FloatArray = self.divergence(origin)[0] + change @ steepness + curved
+        return found
+
 
 def fit_surrogate(
     scores: FloatArray, *, base: float = 0.0, slopes: FloatArray | None = None, kept: float = HALF

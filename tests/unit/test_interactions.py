@@ -80,6 +80,11 @@ def test_the_form_is_half_the_mean_square_of_the_summed_scores(seed: int) -> Non
         assert whole[index] == pytest.approx(np.mean(rows.sum(axis=0) ** 2) / 2)
         assert none[index] == pytest.approx(np.mean(rows**2, axis=1).sum() / 2)
         assert half[index] == pytest.approx((whole[index] + none[index]) / 2)
+    form = replace(
+        fit_surrogate(scores, kept=0.5), base=0.3, slopes=rng.normal(size=features.shape[1])
+    )
+    near = form.divergence_near(features, features[[len(plans) // 2]])
+    assert near == pytest.approx(form.divergence(features), rel=1e-9, abs=1e-9)
 
 
 def test_shrinkage_sees_noise_and_structure() -> None:
