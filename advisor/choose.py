@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Final
 
-from advisor import passes, simulate
-from advisor.binding import fingerprint
 from advisor.budget import Budget
-from advisor.decide import alternative, measured, modelled, package_versions
+from advisor.decide import alternative, measured, modelled
 from advisor.evidence import Evidence, Progress
+from advisor.foresight import foresee
 from advisor.formats import scheme_named
+from advisor.journal import journal_path
 from advisor.measure.finalists import Contest
-from advisor.metric import Metric, evaluate_metric
+from advisor.metric import Metric, evaluate_metric, metric_values, say_drop
 from advisor.partitions import count_partitions
 from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
@@ -29,6 +27,7 @@ from advisor.search.objective import (
     Selection,
     is_measured,
     pareto_front,
+    say_limits,
     score_for,
     select,
     start,
@@ -97,21 +96,25 @@ def choose(
     studies. contest: times whole models before the winner is picked; None: latencies stay
     predicted.
     """
-    problem, bounds = evidence.problem, budget.bounds()
-    begun = start(problem, budget, objective)
+    bounds = budget.bounds()
+    journal = None if cache is None else journal_path(cache, evidence, objective)
+    foresight = foresee(evidence, budget, objective, trials, journal, say)
+    evidence = replace(evidence, problem=foresight.problem)
+    problem, begun = foresight.problem, foresight.begun
     if contest is not None and not is_raced(objective, budget):
         contest = None
     uniform = uniform_choices(evidence.prepared.setting)
     searched = budget if contest is None else widened(budget)
     fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), searched.bounds())]
     ladder = further_starts(problem, begun, objective, bounds, is_timed=contest is not None)
-    starts = list(dict.fromkeys([begun.choice, *ladder, *fitting]))
+    starts = list(dict.fromkeys([begun.choice, *foresight.starts, *ladder, *fitting]))
     knobs = _offer_knobs(evidence)
     variants = _equalised_starts(
         evidence, [begun.choice, *fitting], objective, budget, is_timed=contest is not None
     )
     # Where there are many schemes, their uniform starts must not leave the study without a trial.
     count = max(trials, len(starts) + len(variants) + trials // 4)
+    ended: list[str] = []
     found = refine(
         problem,
         starts,
@@ -119,12 +122,14 @@ def choose(
         budget=searched,
         trials=count,
         seed=seed,
-        storage_path=None if cache is None else _journal(cache, evidence, objective),
+        storage_path=journal,
         knobs=knobs,
         variants=variants,
         score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
         problem_under=lambda knobs: evidence.under(knobs).problem,
+        suggest=foresight.suggest,
         on_trial=lambda trial: say("search", trial.number + 1, count),
+        on_end=ended.append,
     )
     defaults = {name: values[0] for name, values in knobs.items()}
     baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
@@ -144,12 +149,20 @@ def choose(
         )
         judged = race.judged(budget)
         timed, inside = race.by_trial(found, judged), race.inside(found, judged)
-    selection = select(inside, objective, DIVERGENCE_LIMIT, timed)
+    expected = None if evidence.simulator.loss is not None else foresight.predict(found)
+    whole = {choice for choice, _ in uniform.values()}
+    ceiling = min((_loss(t) for t in inside if t.choice in whole and is_measured(t)), default=inf)
+    selection = select(inside, objective, DIVERGENCE_LIMIT, timed, expected, ceiling)
     winner, value, outcome = _by_metric(
         evidence, selection, inside, metric, objective, budget, timed
     )
     if race is not None:
         outcome += race.remark(winner, judged)
+    # Where plans are timed, the clock keeps the latency limit, and the race says so.
+    modelled_limits = {n: b for n, b in bounds.items() if race is None or n != "latency_s"}
+    outcome += say_limits(winner.evaluation, modelled_limits)
+    for reason in ended:
+        outcome += f"; the search ended after {len(found)} of {count} trials: {reason}"
     return Chosen(
         winner=winner,
         metric=value,
@@ -278,19 +291,25 @@ def _by_metric(
     favourite = selection.trial
     if metric is None:
         return favourite, None, selection.outcome
-    original = evaluate_metric(metric, evidence.prepared.setting.graph.module)
+    before = metric_values(metric, evidence.prepared.setting.graph.module)
+    original = float(before.mean())
     drop = budget.accuracy_drop if budget.accuracy_drop is not None else DROP_LIMIT
     floor = original - drop * abs(original)
     is_limit = objective == "auto" or budget.accuracy_drop is not None
     entrants = [trial for trial in trials if trial.number in timed] or trials
     finalists = _finalists(favourite, entrants, objective) if is_limit else [favourite]
-    values = {t.number: _metric_of(evidence, metric, t.choice, t.knobs) or 0.0 for t in finalists}
+    after = {
+        t.number: metric_values(metric, evidence.simulator.quantized(t.choice, t.knobs).module)
+        for t in finalists
+    }
+    values = {number: float(each.mean()) for number, each in after.items()}
     passing = [trial for trial in finalists if values[trial.number] >= floor]
     accepted = f"a drop of {drop:.2%} from the float model's metric {original:.6g}"
     if not is_limit:
         value = values[favourite.number]
         verdict = "within" if passing else "outside"
-        return favourite, value, f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
+        said = f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
+        return favourite, value, said + say_drop(before, after[favourite.number])
     if passing:
         winner = select(passing, objective, float("inf"), timed).trial
         case = f"{_BEST[objective]} of {len(finalists)} finalists within {accepted}"
@@ -298,7 +317,8 @@ def _by_metric(
         winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))
         case = f"none of {len(finalists)} finalists is within {accepted}; the best metric instead"
     value = values[winner.number]
-    return winner, value, f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
+    said = f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
+    return winner, value, said + say_drop(before, after[winner.number])
 
 
 def _finalists(favourite: Trial, trials: Sequence[Trial], objective: str) -> list[Trial]:
@@ -325,36 +345,3 @@ def _metric_of(
     if metric is None:
         return None
     return evaluate_metric(metric, evidence.simulator.quantized(choice, knobs).module)
-
-
-def _journal(cache: Path, evidence: Evidence, objective: str) -> Path | None:
-    """The study's file, named by all that its trials depend on and the study does not know.
-
-    None with the user's own loss: two functions of one name cannot be told apart.
-    """
-    simulator = evidence.simulator
-    if simulator.loss is not None:
-        return None
-    capability = evidence.prepared.setting.capability
-    key = {
-        "objective": objective,
-        "model": fingerprint(evidence.prepared.setting.graph),
-        "data": [simulator.data.scoring.digest, simulator.data.held_out.digest],
-        "kinds": list(simulator.kinds),
-        "runtime": [capability.name, repr(capability.static), repr(capability.dynamic)],
-        "batch": evidence.prepared.setting.batch,
-        "versions": package_versions(),
-        "code": code_digest(),
-    }
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-    return cache / f"{digest[:32]}.journal"
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """SHA-256 of the code that makes a measurement: a version alone misses an edited checkout."""
-    digest = hashlib.sha256()
-    folder = Path(passes.__file__).parent
-    for path in (Path(simulate.__file__), *sorted(folder.rglob("*.py"))):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()

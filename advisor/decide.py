@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ from advisor.setting import Setting
 
 if TYPE_CHECKING:
     from advisor.passes.sensitivity import Sensitivity
+
+SHOWN_SHARE = 0.01
+"""Of the predicted loss: layers that lose less are not worth a word."""
 
 PACKAGES = ("quantadvisor", "torch", "numpy", "scipy", "optuna", "onnx", "onnxruntime")
 """Packages whose version can change a plan's numbers."""
@@ -125,7 +129,16 @@ def decide_layers(
                 options=options,
             )
         )
-    return tuple(decisions)
+    whole = sum(decision.divergence for decision in decisions)
+    return tuple(_with_share(decision, whole) for decision in decisions)
+
+
+def _with_share(decision: LayerDecision, whole: float) -> LayerDecision:
+    """The reason, with the layer's share of what all layers lose alone, from 1 % on."""
+    share = decision.divergence / whole if whole > 0 else 0.0
+    if share < SHOWN_SHARE:
+        return decision
+    return replace(decision, reason=f"{decision.reason}; {share:.0%} of the predicted loss")
 
 
 def list_options(

@@ -111,7 +111,7 @@ def gather(
     )
     say("calibrate", 1, 1)
     say("score", 0, 1)
-    sensitivity = _score(prepared, simulator, PROBE_KNOBS, seed)
+    sensitivity = score_choices(prepared, simulator, PROBE_KNOBS, seed)
     simulator.losses = input_losses(setting, sensitivity)
     equalised = _predict_equalised(prepared, simulator, seed) if can_equalise(setting) else None
     say("score", 1, 1)
@@ -158,14 +158,15 @@ def _has_input_mean(layer: Layer) -> bool:
 
 def _predict_equalised(prepared: Prepared, simulator: Simulator, seed: int) -> Predictions:
     knobs: Knobs = {**PROBE_KNOBS, "equalise": True}
-    sensitivity = _score(prepared, simulator, knobs, seed)
+    sensitivity = score_choices(prepared, simulator, knobs, seed)
     graph = simulator.basis(knobs).graph
     return Predictions(
         sensitivity=sensitivity, problem=build_rescaled(prepared.setting, graph, sensitivity)
     )
 
 
-def _score(prepared: Prepared, simulator: Simulator, knobs: Knobs, seed: int) -> Sensitivity:
+def score_choices(prepared: Prepared, simulator: Simulator, knobs: Knobs, seed: int) -> Sensitivity:
+    """Score every error that some candidate of some group makes, on the scoring half."""
     setting, basis = prepared.setting, simulator.basis(knobs)
     layers = {layer.name: layer for layer in setting.graph.layers}
     weights: dict[Column, tuple[Layer, str, str]] = {}

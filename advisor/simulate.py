@@ -19,6 +19,7 @@ from advisor.passes.calibrate import (
     Observations,
     observe,
     observe_channels,
+    run_references,
     static_params,
 )
 from advisor.passes.divergence import OutputKind, divergence
@@ -37,6 +38,7 @@ from advisor.passes.recurrent import LSTM_DYNAMIC, run_in_batches
 from advisor.passes.rounding import NEEDS_DATA
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.smooth import Site, find_sites, find_smoothing
+from advisor.passes.spool import Spool
 from advisor.search.problem import Choice
 from advisor.search.study import Knobs
 from advisor.setting import Setting
@@ -121,6 +123,7 @@ class Simulator:
 
     losses: predicted divergence of rounding what linear layers read, by tensor; None: unknown.
     equalised: the basis of trials that equalise, once the first of them asked for it.
+    scored: the float model's outputs on the scoring half, once something was measured there.
     """
 
     setting: Setting
@@ -133,6 +136,7 @@ class Simulator:
     loss: Loss | None = None
     losses: Mapping[str, float] | None = None
     equalised: Basis | None = None
+    scored: Spool | None = None
 
     def basis(self, knobs: Knobs) -> Basis:
         """The model itself, or the model equalised."""
@@ -216,14 +220,36 @@ class Simulator:
 
     def measure_graph(self, quantized: QuantizedGraph) -> float:
         """The same for a graph that is already built."""
+        data = self.data
+        return self._mean(quantized, data.held_out, data.references, self._distance)
+
+    def measure_scoring(self, choice: Choice, knobs: Knobs) -> float:
+        """Mean divergence over the scoring half, whatever loss the user gave: to correct
+        predictions, which are of the divergence, without touching the held-out half."""
+        scoring = self.data.scoring
+        if self.scored is None:
+            folder = scoring.folder.with_name("scoring_references")
+            self.scored = run_references(self.setting.graph, scoring, folder)
+
+        def distance(_: Any, outputs: Sequence[Any], references: Sequence[Any]) -> float:
+            return float(divergence(outputs, references, self.kinds, self.powers).mean())
+
+        return self._mean(self.quantized(choice, knobs), scoring, self.scored, distance)
+
+    def _mean(
+        self,
+        quantized: QuantizedGraph,
+        data: Spool,
+        references: Spool,
+        distance: Callable[[Any, Sequence[Any], Sequence[Any]], float],
+    ) -> float:
         tracer = _Replay(quantized, self.setting.batch)
         total, samples = 0.0, 0
         with torch.no_grad():
-            for index in range(len(self.data.held_out)):
-                batch = self.data.held_out.batch(index)
-                outputs = tracer.run_batch(self.data.held_out.read(index), batch)
-                references = self.data.references.read(index)
-                total += self._distance(quantized.module, outputs, references) * batch
+            for index in range(len(data)):
+                batch = data.batch(index)
+                outputs = tracer.run_batch(data.read(index), batch)
+                total += distance(quantized.module, outputs, references.read(index)) * batch
                 samples += batch
         return total / samples
 

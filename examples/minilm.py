@@ -113,12 +113,12 @@ def sentences() -> tuple[str, ...]:
 
 def calibration_batches() -> list[Batch]:
     """The first sentences, which the evaluation never sees."""
-    return _batches(sentences()[:CALIBRATION])
+    return in_batches(sentences()[:CALIBRATION])
 
 
 def evaluation_batches() -> list[Batch]:
     """The sentences that retrieval is measured on."""
-    return _batches(sentences()[CALIBRATION : CALIBRATION + EVALUATION])
+    return in_batches(sentences()[CALIBRATION : CALIBRATION + EVALUATION])
 
 
 def retrieval_agreement(encode: Callable[..., object]) -> Agreement:
@@ -139,7 +139,7 @@ def _tokenizer() -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(model_folder(), local_files_only=True)
 
 
-def _batches(texts: tuple[str, ...]) -> list[Batch]:
+def in_batches(texts: tuple[str, ...]) -> list[Batch]:
     """Every batch has the same shape (BATCH, TOKENS), so that a fixed-shape artifact can run it."""
     encoded = _tokenizer()(
         list(texts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"

@@ -99,7 +99,7 @@ def spool_calibration(
     return CalibrationData(
         scoring=scoring,
         held_out=held_out,
-        references=_run_references(graph, held_out, folder / "references"),
+        references=run_references(graph, held_out, folder / "references"),
         notes=notes,
     )
 
@@ -271,7 +271,8 @@ def _watch(graph: Graph, data: Spool, see: Callable[[str, torch.Tensor], None]) 
             watcher.run(*flat, enable_io_processing=False)
 
 
-def _run_references(graph: Graph, data: Spool, folder: Path) -> Spool:
+def run_references(graph: Graph, data: Spool, folder: Path) -> Spool:
+    """The model's outputs for every item of ``data``, spooled in ``folder``."""
     outputs = Spool(folder)
     tracer = Tracer(graph.module)
     with torch.no_grad():

@@ -4,7 +4,7 @@ With v drawn at the output so that E[v vᵀ] is the Hessian of the divergence, o
 gives g = Jᵀv at every layer. A choice that changes a layer's output by δ moves the divergence by
 ½ E⟨g, δ⟩² (Gauss-Newton; for softmax outputs the Fisher information, Martens 2020,
 arXiv:1412.1193). δ needs no pass through the network: the layer alone is run again on its own
-input. Sums over choices inside the square give interactions; here every term stands alone.
+input. Sums over choices inside the square give interactions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.fx import Node, map_arg
+from torch.fx import Node
 
 from advisor.formats import TensorFormat, scheme_named
 from advisor.passes.apply import (
@@ -24,23 +24,21 @@ from advisor.passes.apply import (
     run_layer,
     run_product,
 )
-from advisor.passes.batching import Place, Places, batch_symbols, split_samples
+from advisor.passes.batching import split_samples
 from advisor.passes.calibrate import cut
 from advisor.passes.divergence import OutputKind, draw_probes
-from advisor.passes.fx import Tracer, attribute
+from advisor.passes.fx import attribute
 from advisor.passes.graph import ActivationParams, Graph, Layer, WeightTable, name_of
 from advisor.passes.layers import (
     PRODUCT_OPS,
-    can_be_layer,
     input_argument,
     operands,
-    weight_argument,
     weight_arguments,
 )
-from advisor.passes.recurrent import WEIGHTS_AT, run_in_batches
 from advisor.passes.regions import Site
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
+from advisor.passes.taps import Taps
 from advisor.targets.capability import DynamicRules
 
 Column = tuple[str, str, str]
@@ -112,20 +110,25 @@ def probe(
         chunk = max(chunk // question.batch, 1) * question.batch
     generator = torch.Generator().manual_seed(seed)
     by_layer = _by_layer(question)
+    names = {layer.name for layer, _, _ in question.weights}
+    names |= {layer.name for layer, _ in question.dynamic}
+    names |= {reader for site in question.sites for reader in site.readers}
+    tensors = frozenset(site.tensor for site in question.sites)
     collected: dict[Column, list[torch.Tensor]] = {}
     seen = 0
     # The caller may have switched gradients off; then every score would silently be zero.
     with torch.inference_mode(mode=False), torch.enable_grad():
         for piece, samples in _pieces(graph, data, max_samples, chunk):
-            taps = _Taps(graph, question, samples)
+            taps = Taps(graph, frozenset(names), tensors, samples)
             outputs = taps.run(*piece, enable_io_processing=False)
             counting = [o for o, k in zip(outputs, kinds, strict=True) if k != "ignored"]
             gradients = [
                 taps.gradients(counting, draw_probes(outputs, kinds, powers, generator, samples))
                 for _ in range(probes)
             ]
-            for column, score in _score(graph, question, by_layer, rounded, taps, gradients):
-                collected.setdefault(column, []).append(score)
+            with torch.no_grad():
+                for column, name, delta in _changes(graph, question, by_layer, rounded, taps):
+                    collected.setdefault(column, []).append(_dot(gradients, taps, name, delta))
             seen += samples
     return Sensitivity(
         scores={column: torch.cat(parts) for column, parts in collected.items()},
@@ -153,101 +156,6 @@ def _pieces(
             yield cut(graph, flat, start, stop), stop - start
 
 
-class _Taps(Tracer):
-    """One forward pass that keeps inputs and outputs of layers and the sites' tensors."""
-
-    def __init__(self, graph: Graph, question: Question, samples: int) -> None:
-        super().__init__(graph.module)
-        self.samples = samples
-        self.where = Places(batch_symbols(graph), samples)
-        self.places: dict[str, Place | None] = {}
-        names = {layer.name for layer, _, _ in question.weights}
-        names |= {layer.name for layer, _ in question.dynamic}
-        names |= {reader for site in question.sites for reader in site.readers}
-        self.layers = {layer.output for layer in graph.layers if layer.name in names}
-        self.sites = {site.tensor for site in question.sites}
-        self.inputs: dict[str, torch.Tensor] = {}
-        self.others: dict[str, torch.Tensor] = {}
-        self.values: dict[str, torch.Tensor] = {}
-        self.nodes: dict[str, Node] = {}
-        self.arguments: dict[str, tuple[Any, ...]] = {}
-
-    def observe(self, node: Node, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        name = name_of(node)
-        self.where.see(node, value)
-        self.places[name] = self.where.of(node)
-        is_layer = can_be_layer(node) and name in self.layers
-        if is_layer:
-            self.nodes[name] = node
-            read = [self.env[operand].detach() for operand in operands(node)]
-            self.inputs[name] = read[0]
-            if node.target in PRODUCT_OPS:
-                self.others[name] = read[1]
-            if node.target in WEIGHTS_AT:
-                self.arguments[name] = map_arg(node.args, lambda n: self.env[n].detach())
-        if (is_layer or name in self.sites) and value.is_floating_point():
-            if not value.requires_grad:
-                value = value.detach().requires_grad_()
-            self.values[name] = value
-        return value
-
-    def reweigh(self, layer: Layer, change: torch.Tensor) -> torch.Tensor:
-        """What a change of the layer's weight does to its output."""
-        node = self.nodes[layer.output]
-        if node.target not in WEIGHTS_AT:
-            return run_layer(node, self.inputs[layer.output], change)
-        return self._rerun(node, weight_argument(node, layer), change)
-
-    def reread(self, graph: Graph, layer: Layer, change: torch.Tensor, batch: int) -> torch.Tensor:
-        """What a change of the input of a dynamic layer does to its output.
-
-        To the recurrent weight of an LSTM counts what happens to the hidden state instead.
-        """
-        node = self.nodes[layer.output]
-        if node.target not in WEIGHTS_AT:
-            return run_layer(node, change, attribute(graph.module, layer.weight))
-        if layer.weight == weight_arguments(node)[0].target:
-            return self._rerun(node, input_argument(node), change)
-        arguments = self.arguments[layer.output]
-        return run_in_batches(arguments, self.samples, batch) - self.values[layer.output]
-
-    def _rerun(self, node: Node, argument: Node, change: torch.Tensor) -> torch.Tensor:
-        """What a change of one argument of a recurrent operator does to its output."""
-        name = name_of(node)
-        arguments = [
-            value + change if source is argument else value
-            for source, value in zip(node.args, self.arguments[name], strict=True)
-        ]
-        operator: Any = node.target
-        changed: torch.Tensor = operator(*arguments)
-        return changed - self.values[name]
-
-    def gradients(
-        self, outputs: Sequence[torch.Tensor], probes: Sequence[torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        """Jᵀv at every tapped value."""
-        live = [(o, v) for o, v in zip(outputs, probes, strict=True) if o.requires_grad]
-        if not live:
-            return {}
-        values = list(self.values.values())
-        found: list[torch.Tensor | None] = [
-            *torch.autograd.grad(
-                [o for o, _ in live],
-                values,
-                [v for _, v in live],
-                retain_graph=True,
-                allow_unused=True,
-            )
-        ]
-        return {
-            name: gradient
-            for name, gradient in zip(self.values, found, strict=True)
-            if gradient is not None
-        }
-
-
 def _by_layer(question: Question) -> dict[str, list[tuple[Layer, str, str]]]:
     grouped: dict[str, list[tuple[Layer, str, str]]] = {}
     for entry in question.weights:
@@ -255,49 +163,41 @@ def _by_layer(question: Question) -> dict[str, list[tuple[Layer, str, str]]]:
     return grouped
 
 
-def _score(
+def _changes(
     graph: Graph,
     question: Question,
     by_layer: Mapping[str, Sequence[tuple[Layer, str, str]]],
     rounded: RoundedWeights,
-    taps: _Taps,
-    gradients: Sequence[Mapping[str, torch.Tensor]],
-) -> list[tuple[Column, torch.Tensor]]:
-    scored: list[tuple[Column, torch.Tensor]] = []
-    with torch.no_grad():
-        for name, entries in by_layer.items():
-            weight: torch.Tensor = attribute(graph.module, entries[0][0].weight)
-            for layer, scheme, algorithm in entries:
-                fmt = layer.weight_format(scheme_named(scheme))
-                table = rounded.get(layer.weight, fmt, algorithm)
-                if layer.op == "embedding":
-                    delta = _embedding_change(table, fmt, weight, taps.inputs[name])
-                else:
-                    change = dequantize(table, fmt, layer.weight_shape) - weight
-                    delta = taps.reweigh(layer, change)
-                column = ("weight", name, f"{scheme}/{algorithm}")
-                scored.append((column, _dot(gradients, taps, layer.output, delta)))
-        scored += _score_dynamic(graph, question, taps, gradients)
-        for site in question.sites:
-            params = question.params[site.tensor]
-            value = _site_value(taps, site)
-            if value is None:
-                continue
-            change = (
-                quantize_dequantize(value, params.scale, params.zero_point, params.dtype) - value
-            )
-            if site.tensor in taps.values:
-                column = ("tensor", site.tensor, "")
-                scored.append((column, _dot(gradients, taps, site.tensor, change)))
-            for reader in site.readers:
-                delta = _edge_change(graph, taps, site.tensor, reader, change)
-                column = ("edge", site.tensor, reader)
-                scored.append((column, _dot(gradients, taps, reader, delta)))
-    return scored
+    taps: Taps,
+) -> Iterator[tuple[Column, str, torch.Tensor]]:
+    """Every column with the tensor that it changes and by how much; one change in memory."""
+    for name, entries in by_layer.items():
+        weight: torch.Tensor = attribute(graph.module, entries[0][0].weight)
+        for layer, scheme, algorithm in entries:
+            fmt = layer.weight_format(scheme_named(scheme))
+            table = rounded.get(layer.weight, fmt, algorithm)
+            if layer.op == "embedding":
+                delta = _embedding_change(table, fmt, weight, taps.inputs[layer.output])
+            else:
+                change = dequantize(table, fmt, layer.weight_shape) - weight
+                delta = taps.reweigh(layer, change)
+            yield ("weight", name, f"{scheme}/{algorithm}"), layer.output, delta
+    yield from _dynamic_changes(graph, question, taps)
+    for site in question.sites:
+        params = question.params[site.tensor]
+        value = _site_value(taps, site)
+        if value is None:
+            continue
+        change = quantize_dequantize(value, params.scale, params.zero_point, params.dtype) - value
+        if site.tensor in taps.values:
+            yield ("tensor", site.tensor, ""), site.tensor, change
+        for reader in site.readers:
+            delta = _edge_change(graph, taps, site.tensor, reader, change)
+            yield ("edge", site.tensor, reader), reader, delta
 
 
 def _edge_change(
-    graph: Graph, taps: _Taps, tensor: str, reader: str, change: torch.Tensor
+    graph: Graph, taps: Taps, tensor: str, reader: str, change: torch.Tensor
 ) -> torch.Tensor:
     """Change of a layer's output when it reads ``tensor`` changed by ``change``."""
     node = taps.nodes[reader]
@@ -315,18 +215,14 @@ def _edge_change(
     return torch.stack(parts).sum(dim=0)
 
 
-def _score_dynamic(
-    graph: Graph,
-    question: Question,
-    taps: _Taps,
-    gradients: Sequence[Mapping[str, torch.Tensor]],
-) -> list[tuple[Column, torch.Tensor]]:
+def _dynamic_changes(
+    graph: Graph, question: Question, taps: Taps
+) -> Iterator[tuple[Column, str, torch.Tensor]]:
     """What quantizing its input at run time does to each layer, its weight left as it is."""
     # A graph of one fixed batch was calibrated in batches of that size.
     batch = question.batch if graph.batch is None else taps.samples
     changes: dict[DynamicRules, torch.Tensor] = {}  # of one tensor: all of them fill the memory
     latest: Node | None = None
-    scored: list[tuple[Column, torch.Tensor]] = []
     for layer, rules in question.dynamic:
         node, x = taps.nodes[layer.output], taps.inputs[layer.output]
         source = input_argument(node)
@@ -338,9 +234,7 @@ def _score_dynamic(
             )
             changes[rules] = rounded - x
         delta = taps.reread(graph, layer, changes[rules], batch)
-        column = ("dynamic", layer.name, rules.label)
-        scored.append((column, _dot(gradients, taps, layer.output, delta)))
-    return scored
+        yield ("dynamic", layer.name, rules.label), layer.output, delta
 
 
 def _embedding_change(
@@ -357,7 +251,7 @@ def _embedding_change(
     return (restored - weight[rows]).reshape(*ids.shape, weight.shape[1])
 
 
-def _site_value(taps: _Taps, site: Site) -> torch.Tensor | None:
+def _site_value(taps: Taps, site: Site) -> torch.Tensor | None:
     if site.tensor in taps.values:
         return taps.values[site.tensor].detach()
     return taps.inputs[site.readers[0]] if site.readers else None
@@ -365,7 +259,7 @@ def _site_value(taps: _Taps, site: Site) -> torch.Tensor | None:
 
 def _dot(
     gradients: Sequence[Mapping[str, torch.Tensor]],
-    taps: _Taps,
+    taps: Taps,
     name: str,
     delta: torch.Tensor,
 ) -> torch.Tensor:

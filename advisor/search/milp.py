@@ -79,7 +79,8 @@ def solve(
     """The choice with the least ``minimise`` inside ``bounds``, or None when there is none.
 
     Among choices with an equal objective (within 1e-9 of it) the one with less divergence, then
-    less latency, then less size is taken, as far as a small node limit can tell. ``evaluate`` of
+    less latency, then less size is taken, as far as a small node limit can tell; a least divergence
+    that is not proven as sharply is left as it is. ``evaluate`` of
     the choice is inside every bound without any tolerance. Deterministic: no time limit.
 
     Args:
@@ -107,6 +108,9 @@ def solve(
     if first is None:
         return None
     choice, tied = first.choice, minimise
+    if minimise == "divergence" and _solution(problem, first, choice, minimise).gap > _TIE_SLACK:
+        # Something better may be left; another plan that is as good to 1e-9 would be a coincidence.
+        return _solution(problem, first, choice, minimise)
     for tie in (tie for tie in _TIES if tie != minimise):
         reached = value_of(evaluate(problem, choice), tied) * (1 + _TIE_SLACK)
         bounds[tied] = min(bounds.get(tied, np.inf), reached)

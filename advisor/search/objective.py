@@ -11,7 +11,7 @@ from typing import Final
 from advisor.budget import Budget, format_amount
 from advisor.errors import AdvisorError, UsageError
 from advisor.search.feasibility import check_feasible
-from advisor.search.milp import Solution, solve
+from advisor.search.milp import Solution, solve, value_of
 from advisor.search.problem import Choice, Evaluation, Problem
 from advisor.search.study import Trial
 
@@ -23,6 +23,13 @@ LATENCY_SLACK: Final = 0.02
 """Share by which "auto" and "latency" may be slower than the fastest plan when that loses less
 accuracy: no latency is known better than this, so a smaller difference is no reason."""
 
+NEAR: Final = 1.5
+"""Measured divergences within this factor may be in another order on other samples."""
+
+BINDING: Final = 0.98
+"""Share of a limit from which on it is said to bind: hardly anything better fits into the rest."""
+
+_TINY: Final = 1e-12
 _FIRST: Final[dict[str, str]] = {
     "accuracy": "divergence",
     "latency": "latency_s",
@@ -97,6 +104,8 @@ def select(
     objective: str = "auto",
     divergence_limit: float = DIVERGENCE_LIMIT,
     timed: Mapping[int, float] | None = None,
+    predicted: Mapping[int, float] | None = None,
+    ceiling: float = math.inf,
 ) -> Selection:
     """The best measured trial inside every limit, by the rule of ``start`` on measurements.
 
@@ -104,6 +113,11 @@ def select(
 
     timed: seconds by trial number where whole models were timed; only those trials can win, and
     how fast they are goes by it.
+    predicted: divergence by trial number, interactions included, from other samples than those
+    that measured. Trials within ``NEAR`` of the least divergence differ by little more than the
+    choice of samples, so of these the geometric mean of both decides, which says more about unseen
+    data than either. ceiling: a measured divergence above which this is not done, such as that of
+    the best uniform precision.
 
     Ties go to less divergence, then less latency, less size, and the first choice in order; of
     several trials of one choice and one set of knobs the earliest counts.
@@ -126,17 +140,19 @@ def select(
     limit = f"{divergence_limit:g}"
     fastest = "fastest timed plan" if timed else "fastest plan"
     if objective == "auto" and accurate:
-        best = fastest_of(accurate, timed)
+        best = fastest_of(accurate, timed, predicted, ceiling)
         case = f"{fastest} with measured divergence within {limit}"
     elif objective == "latency":
-        best = fastest_of(usable, timed)
+        best = fastest_of(usable, timed, predicted, ceiling)
         case = f"least loss within {LATENCY_SLACK:.0%} of the {fastest}"
     elif objective == "memory":
         best = min(usable, key=lambda trial: (trial.evaluation.memory_bytes, *_ties(trial)))
         case = "least memory"
     else:
-        best = min(usable, key=_ties)
+        best = _least_lossy(usable, predicted, ceiling)
         case = "least measured divergence"
+        if predicted is not None:
+            case = "least divergence, measured and predicted"
         if objective == "auto":
             case = f"no plan measured within divergence {limit}; the least divergence instead"
     outcome = f"{case}: divergence {_divergence(best):.4g}, {_costs(best.evaluation)}"
@@ -144,14 +160,21 @@ def select(
     return Selection(trial=best, outcome=outcome, measured_regret=regret)
 
 
-def fastest_of(trials: Sequence[Trial], timed: Mapping[int, float] | None = None) -> Trial:
+def fastest_of(
+    trials: Sequence[Trial],
+    timed: Mapping[int, float] | None = None,
+    predicted: Mapping[int, float] | None = None,
+    ceiling: float = math.inf,
+) -> Trial:
     """The least loss among the trials within ``LATENCY_SLACK`` of the fastest.
 
-    timed: seconds by trial number, in place of the predicted ones.
+    timed: seconds by trial number, in place of the predicted ones. predicted, ceiling: as in
+    ``select``.
     """
     seconds = {t.number: (timed or {}).get(t.number, t.evaluation.latency_s) for t in trials}
     limit = min(seconds.values()) * (1 + LATENCY_SLACK)
-    return min((trial for trial in trials if seconds[trial.number] <= limit), key=_ties)
+    near = [trial for trial in trials if seconds[trial.number] <= limit]
+    return _least_lossy(near, predicted, ceiling)
 
 
 def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
@@ -203,6 +226,16 @@ def score_for(
     return score
 
 
+def say_limits(evaluation: Evaluation, bounds: Mapping[str, float]) -> str:
+    """How much of every limit a plan uses; which of them bind. Empty without limits."""
+    used = {name: value_of(evaluation, name) / bound for name, bound in bounds.items() if bound > 0}
+    words = [
+        f"{name.rpartition('_')[0]} {share:.1%} used{' and binding' if share >= BINDING else ''}"
+        for name, share in used.items()
+    ]
+    return f"; of the budget: {', '.join(words)}" if words else ""
+
+
 def check_objective(objective: str, divergence_limit: float = DIVERGENCE_LIMIT) -> None:
     """Raise UsageError unless both can be used."""
     if objective not in OBJECTIVES:
@@ -241,6 +274,21 @@ def _costs(evaluation: Evaluation) -> str:
             ("size", "size_bytes", evaluation.size_bytes),
         )
     )
+
+
+def _least_lossy(
+    trials: Sequence[Trial], predicted: Mapping[int, float] | None, ceiling: float
+) -> Trial:
+    best = min(trials, key=_ties)
+    limit = min(NEAR * _divergence(best), ceiling)
+    near = [t for t in trials if _divergence(t) <= limit and t.number in (predicted or {})]
+    if predicted is None or best not in near:
+        return best
+
+    def merit(trial: Trial) -> float:
+        return math.sqrt(max(_divergence(trial), _TINY) * max(predicted[trial.number], _TINY))
+
+    return min(near, key=lambda trial: (merit(trial), *_ties(trial)))
 
 
 def _divergence(trial: Trial) -> float:

@@ -39,6 +39,11 @@ Knob = str | bool | int | float
 Knobs = Mapping[str, Knob]
 Measure = Callable[[Choice, Knobs], float]
 Score = Callable[[float, Evaluation], float]
+Suggest = Callable[[Sequence["Trial"]], tuple[Choice, Knobs] | None]
+"""From the trials so far to a plan to try next that is not among them, or None."""
+
+PATIENCE: Final = 32
+"""Plans in a row that are no better, after which more of them are not worth their time."""
 
 _STARTUP: Final = 4
 _REPEATS: Final = 20
@@ -76,7 +81,9 @@ def refine(
     max_groups: int = 16,
     score: Score | None = None,
     problem_under: Callable[[Knobs], Problem] | None = None,
+    suggest: Suggest | None = None,
     on_trial: Callable[[Trial], None] | None = None,
+    on_end: Callable[[str], None] | None = None,
 ) -> tuple[Trial, ...]:
     """Measure the starts, then plans near the first of them; every trial is returned, in order.
 
@@ -103,7 +110,11 @@ def refine(
         max_groups: how many groups may leave the first start.
         score: what the study minimises, of (divergence, evaluation); None: the divergence.
         problem_under: predicted quantities under knobs that change them; None: always ``problem``.
+        suggest: asked for every second plan after the starts; the sampler suggests the others. It
+            must depend on the trials alone, so that an interrupted study goes on as it would have.
         on_trial: called once per trial, reused ones included.
+        on_end: called with the reason when the search ends before ``trials``: the region has no
+            more plans, nothing new is suggested, or ``PATIENCE`` plans in a row were no better.
 
     Raises:
         UsageError: no start, a start that does not fit the problem, fewer than one trial, or a
@@ -127,9 +138,10 @@ def refine(
         measure=evaluate_choice,
         score=score or (lambda divergence, _: divergence),
         problem_under=problem_under or (lambda _: problem),
+        suggest=suggest,
     )
     with _quiet_optuna():
-        return _continue(run, trials, storage_path, on_trial)
+        return _continue(run, trials, storage_path, on_trial, on_end or logger.info)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +155,15 @@ class _Run:
     measure: Measure
     score: Score
     problem_under: Callable[[Knobs], Problem]
+    suggest: Suggest | None
 
 
 def _continue(
-    run: _Run, trials: int, storage_path: Path | None, on_trial: Callable[[Trial], None] | None
+    run: _Run,
+    trials: int,
+    storage_path: Path | None,
+    on_trial: Callable[[Trial], None] | None,
+    on_end: Callable[[str], None],
 ) -> tuple[Trial, ...]:
     import optuna
 
@@ -173,26 +190,52 @@ def _continue(
     )
     for trial in reused[: max(trials, len(run.starts))]:
         keep(trial)
-    while len(found) < len(run.starts):
-        choice, knobs = run.starts[len(found)]
+
+    def given(choice: Choice, knobs: Knobs, origin: Literal["start", "search"]) -> None:
         study = inside if run.region.contains(choice) else outside
         if study is inside:
             inside.enqueue_trial(_params(run, choice, knobs))
         inside.sampler = _sampler(run, inside)
         asked = study.ask(_space(run) if study is inside else {})
-        keep(_try(run, study, asked, choice, knobs, len(found), "start"))
+        keep(_try(run, study, asked, choice, knobs, len(found), origin))
+
+    while len(found) < len(run.starts):
+        given(*run.starts[len(found)], "start")
     while len(found) < trials:
+        idle = _idle(run, found)
+        if idle >= PATIENCE:
+            on_end(f"the last {idle} plans were no better")
+            break
+        turn = (len(found) - len(run.starts)) % 2 == 0
+        foreseen = run.suggest(found) if run.suggest is not None and turn else None
+        if foreseen is not None:
+            given(*foreseen, "search")
+            continue
         suggested = _suggest(run, inside, found)
-        if suggested is None:
+        if isinstance(suggested, str):
+            on_end(suggested)
             break
         keep(_try(run, inside, *suggested, len(found), "search"))
     return tuple(found)
 
 
+def _idle(run: _Run, found: Sequence[Trial]) -> int:
+    """Plans that the search tried since the last one that was better than all before."""
+    best, since = math.inf, 0
+    for trial in found:
+        measured = trial.divergence
+        value = math.inf if measured is None else run.score(measured, trial.evaluation)
+        if value < best:
+            best, since = value, 0
+        elif trial.origin == "search":
+            since += 1
+    return since
+
+
 def _suggest(
     run: _Run, study: Study, found: list[Trial]
-) -> tuple[OptunaTrial, Choice, dict[str, Knob]] | None:
-    """The next plan not tried yet, with its open Optuna trial; None: there seems to be none."""
+) -> tuple[OptunaTrial, Choice, dict[str, Knob]] | str:
+    """The next plan not tried yet, with its open Optuna trial; or why there is none."""
     tried = {_key(trial.choice, trial.knobs): trial for trial in found}
     space = _space(run)
     points = math.prod(map(len, (*run.region.options, *run.knobs.values())))
@@ -200,8 +243,7 @@ def _suggest(
     while sum(run.region.contains(trial.choice) for trial in found) < points:
         repeats = sum(t.user_attrs.get("repeat_of") == number for t in study.trials)
         if repeats >= _REPEATS:
-            logger.info("the search ends after %d trials: nothing new is suggested", number)
-            return None
+            return "nothing new is suggested"
         study.sampler = _sampler(run, study)
         asked = study.ask(space)
         wanted = tuple(asked.params.get(f"group:{g}", i) for g, i in enumerate(run.region.anchor))
@@ -213,8 +255,7 @@ def _suggest(
         # Told to the sampler, which learns from it, but neither measured nor counted again.
         asked.set_user_attr("repeat_of", number)
         _tell(run, study, asked, known)
-    logger.info("the search ends after %d trials: the region has no more plans", len(found))
-    return None
+    return "the region around the start has no more plans"
 
 
 def _try(
@@ -304,7 +345,7 @@ def _digest(run: _Run) -> str:
     text = json.dumps(
         [run.seed, run.starts, run.region.options, dict(run.knobs), dict(run.bounds)]
         + [[[c.scheme, c.algorithm] for c in options] for options in run.problem.candidates]
-        + [repr(run.problem.indicators)],
+        + [repr(run.problem.indicators), run.suggest is not None],
         sort_keys=True,
     )
     digest = hashlib.sha256(text.encode())

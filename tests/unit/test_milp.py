@@ -125,6 +125,26 @@ def test_two_hundred_groups_of_eight_are_solved_and_proven() -> None:
     assert within(found.evaluation, bounds)
 
 
+def test_five_hundred_groups_of_eight_are_solved_to_a_thousandth() -> None:
+    problem = layered_problem(np.random.default_rng(2), groups=500, points=20)
+    whole = float(sum(terms[0] for terms in problem.size_bytes.per_group))
+    bounds = {"size_bytes": 0.2 * whole}
+    found = solve(problem, minimise="divergence", bounds=bounds, relative_gap=1e-3)
+    assert found is not None
+    assert 0 <= found.gap <= 1e-3
+    assert within(found.evaluation, bounds)
+    assert found.bound <= found.value == pytest.approx(found.evaluation.divergence)
+    # The bound of a knapsack without boundaries, by its Lagrangian: no plan can be below it.
+    sizes, losses = problem.size_bytes.per_group, problem.divergence.per_group
+    lagrangian = max(
+        sum(float((d + price * s).min()) for d, s in zip(losses, sizes, strict=True))
+        - price * bounds["size_bytes"]
+        for price in np.geomspace(1e-16, 1e-6, 400)
+    )
+    assert lagrangian <= found.value * (1 + 1e-9)
+    assert found.bound >= lagrangian * (1 - 1e-3)
+
+
 def test_a_problem_without_groups_has_one_plan() -> None:
     alone = Linear(constant=5.0, per_group=())
     problem = Problem(

@@ -5,7 +5,14 @@ import pytest
 
 from advisor.budget import Budget
 from advisor.errors import InfeasibleError, UsageError
-from advisor.search.objective import LATENCY_SLACK, pareto_front, score_for, select, start
+from advisor.search.objective import (
+    LATENCY_SLACK,
+    pareto_front,
+    say_limits,
+    score_for,
+    select,
+    start,
+)
 from advisor.search.problem import Evaluation
 from advisor.search.study import Trial
 from tests.unit.problems import enumerate_plans, small_problem
@@ -148,3 +155,40 @@ def test_timed_seconds_decide_where_plans_were_timed(seed: int, objective: str) 
     assert found.trial in near
     assert found.trial.divergence == min(t.divergence or 0.0 for t in near)
     assert "timed" in found.outcome
+
+
+def test_among_plans_that_are_near_prediction_has_a_say() -> None:
+    def trial(number: int, divergence: float) -> Trial:
+        cost = Evaluation(size_bytes=90.0, memory_bytes=1.0, latency_s=1.0, divergence=divergence)
+        return Trial(
+            number=number,
+            choice=(number,),
+            divergence=divergence,
+            evaluation=cost,
+            feasible=True,
+            origin="search",
+        )
+
+    trials = [trial(0, 0.100), trial(1, 0.110), trial(2, 0.149), trial(3, 0.20)]
+    predicted = {0: 0.30, 1: 0.10, 2: 0.09, 3: 0.001}
+
+    def picked(ceiling: float = np.inf) -> int:
+        found = select(trials, "accuracy", predicted=predicted, ceiling=ceiling)
+        return found.trial.number
+
+    assert select(trials, "accuracy").trial.number == 0
+    # Of those within half of the least, the least geometric mean: 0.173, 0.105, 0.116.
+    assert picked() == 1
+    assert select(trials, "accuracy", predicted=predicted).measured_regret == pytest.approx(0.01)
+    # Never worse, as measured, than what the ceiling stands for.
+    assert picked(ceiling=0.105) == 0
+    assert picked(ceiling=0.05) == 0
+    assert select(trials, "latency", predicted=predicted).trial.number == 1
+    assert select(trials, "auto", 0.105, predicted=predicted).trial.number == 0
+
+
+def test_limits_that_bind_are_named() -> None:
+    cost = Evaluation(size_bytes=99.5, memory_bytes=40.0, latency_s=1.0, divergence=0.1)
+    said = say_limits(cost, {"size_bytes": 100.0, "memory_bytes": 80.0})
+    assert said == "; of the budget: size 99.5% used and binding, memory 50.0% used"
+    assert say_limits(cost, {}) == ""

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from advisor.search.objective import (
 )
 from advisor.search.problem import Choice, Problem, evaluate
 from advisor.search.region import region_around, repair
-from advisor.search.study import Knob, Trial, refine
+from advisor.search.study import PATIENCE, Knob, Trial, refine
 from tests.unit.problems import enumerate_plans, layered_problem
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
@@ -171,6 +171,40 @@ def test_a_killed_study_ends_like_an_uninterrupted_one(
     assert len(bench.calls) == measured == 10 + len(dies_at)
 
 
+def test_every_second_plan_is_the_one_that_is_suggested(
+    problem: Problem, budget: Budget, exact: Start, tmp_path: Path
+) -> None:
+    def suggest(trials: Sequence[Trial]) -> tuple[Choice, Mapping[str, Knob]] | None:
+        """One group of the last plan moved, to where the region need not reach; then nothing."""
+        moved = (*trials[-1].choice[:-1], (trials[-1].choice[-1] + 3) % 8)
+        tried = {trial.choice for trial in trials}
+        return None if moved in tried or len(trials) > 7 else (moved, trials[0].knobs)
+
+    def run(journal: Path | None, dies_at: tuple[int, ...] = ()) -> tuple[Trial, ...]:
+        return refine(
+            problem,
+            [exact.choice],
+            Bench(problem, dies_at=dies_at),
+            budget=budget,
+            trials=10,
+            seed=3,
+            knobs=KNOBS,
+            suggest=suggest,
+            storage_path=journal,
+        )
+
+    whole = run(None)
+    assert len(whole) == 10
+    for trial in (whole[1], whole[3], whole[5]):
+        assert trial.choice[-1] == (whole[trial.number - 1].choice[-1] + 3) % 8
+        assert (trial.origin, trial.knobs) == ("search", whole[0].knobs)
+    journal = tmp_path / "study.log"
+    for dies_at in (3, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(journal, (dies_at,))
+    assert run(journal) == whole
+
+
 def test_a_finished_study_goes_on_where_it_stopped(
     problem: Problem, budget: Budget, exact: Start, tmp_path: Path
 ) -> None:
@@ -217,12 +251,39 @@ def test_a_small_region_is_searched_once_and_no_more(budget: Budget) -> None:
     problem = layered_problem(np.random.default_rng(0), groups=2, points=2)
     bench = Bench(problem)
     anchor = (3, 3)
-    trials = refine(problem, [anchor], bench, budget=Budget(), trials=50, seed=0)
+    reasons: list[str] = []
+    trials = refine(
+        problem, [anchor], bench, budget=Budget(), trials=50, seed=0, on_end=reasons.append
+    )
+    assert len(reasons) == 1
+    assert "no more plans" in reasons[0] or "nothing new" in reasons[0]
     region = region_around(problem, anchor, 1, 16)
     points = {(a, b) for a in region.options[0] for b in region.options[1]}
     assert {trial.choice for trial in trials} <= points
     assert len(bench.calls) == len(trials) <= len(points)
     assert refine(problem, [anchor], bench, budget=budget, trials=5, seed=0, max_groups=0)
+
+
+def test_a_search_that_finds_nothing_better_says_so_and_ends(
+    problem: Problem, budget: Budget, exact: Start, tmp_path: Path
+) -> None:
+    def measure(choice: Choice, knobs: Mapping[str, Knob]) -> float:
+        return 0.0 if choice == exact.choice else 1.0
+
+    for _ in range(2):  # the second time from the journal
+        reasons: list[str] = []
+        trials = refine(
+            problem,
+            [exact.choice],
+            measure,
+            budget=budget,
+            trials=60,
+            seed=0,
+            storage_path=tmp_path / "study.log",
+            on_end=reasons.append,
+        )
+        assert reasons == [f"the last {PATIENCE} plans were no better"]
+        assert len(trials) == 1 + PATIENCE
 
 
 def test_a_measurement_that_is_not_finite_is_kept_and_never_chosen(

@@ -1,0 +1,221 @@
+"""What is known of plans before the study: corrected predictions, interactions, good starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from advisor.assemble import error_columns
+from advisor.atomic import write_text
+from advisor.budget import Budget
+from advisor.evidence import PROBE_KNOBS, Evidence, Progress
+from advisor.indicators import Indicators
+from advisor.search.descent import Descent
+from advisor.search.model import columns_of
+from advisor.search.objective import DIVERGENCE_LIMIT, Start, is_measured, score_for, start
+from advisor.search.problem import Choice, FloatArray, Problem
+from advisor.search.recheck import Alone, Checked, recheck
+from advisor.search.study import Knobs, Trial
+from advisor.search.surrogate import HALF, fit_surrogate
+from advisor.search.table import as_array, table_of
+from advisor.setting import Setting
+
+if TYPE_CHECKING:
+    from advisor.passes.sensitivity import Column, Sensitivity
+
+SHARES: Final = (HALF, 0.25, 1.0)
+"""Shares of the interactions under which a start is looked for; the first is believed most."""
+
+
+LARGE: Final = 120
+"""Groups from which on local search takes too long to be run more than once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foresight:
+    """problem: with divergences corrected by ``recheck``. scores: of its columns, likewise. begun:
+    the exact start. starts: local optima with interactions. checked: choices that were measured
+    alone. equalised: problem and scores of the model equalised, where there is one.
+    """
+
+    problem: Problem
+    scores: FloatArray
+    begun: Start
+    starts: tuple[Choice, ...]
+    checked: Mapping[tuple[int, int], float]
+    budget: Budget
+    objective: str
+    equalised: tuple[Problem | None, FloatArray | None] = (None, None)
+
+    def predict(self, trials: Sequence[Trial]) -> dict[int, float]:
+        """Divergence of the trials by number, interactions included."""
+        found: dict[int, float] = {}
+        for problem, scores, own in (
+            (self.problem, self.scores, [t for t in trials if not t.knobs.get("equalise", False)]),
+            (*self.equalised, [t for t in trials if t.knobs.get("equalise", False)]),
+        ):
+            if own and problem is not None and scores is not None:
+                features = table_of(problem).features(as_array([trial.choice for trial in own]))
+                lost = fit_surrogate(scores).divergence(features)
+                found |= {t.number: float(value) for t, value in zip(own, lost, strict=True)}
+        return found
+
+    def suggest(self, trials: Sequence[Trial]) -> tuple[Choice, Knobs] | None:
+        """The best predicted neighbour of the best trial, with its knobs, that was not tried yet.
+
+        None: there is none, or nothing was measured.
+        """
+        score = score_for(self.objective, DIVERGENCE_LIMIT, self.begun.evaluation.latency_s)
+        usable = [trial for trial in trials if is_measured(trial)]
+        if not usable:
+            return None
+        best = min(usable, key=lambda t: (score(t.divergence or 0.0, t.evaluation), t.number))
+        tried = {trial.choice for trial in trials if dict(trial.knobs) == dict(best.knobs)}
+        descent = _descent(self.problem, self.scores, self.budget, self.objective, self.begun, HALF)
+        for near in descent.neighbours(best.choice):
+            if near.choice not in tried:
+                return near.choice, best.knobs
+        return None
+
+
+def foresee(
+    evidence: Evidence,
+    budget: Budget,
+    objective: str,
+    most: int,
+    journal: Path | None,
+    say: Progress,
+) -> Foresight:
+    """Correct the predictions around the plans they lead to, and find where to start.
+
+    most: choices that may be measured alone, on the scoring half. journal: of the study, beside
+    which those measurements are kept.
+
+    Raises:
+        InfeasibleError: nothing fits the budget.
+    """
+    setting, problem = evidence.prepared.setting, evidence.problem
+    scores = column_scores(setting, problem, evidence.sensitivity)
+    done = 0
+
+    def measure(choice: Choice) -> float:
+        nonlocal done
+        say("check", done, most)
+        done += 1
+        return evidence.simulator.measure_scoring(choice, PROBE_KNOBS)
+
+    is_large = len(problem.groups) > LARGE
+
+    def plans(problem: Problem, scores: FloatArray) -> list[Choice]:
+        begun = start(problem, budget, objective)
+        if is_large:
+            return [begun.choice]
+        return [begun.choice, _improve(problem, scores, budget, objective, begun, HALF)]
+
+    path = None if journal is None else journal.with_suffix(".checked.json")
+    kept = remembered(measure, problem, path)
+    checked: Checked = recheck(problem, scores, plans, kept, most=most)
+    begun = start(checked.problem, budget, objective)
+    starts = [
+        _improve(checked.problem, checked.scores, budget, objective, begun, share)
+        for share in (SHARES[:1] if is_large else SHARES)
+    ]
+    say("check", most, most)
+    other = evidence.equalised
+    return Foresight(
+        problem=checked.problem,
+        scores=checked.scores,
+        begun=begun,
+        starts=tuple(choice for choice in dict.fromkeys(starts) if choice != begun.choice),
+        checked=checked.factors,
+        budget=budget,
+        objective=objective,
+        equalised=(None, None)
+        if other is None
+        else (other.problem, column_scores(setting, other.problem, other.sensitivity)),
+    )
+
+
+def remembered(measure: Alone, problem: Problem, path: Path | None) -> Alone:
+    """``measure`` that keeps what it found in a file, so that a second run need not measure.
+
+    problem: whose choices they are. path: None keeps nothing.
+    """
+    if path is None:
+        return measure
+    named = repr((problem.groups, problem.candidates))
+    key = hashlib.sha256(named.encode()).hexdigest()[:16]
+    known: dict[str, float] = {}
+    if path.exists():
+        known = json.loads(path.read_text(encoding="utf-8"))
+
+    def kept(choice: Choice) -> float:
+        name = f"{key}:{','.join(map(str, choice))}"
+        if name not in known:
+            known[name] = measure(choice)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json.dumps(known, indent=1) + "\n")
+        return known[name]
+
+    return kept
+
+
+def column_scores(setting: Setting, problem: Problem, sensitivity: Sensitivity) -> FloatArray:
+    """Scores of every candidate and indicator; shape (candidates + indicators, samples x probes).
+
+    Zero for what loses nothing, or for what no score is known.
+    """
+    columns = columns_of(problem)
+    count = sensitivity.samples * sensitivity.probes
+    found = np.zeros((columns.total, count))
+
+    def add(row: int, names: Sequence[Column]) -> None:
+        for name in names:
+            if name in sensitivity.scores:
+                found[row] += sensitivity.scores[name].double().numpy()
+
+    for group, at in zip(setting.groups, columns.starts[:-1], strict=True):
+        for index, option in enumerate(setting.space.candidates[group.name]):
+            for layer in setting.layers_of(group):
+                add(int(at) + index, error_columns(layer, option, setting.capability))
+    indicators = Indicators(setting)
+    for tensor, index in indicators.produced.items():
+        add(columns.candidates + index, [("tensor", tensor, "")])
+    for (tensor, reader), index in indicators.edges.items():
+        add(columns.candidates + index, [("edge", tensor, reader)])
+    return found
+
+
+def _improve(
+    problem: Problem,
+    scores: FloatArray,
+    budget: Budget,
+    objective: str,
+    begun: Start,
+    share: float,
+) -> Choice:
+    """The local optimum near the exact start, with that share of the interactions."""
+    descent = _descent(problem, scores, budget, objective, begun, share)
+    return descent.run(begun.choice).choice
+
+
+def _descent(
+    problem: Problem,
+    scores: FloatArray,
+    budget: Budget,
+    objective: str,
+    begun: Start,
+    share: float,
+) -> Descent:
+    return Descent(
+        table=table_of(problem),
+        surrogate=fit_surrogate(scores, kept=share),
+        bounds=budget.bounds(),
+        score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
+    )
