@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from advisor.binding import quantized_of
 from advisor.errors import OutputError, UnsupportedError, VerificationError
 from advisor.profiles.loader import load_profile, profile_names
-from advisor.targets.options import configure
+from advisor.targets.base import Configurable
+from advisor.targets.options import choices, configure
 from advisor.targets.registry import target_named
 
 if TYPE_CHECKING:
     from advisor.plan import Plan
-    from advisor.targets.base import Artifact, Verification
+    from advisor.targets.base import Artifact, Target, Verification
 
 SHOWN = 5
 """Mismatches listed in an error."""
@@ -27,7 +28,8 @@ def compile_plan(
 ) -> Artifact:
     """Lower ``plan`` to ``out_dir``; see ``Plan.compile``."""
     runtime = runtime or plan.runtime
-    target = configure(target_named(runtime), runtime, options, _defaults(plan, runtime))
+    target = target_named(runtime)
+    target = configure(target, runtime, options, _defaults(plan, runtime, target))
     if runtime != plan.runtime:
         raise UnsupportedError(
             f"the plan is for {plan.runtime}; lowering it to {runtime} is not possible yet; "
@@ -56,12 +58,19 @@ def compile_plan(
     return target.load(out)
 
 
-def _defaults(plan: Plan, runtime: str) -> Mapping[str, str]:
-    """Options that the plan's profile asks for; none of a profile that is no longer found."""
+def _defaults(plan: Plan, runtime: str, target: Target) -> Mapping[str, str]:
+    """Options that the plan's profile asks for; none of a profile that is no longer found.
+
+    An option with the name of a part of the platform, such as "sm", is what the profile has there.
+    """
     if plan.target.partition(":")[0] not in profile_names():
         return {}
     profile = load_profile(plan.target)
-    return profile.options if profile.runtime == runtime else {}
+    if profile.runtime != runtime:
+        return {}
+    known = choices(type(target.options)) if isinstance(target, Configurable) else {}
+    platform = {name: text for name, text in profile.platform.items() if name in known}
+    return {**platform, **profile.options}
 
 
 def check(verification: Verification) -> None:

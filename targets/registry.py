@@ -18,6 +18,7 @@ GROUP: Final = "advisor.targets"
 
 BUILT_IN: Final = {
     "onnxruntime": "advisor.targets.onnxruntime:TARGET",
+    "tensorrt": "advisor.targets.tensorrt:TARGET",
     "tflite": "advisor.targets.tflite:TARGET",
 }
 """Runtimes of this package with an emitter, and the object that is their ``Target``."""

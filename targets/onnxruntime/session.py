@@ -50,12 +50,14 @@ def open_session(
     threads: int | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
+    as_written: bool = False,
 ) -> Session:
     """A session on the CPU.
 
     entries: session configuration, as in session.json. threads: of one operator; None leaves the
     choice to ONNX Runtime. optimized: where to write the graph that will really run. profile:
     prefix of the file with the time of every node, for all runs until ``end_profiling``.
+    as_written: run the file's own operators, none fused or moved.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -66,6 +68,8 @@ def open_session(
     options.log_severity_level = _ERRORS_ONLY
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
     if optimized is not None:
