@@ -6,13 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from advisor.binding import quantized_of
 from advisor.errors import OutputError, UnsupportedError, VerificationError
 from advisor.profiles.loader import load_profile, profile_names
 from advisor.targets.base import Configurable
-from advisor.targets.options import choices, configure
+from advisor.targets.options import configure
 from advisor.targets.registry import target_named
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ def _defaults(plan: Plan, runtime: str, target: Target) -> Mapping[str, str]:
     profile = load_profile(plan.target)
     if profile.runtime != runtime:
         return {}
-    known = choices(type(target.options)) if isinstance(target, Configurable) else {}
-    platform = {name: text for name, text in profile.platform.items() if name in known}
+    options: Any = target.options if isinstance(target, Configurable) else None
+    platform = {name: text for name, text in profile.platform.items() if hasattr(options, name)}
     return {**platform, **profile.options}
 
 

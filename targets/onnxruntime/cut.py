@@ -74,8 +74,9 @@ def run_cut(
 ) -> tuple[Array, frozenset[str]]:
     """Execute a cut on ``feeds``, one per start; also the operators that really ran.
 
-    as_written: see ``open_session``. expected: an array of the output's dtype and rank. Sizes that the whole model leaves open stay
-    open here, because ONNX Runtime fuses differently where it knows them.
+    as_written: see ``open_session``. expected: an array of the output's dtype and rank. Sizes that
+    the whole model leaves open stay open here, because ONNX Runtime fuses differently where it
+    knows them.
     """
     import onnx_ir as ir
 

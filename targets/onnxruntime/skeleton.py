@@ -27,9 +27,7 @@ OPSET: Final = 21
 _MADE: WeakKeyDictionary[GraphModule, tuple[frozenset[str], ir.Model]] = WeakKeyDictionary()
 
 
-def skeleton_of(
-    graph: Graph, sites: Collection[str], runtime: str = "onnxruntime"
-) -> ir.Model:
+def skeleton_of(graph: Graph, sites: Collection[str], runtime: str = "onnxruntime") -> ir.Model:
     """The skeleton with markers at least at these nodes; whoever changes it must clone it first.
 
     runtime: whose plans it is for; one made for another serves too where it has the markers.

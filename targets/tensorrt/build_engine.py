@@ -47,8 +47,8 @@ class Built:
 class Messages:
     """What the builder said that matters here."""
 
-    errors: list[str] = field(default_factory=list)
-    layers: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list[str])
+    layers: list[str] = field(default_factory=list[str])
 
     def take(self, severity: str, text: str) -> None:
         """Keep errors, and the list of kernels out of all verbose messages."""
@@ -187,7 +187,9 @@ def main() -> int:
     parser.add_argument("--timing-cache", type=Path)
     parser.add_argument("--no-tf32", action="store_true", help="float32 products stay float32")
     asked = parser.parse_args()
-    ranges = json.loads(asked.profile.read_text()) if asked.profile.exists() else {}
+    ranges: Ranges = {}
+    if asked.profile.exists():
+        ranges = json.loads(asked.profile.read_text())
     built = build(
         asked.model,
         ranges,

@@ -18,7 +18,8 @@ _NAME: Final = re.compile(r"Name: (.*?), LayerType: (\w+)")
 _TACTIC: Final = re.compile(r"TacticName: (\S*?),")
 _SOURCE: Final = re.compile(r"\[ONNX Layer: (.*?)\]")
 _TENSOR: Final = re.compile(
-    r"\{ Name: .*?, (?:Location: \w+, )?Dimensions: \[([\d,\-]*)\].*?Datatype: ([\w ]+?)(?:,| Format)"
+    r"\{ Name: .*?, (?:Location: \w+, )?Dimensions: \[([\d,\-]*)\].*?"
+    r"Datatype: ([\w ]+?)(?:,| Format)"
 )
 _MULTIPLIES: Final = re.compile(r"gemm|mha|conv|fc", re.IGNORECASE)
 GENERATED: Final = "kgen"
@@ -105,16 +106,14 @@ def _tensors(line: str, section: str) -> tuple[Tensor, ...]:
         return ()
     return tuple(
         Tensor(
-            dtype=DTYPES.get(dtype, dtype.lower()),
-            elements=prod(abs(int(size)) for size in sizes.split(",") if size),
+            dtype=DTYPES.get(match[2], match[2].lower()),
+            elements=prod(abs(int(size)) for size in match[1].split(",") if size),
         )
-        for sizes, dtype in _TENSOR.findall(found[1])
+        for match in _TENSOR.finditer(found[1])
     )
 
 
-def kernels_by_layer(
-    kernels: Sequence[Kernel], layers: Iterable[LayerRecord]
-) -> dict[str, str]:
+def kernels_by_layer(kernels: Sequence[Kernel], layers: Iterable[LayerRecord]) -> dict[str, str]:
     """What the kernel of every layer reads, in words; layers that are in no kernel are left out."""
     found: dict[str, str] = {}
     for layer in layers:
@@ -128,7 +127,8 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
     """The types of the weight and of the input in that of a layer's kernels which multiplies.
 
     A weight that no constant of the kernel is large enough to be was turned into something else
-    by another kernel before, and comes as an input.
+    by another kernel before, and comes as the last input. What an Add in the kernel adds is an
+    input too, before the layer's own.
     """
     size = prod(layer.weight_shape)
 
@@ -139,16 +139,16 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
     if layer.op == "matmul":
         return " and ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs[:2]))
     large = [each for each in kernel.constants if each.elements >= size]
-    activations = list(kernel.inputs)
+    read = [tensor.dtype for tensor in kernel.inputs]
     if large:
         weight = max(large, key=lambda each: each.elements).dtype
-    elif len(activations) > 1:
-        weight = activations.pop(1).dtype
     else:
-        weight = "no"
+        weight = read.pop() if len(read) > 1 else "no"
     if layer.op == "embedding":
         return f"{weight} table"
-    return f"{weight} weight, {activations[0].dtype if activations else 'no'} input"
+    wanted = EXPECTED.get(layer.scheme, "").rpartition(", ")[2].removesuffix(" input")
+    found = wanted if wanted in read else (read or ["no"])[0]
+    return f"{weight} weight, {found} input"
 
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:

@@ -56,6 +56,8 @@ class Finding:
 
 def lint(model: ir.Model, *, sm: str) -> list[Finding]:
     """Every rule that the model breaks. sm: compute capability of the GPU, such as "89"."""
+    model = model.clone()
+    _fill_in_types(model)
     found: list[Finding] = []
     for node in model.graph:
         name = node.metadata_props.get(NAME_PROPERTY) or str(node.name)
@@ -83,6 +85,35 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
             )
         )
     return found
+
+
+def _fill_in_types(model: ir.Model) -> None:
+    """Floats that the file does not give a dtype, which it need not for what is between nodes.
+
+    onnx's own inference stops where types do not fit, which is one of the things looked for.
+    """
+    import onnx_ir as ir
+
+    for node in model.graph:
+        output = node.outputs[0]
+        found: ir.DataType | None = None
+        if output.dtype is not None:
+            continue
+        match node.op_type:
+            case "Cast":
+                found = ir.DataType(integer(node, "to"))
+            case "QuantizeLinear":
+                zero = node.inputs[2] if len(node.inputs) > 2 else None
+                found = ir.DataType.UINT8 if zero is None else zero.dtype
+            case "DequantizeLinear":
+                scale = node.inputs[1]
+                found = None if scale is None else scale.dtype
+            case _:
+                read = [value.dtype for value in node.inputs if value is not None]
+                floats = [kind for kind in read if kind is not None and kind.is_floating_point()]
+                found = floats[0] if floats else None
+        if found is not None:
+            output.dtype = found
 
 
 Broken = Iterator[tuple[str, str]]

@@ -44,14 +44,14 @@ def array_of(tensor: torch.Tensor) -> Array:
 def tensor_of(array: Array) -> torch.Tensor:
     """Undo ``array_of``; int4 comes as int8, one element a byte."""
     kind = str(array.dtype)
-    dense = np.ascontiguousarray(array)
+    dense = np.array(array)  # a file's own arrays are read-only
     if kind == "bfloat16":
         return torch.as_tensor(dense.view(np.int16)).view(torch.bfloat16)
     if kind == "float8_e4m3fn":
         return torch.as_tensor(dense.view(np.uint8)).view(torch.float8_e4m3fn)
     if kind == "int4":
         dense = dense.astype(np.int8)
-    return torch.as_tensor(np.array(dense))
+    return torch.as_tensor(dense)
 
 
 def stored_array(value: ir.Value | None) -> Array | None:

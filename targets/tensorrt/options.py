@@ -10,9 +10,9 @@ from typing import Final, Literal
 class TensorrtOptions:
     """What ``plan.compile(..., options=...)`` takes for this runtime.
 
-    sm: compute capability of the GPU that the engine is for; a plan's profile says it. tf32: whether
-    float32 products may run in TF32, one switch for the whole engine; without it they are slow and
-    exact.
+    sm: compute capability of the GPU that the engine is for; a plan's profile says it. tf32:
+    whether float32 products may run in TF32, one switch for the whole engine; without it they are
+    slow and exact.
     """
 
     sm: Literal["75", "80", "86", "87", "89", "90", "100", "120", "121"] = "80"

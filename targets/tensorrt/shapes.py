@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from advisor.errors import PlanError
 from advisor.passes.graph import QuantizedGraph
 from advisor.targets.manifest import InputRecord, Manifest, write_json
-from advisor.targets.simulation import MOST_ROWS
+from advisor.targets.simulation import MOST_ROWS, flat_tensors
 
 PROFILE_FILE: Final = "profile.json"
 KEYS: Final = ("min", "opt", "max")
@@ -42,8 +42,6 @@ def ranges_of(graph: QuantizedGraph, manifest: Manifest) -> dict[str, dict[str, 
 
 
 def _example_shapes(graph: QuantizedGraph, manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    from advisor.targets.simulation import flat_tensors
-
     source = graph.float_graph
     tensors = flat_tensors((source.args, source.kwargs))
     return {
@@ -90,7 +88,7 @@ def _check(path: Path, record: InputRecord, found: object) -> None:
     given = cast("dict[str, Any]", found)
     shapes = [given.get(key) for key in KEYS]
     fits = all(
-        isinstance(shape, list) and len(cast("list[Any]", shape)) == len(record.shape)
+        isinstance(shape, list) and len(cast("Sequence[int]", shape)) == len(record.shape)
         for shape in shapes
     )
     rows = cast("list[list[int]]", shapes)

@@ -35,9 +35,7 @@ def _write(build: Builder, call: Call, operator: str, given: dict[str, Any]) -> 
     kind = compute_kind(call.scheme)
     x = cast_to(build, batched_input(call), kind, role="input")
     weight, bias = write_weight(build, call, call.inputs[1]), write_bias(build, call)
-    return cast_back(
-        build, build.node(operator, [x, weight, bias], role="op", **given), kind
-    )
+    return cast_back(build, build.node(operator, [x, weight, bias], role="op", **given), kind)
 
 
 FORM: Final = Form(write=write, read=read_weighted, operators=frozenset({"Conv"}))

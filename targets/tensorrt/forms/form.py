@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Found
-from advisor.targets.tensorrt.forms.weights import VIEWS, find_weight, kind_of, scheme_of
+from advisor.targets.tensorrt.forms.weights import VIEWS, find_weight, scheme_of
+from advisor.targets.tensorrt.numbers import kind_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,7 +38,7 @@ def quantized_input(value: ir.Value | None) -> str:
     """
     while value is not None and (producer := value.producer()) is not None:
         if producer.op_type == "DequantizeLinear":
-            return kind_of(producer.inputs[0]) if _is_quantized(producer) else ""
+            return _kind_of_integers(producer) if _is_quantized(producer) else ""
         if producer.op_type not in VIEWS and producer.op_type != "Cast":
             return ""
         value = producer.inputs[0]
@@ -48,6 +49,12 @@ def _is_quantized(node: ir.Node) -> bool:
     source = node.inputs[0]
     producer = None if source is None else source.producer()
     return producer is not None and producer.op_type == "QuantizeLinear"
+
+
+def _kind_of_integers(node: ir.Node) -> str:
+    """ONNX's name of what a DequantizeLinear reads; its zero point has the same dtype."""
+    zero = node.inputs[2] if len(node.inputs) > 2 else None
+    return kind_of(zero) or kind_of(node.inputs[0])
 
 
 def read_weighted(node: ir.Node, layer: LayerRecord) -> Found | None:
