@@ -120,9 +120,9 @@ class Graph:
 class WeightTable:
     """The quantized weight of one layer, as the runtimes must ship it.
 
-    values: int8 tensor of the weight's shape (narrower integers are held in int8, unpacked), or
-    the float tensor for float formats. scale: float32, shape () | (channels,) | (rows, blocks);
-    None for floats. zero_point: None when symmetric.
+    values: int8 tensor of the weight's shape (narrower integers are held in int8, unpacked), a
+    float8 one, or the float tensor for float formats. scale: float32, shape () | (channels,) |
+    (rows, blocks); None for floats. zero_point: None when symmetric.
     """
 
     values: torch.Tensor

@@ -12,8 +12,10 @@ from typing import Final
 import torch
 
 from advisor.errors import UsageError
-from advisor.formats import PerBlock, TensorFormat
+from advisor.formats import FLOAT_DTYPES, PerBlock, TensorFormat
 from advisor.passes.graph import WeightTable
+from advisor.passes.ops import FLOAT8
+from advisor.passes.rounding.float8 import round_to_float8
 from advisor.passes.rounding.grid import round_to_coarse_scales
 from advisor.passes.rounding.mse import round_by_mse
 from advisor.passes.rounding.rtn import round_to_nearest
@@ -23,8 +25,21 @@ ALGORITHMS: Final[dict[str, Callable[[torch.Tensor, TensorFormat], WeightTable]]
     "mse": round_by_mse,
 }
 
-IMPLEMENTED_DTYPES: Final = frozenset({"float32", "float16", "bfloat16", "int8", "int4", "int2"})
+IMPLEMENTED_DTYPES: Final = frozenset(
+    {"float32", "float16", "bfloat16", "float8_e4m3", "int8", "int4", "int2"}
+)
 """Weight dtypes that ``round_weight`` can make today."""
+
+
+def algorithms_for(dtype: str) -> tuple[str, ...]:
+    """The algorithms that make a difference for weights of ``dtype``; none for plain floats.
+
+    An eight-bit float is as exact relative to small numbers as to large ones, so that clipping
+    large ones gains nothing.
+    """
+    if dtype in FLOAT_DTYPES:
+        return ()
+    return ("rtn",) if dtype in FLOAT8 else tuple(ALGORITHMS)
 
 
 def round_weight(
@@ -47,6 +62,8 @@ def round_weight(
         return WeightTable(values=weight.to(getattr(torch, fmt.dtype)))
     if algorithm not in ALGORITHMS:
         raise UsageError(f"unknown algorithm {algorithm!r}; possible: {', '.join(ALGORITHMS)}")
+    if fmt.dtype in FLOAT8:
+        return round_to_float8(weight, fmt)
     table = ALGORITHMS[algorithm](weight, fmt)
     if isinstance(fmt.granularity, PerBlock) and block_scale != "float32":
         return round_to_coarse_scales(weight, table, fmt, getattr(torch, block_scale))

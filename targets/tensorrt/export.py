@@ -47,7 +47,7 @@ def export_onnx(graph: QuantizedGraph) -> ir.Model:
             build = Builder(model=model, before=marker, name=name, used=used)
             write_layer(build, marker, calls[name], graph, FORMS)
         else:
-            write_site(model, marker, uses.get(name), used)
+            write_site(model, marker, uses, used)
         model.graph.remove(marker, safe=True)
     RemoveUnusedNodesPass()(model)
     _set_versions(model)
