@@ -69,8 +69,9 @@ def advise(
         model: nn.Module, ExportedProgram, or what ``advisor plan`` takes: "package.module:factory",
             a .pt2 file, a Hugging Face folder.
         target: profile name or alias ("intel-vnni", "m2", "h100"), or a path to a profile's TOML.
-        budget: "4GB" (memory: weights plus peak activations), "8ms", "4GB,8ms", or a mapping with
-            memory, size, latency, energy, accuracy_drop. None: no limit.
+        budget: "4GB" (memory: weights plus peak activations), "8ms", "1.05x int8" (latency, against
+            the faster uniform int8 plan), "4GB,8ms", or a mapping with memory, size, latency,
+            energy, accuracy_drop. None: no limit.
         inputs: example inputs (tensor, tuple or dict); the first calibration batch, or inferred
             where they can be.
         calibration: iterable of inputs or (inputs, label), read once; even batches score, odd
@@ -131,7 +132,7 @@ def advise(
         )
         chosen = choose(
             evidence,
-            budget=limits,
+            budget=prepared.budget,
             objective=objective,
             metric=metric,
             trials=trials,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Final
 
 from advisor.errors import BudgetError
+from advisor.formats import SCHEMES
 
 FIELDS: Final[dict[str, str]] = {
     "memory": "memory_bytes",
@@ -60,10 +61,48 @@ _AMOUNT: Final = re.compile(
     r"\s*(?P<unit>[^\d\s]*)",
     re.IGNORECASE,
 )
+_MULTIPLE: Final = re.compile(r"(?P<factor>[^\sx]+)\s*x\s+(?P<of>\S+)", re.IGNORECASE)
+INT8: Final = "int8"
+"""The name, in a relative latency, of the faster of the uniform plans of ``INT8_SCHEMES``."""
+
+INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
 _EXAMPLES: Final = (
-    'examples: "4GB" (memory), "8ms" (latency), "4GB,8ms", "size=20MB", '
+    'examples: "4GB" (memory), "8ms" (latency), "1.05x int8" (latency), "4GB,8ms", "size=20MB", '
     '{"memory": "4GB", "size": "20MB", "latency": "8ms", "energy": "5mJ", "accuracy_drop": "1%"}'
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Multiple:
+    """A latency as a multiple of that of a uniform plan, such as 1.05 times all-int8's.
+
+    of: a scheme, which every layer takes that can, or ``INT8``.
+    """
+
+    factor: float
+    of: str
+
+    def schemes(self) -> tuple[str, ...]:
+        """The schemes of the uniform plans, the fastest of which counts."""
+        return INT8_SCHEMES if self.of == INT8 else (self.of,)
+
+    def seconds(self, uniform: Mapping[str, float]) -> float:
+        """The latency. uniform: seconds of uniform plans, by scheme.
+
+        Raises:
+            BudgetError: there is no such plan.
+        """
+        found = [uniform[scheme] for scheme in self.schemes() if scheme in uniform]
+        if not found:
+            raise BudgetError(
+                f"the latency budget is {self.describe()}, but no layer can take {self.of} here; "
+                f"latencies can be given as multiples of {', '.join(uniform)}"
+            )
+        return self.factor * min(found)
+
+    def describe(self) -> str:
+        """As it is written in a budget."""
+        return f"{_plain(self.factor)}x {self.of}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +111,8 @@ class Budget:
 
     memory_bytes: see ``Metrics``; without the runtime itself. size_bytes: weights on disk.
     latency_s and energy_j: one forward at the deployment batch. accuracy_drop: share of the metric
-    that may be lost, between 0 and 1.
+    that may be lost, between 0 and 1. latency_multiple: what ``latency_s`` follows from, once
+    ``resolved`` knows the uniform plan's.
 
     Raises:
         BudgetError: a limit that is not a positive finite number.
@@ -83,11 +123,12 @@ class Budget:
     latency_s: float | None = None
     energy_j: float | None = None
     accuracy_drop: float | None = None
+    latency_multiple: Multiple | None = None
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if value is not None:
+            if value is not None and not isinstance(value, Multiple):
                 object.__setattr__(self, item.name, _checked(item.name, value))
 
     @classmethod
@@ -97,6 +138,8 @@ class Budget:
         A string is a comma-separated list: a bare amount is memory (bytes), latency (seconds),
         energy (joules) or accuracy_drop (percent) by its unit; ``name=amount`` says which. In a
         mapping the values are such amounts, numbers in bytes, seconds, joules and shares, or None.
+        "1.05x int8" is a latency too: 1.05 times that of the faster uniform int8 plan; "0.5x fp32"
+        and so on for any scheme.
         KB, MB, GB, TB are powers of 1000; KiB, MiB, GiB, TiB powers of 1024. ``describe`` reads
         back as the same budget.
 
@@ -119,6 +162,17 @@ class Budget:
                     f"{type(value).__name__}; {_EXAMPLES}"
                 )
 
+    @classmethod
+    def within(cls, limits: Mapping[str, float]) -> Budget:
+        """From limits by field, as ``bounds`` gives them."""
+        return cls(
+            memory_bytes=limits.get("memory_bytes"),
+            size_bytes=limits.get("size_bytes"),
+            latency_s=limits.get("latency_s"),
+            energy_j=limits.get("energy_j"),
+            accuracy_drop=limits.get("accuracy_drop"),
+        )
+
     def bounds(self) -> dict[str, float]:
         """The limits that depend on the assignment alone, by quantity (accuracy_drop left out)."""
         found = {field: getattr(self, field) for field in FIELDS.values()}
@@ -130,12 +184,24 @@ class Budget:
 
     def describe(self) -> str:
         """Canonical text in base units, such as "size<=12000000B,latency<=0.008s", or "none"."""
-        parts = [
-            f"{name}<={_plain(getattr(self, field))}{_BASE[name]}"
+        limits = {
+            name: f"{_plain(value)}{_BASE[name]}"
             for name, field in FIELDS.items()
-            if getattr(self, field) is not None
-        ]
-        return ",".join(parts) or "none"
+            if (value := getattr(self, field)) is not None
+        }
+        if self.latency_multiple is not None:
+            limits["latency"] = self.latency_multiple.describe()
+        return ",".join(f"{name}<={limit}" for name, limit in limits.items()) or "none"
+
+    def resolved(self, uniform: Mapping[str, float]) -> Budget:
+        """With ``latency_s`` in place of a multiple. uniform: seconds by scheme.
+
+        Raises:
+            BudgetError: there is no such uniform plan.
+        """
+        if self.latency_multiple is None:
+            return self
+        return replace(self, latency_s=self.latency_multiple.seconds(uniform))
 
 
 def format_amount(quantity: str, value: float) -> str:
@@ -164,7 +230,7 @@ def round_up(value: float, digits: int = 4) -> float:
 
 
 def _collect(items: Iterable[tuple[str, str | float | None]]) -> Budget:
-    limits: dict[str, float | None] = {}
+    limits: dict[str, float | Multiple | None] = {}
     for name, amount in items:
         if name in limits:
             raise BudgetError(
@@ -172,7 +238,14 @@ def _collect(items: Iterable[tuple[str, str | float | None]]) -> Budget:
                 f'(the size on disk is written "size=20MB"); {_EXAMPLES}'
             )
         limits[name] = _read(name, amount) if isinstance(amount, str) else amount
-    return Budget(**{FIELDS[name]: limit for name, limit in limits.items()})
+    multiple = limits.get("latency")
+    amounts = {
+        FIELDS[name]: limit
+        for name, limit in limits.items()
+        if limit is not None and not isinstance(limit, Multiple)
+    }
+    budget = Budget.within(amounts)
+    return replace(budget, latency_multiple=multiple) if isinstance(multiple, Multiple) else budget
 
 
 def _split(text: str) -> list[tuple[str, str | float | None]]:
@@ -199,6 +272,8 @@ def _named(name: object) -> str:
 
 
 def _name_of(part: str) -> str:
+    if _MULTIPLE.fullmatch(part.strip()):
+        return "latency"
     unit = _unit(_match(part)["unit"], part)
     for name in ("memory", "latency", "energy", "accuracy_drop"):
         if unit in _UNITS[name]:
@@ -211,7 +286,10 @@ def _name_of(part: str) -> str:
     raise _unknown_unit(unit, part, _UNITS)
 
 
-def _read(name: str, text: str) -> float:
+def _read(name: str, text: str) -> float | Multiple:
+    multiple = _MULTIPLE.fullmatch(text.strip())
+    if multiple is not None and name == "latency":
+        return _read_multiple(multiple, text)
     match = _match(text)
     unit = _unit(match["unit"], text)
     number = match["number"]
@@ -226,6 +304,24 @@ def _read(name: str, text: str) -> float:
         raise _not_positive(name, text.strip())
     # Decimal keeps "0.3ms" the nearest float to 0.0003, which 0.3 * 1e-3 is not.
     return float(Decimal(number) * (_UNITS[name][unit] if unit else 1))
+
+
+def _read_multiple(match: re.Match[str], text: str) -> Multiple:
+    of = match["of"].lower()
+    if of != INT8 and of not in SCHEMES:
+        near = get_close_matches(of, [INT8, *SCHEMES], n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise BudgetError(
+            f"the latency budget {text.strip()!r} names no scheme; {hint}Write int8, or a scheme "
+            f"such as fp32; {_EXAMPLES}"
+        )
+    number = _AMOUNT.fullmatch(match["factor"])
+    if number is None or number["unit"]:
+        raise BudgetError(f"the budget {text.strip()!r} cannot be read; {_EXAMPLES}")
+    factor = Decimal(number["number"])
+    if not factor.is_finite() or factor <= 0:
+        raise _not_positive("latency", text.strip())
+    return Multiple(factor=float(factor), of=of)
 
 
 def _match(text: str) -> re.Match[str]:

@@ -36,6 +36,7 @@ from advisor.search.objective import (
 from advisor.search.problem import Choice, Evaluation, evaluate
 from advisor.search.study import Knobs, Trial, refine
 from advisor.setting import Setting
+from advisor.uniform import uniform_choices
 
 KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
     "observer": ("mse", "minmax", "percentile"),
@@ -92,14 +93,15 @@ def choose(
 ) -> Chosen:
     """Search from the exact start and pick the winner.
 
-    cache: folder for resumable studies. contest: times whole models before the winner is picked;
-    None: latencies stay predicted.
+    budget: with its latency in seconds (``advisor.uniform.resolve``). cache: folder for resumable
+    studies. contest: times whole models before the winner is picked; None: latencies stay
+    predicted.
     """
     problem, bounds = evidence.problem, budget.bounds()
     begun = start(problem, budget, objective)
     if contest is not None and not is_raced(objective, budget):
         contest = None
-    uniform = _uniform_choices(evidence)
+    uniform = uniform_choices(evidence.prepared.setting)
     searched = budget if contest is None else widened(budget)
     fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), searched.bounds())]
     ladder = further_starts(problem, begun, objective, bounds, is_timed=contest is not None)
@@ -126,7 +128,7 @@ def choose(
     )
     defaults = {name: values[0] for name, values in knobs.items()}
     baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
-    race, timed, inside = None, dict[int, float](), found
+    race, timed, inside, judged = None, dict[int, float](), found, budget
     if contest is not None:
         predicted = [trial for trial in found if within(trial.evaluation, bounds)]
         by_divergence = objective == "auto" and metric is None
@@ -140,13 +142,14 @@ def choose(
             budget=budget,
             most_divergence=DIVERGENCE_LIMIT if by_divergence else float("inf"),
         )
-        timed, inside = race.by_trial(found, budget), race.inside(found, budget)
+        judged = race.judged(budget)
+        timed, inside = race.by_trial(found, judged), race.inside(found, judged)
     selection = select(inside, objective, DIVERGENCE_LIMIT, timed)
     winner, value, outcome = _by_metric(
         evidence, selection, inside, metric, objective, budget, timed
     )
     if race is not None:
-        outcome += race.remark(winner, budget)
+        outcome += race.remark(winner, judged)
     return Chosen(
         winner=winner,
         metric=value,
@@ -227,26 +230,6 @@ def _equalised_starts(
         if any(scheme_named(layer.scheme).activation for layer in assignment.values()):
             found.append((choice, {"equalise": True}))
     return tuple(found)
-
-
-def _uniform_choices(evidence: Evidence) -> dict[str, tuple[Choice, int]]:
-    """By scheme, the choice that uses it wherever a group can, and how many layers cannot."""
-    setting = evidence.prepared.setting
-    candidates = [setting.space.candidates[group.name] for group in setting.groups]
-    schemes = dict.fromkeys(option.scheme for options in candidates for option in options)
-    found: dict[str, tuple[Choice, int]] = {}
-    for scheme in schemes:
-        choice: list[int] = []
-        unable = 0
-        for group, options in zip(setting.groups, candidates, strict=True):
-            able = [i for i, option in enumerate(options) if option.scheme == scheme]
-            if not able:
-                unable += len(group.layers)
-            # The last algorithm listed is the better rounding; a group that cannot take the
-            # scheme stays in its widest float, which is listed first.
-            choice.append(able[-1] if able else 0)
-        found[scheme] = (tuple(choice), unable)
-    return found
 
 
 def _measure_uniform(

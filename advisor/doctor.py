@@ -60,6 +60,12 @@ class Cpu:
     cores: int
     features: tuple[str, ...] | None
 
+    @property
+    def lacks_vnni(self) -> bool:
+        """Whether it is an x86 processor that multiplies 8-bit integers without VNNI."""
+        known = self.features or ()
+        return "avx2" in known and not {"avx512_vnni", "avx_vnni"} & set(known)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cache:

@@ -32,7 +32,7 @@ from advisor.passes.group import group_layers
 from advisor.passes.quantize import fit_biases
 from advisor.passes.rounding import round_weight
 from advisor.pins import resolve_pins
-from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity
+from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity, latencies
 from advisor.profiles.loader import load_profile
 from advisor.profiles.schema import Profile
 from advisor.search.milp import value_of
@@ -171,7 +171,7 @@ def _profile_of(plan: Plan) -> Profile:
 
 
 def _check_budget(plan: Plan, evaluation: Evaluation) -> None:
-    budget = Budget() if plan.budget == "none" else Budget.parse(plan.budget)
+    budget = Budget.parse(plan.budget).resolved(latencies(plan.baselines))
     broken = [
         f"{name} {format_amount(quantity, value_of(evaluation, quantity))} "
         f"(limit {format_amount(quantity, limit)})"

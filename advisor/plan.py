@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,6 +123,12 @@ class Alternative:
     schemes: Mapping[str, str] = field(default_factory=dict[str, str])
     fits: bool = True
     note: str = ""
+
+
+def latencies(alternatives: Sequence[Alternative]) -> dict[str, float]:
+    """Seconds of one forward by name, of those for which it is known."""
+    known = ((each.name, each.metrics.latency_s) for each in alternatives)
+    return {name: latency.value for name, latency in known if latency is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

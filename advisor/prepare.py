@@ -30,11 +30,15 @@ from advisor.search.feasibility import check_feasible
 from advisor.setting import Deployment, Setting, graph_for, make_setting
 from advisor.targets.capability import Capability
 from advisor.targets.registry import capability_named
+from advisor.uniform import resolve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """The planning problem without its sensitivities, known to have a solution."""
+    """The planning problem without its sensitivities, known to have a solution.
+
+    budget: with its latency in seconds.
+    """
 
     setting: Setting
     example: Inputs
@@ -42,6 +46,7 @@ class Prepared:
     source: str | None
     batches: Iterable[Any] | None
     pinned: Mapping[str, tuple[str, str]]
+    budget: Budget
 
 
 def check_deployment(
@@ -99,6 +104,7 @@ def prepare(
 
     Raises:
         InputError, CaptureError, ModelError, UnsupportedError, InfeasibleError: see each.
+        BudgetError: a latency as a multiple of a uniform plan that there is not.
     """
     loaded = _load(model)
     _check_float32(loaded.model)
@@ -125,7 +131,9 @@ def prepare(
     if measure is not None:
         check_feasible(build_problem(setting), replace(budget, latency_s=None))
         setting = setting.with_measured(measure(setting))
-    check_feasible(build_problem(setting), budget)
+    problem = build_problem(setting)
+    budget = resolve(budget, setting, problem)
+    check_feasible(problem, budget)
     return Prepared(
         setting=setting,
         example=example,
@@ -133,6 +141,7 @@ def prepare(
         source=loaded.spec,
         batches=batches,
         pinned=pinned,
+        budget=budget,
     )
 
 

@@ -59,6 +59,12 @@ class Race:
         scale = self.reference_s / self.timed.seconds[0]
         return {p: s * scale for p, s in zip(self.plans, self.timed.seconds, strict=True)}
 
+    def judged(self, budget: Budget) -> Budget:
+        """The budget that the plans are held against: a multiple of a uniform plan's latency is
+        one of what that plan took here, beside the others."""
+        known = self.seconds
+        return budget.resolved({scheme: known[plan] for scheme, plan in self.uniform.items()})
+
     def by_trial(self, trials: Sequence[Trial], budget: Budget) -> dict[int, float]:
         """Seconds by trial number, of those inside the latency limit; of the fastest if none is."""
         known = self.seconds
@@ -152,10 +158,12 @@ def hold_race(
     """
     seconds = {choice: evaluate(evidence.problem, choice).latency_s for choice in uniform.values()}
     near = NEAR * min(*seconds.values(), favourite.evaluation.latency_s)
+    multiple = budget.latency_multiple
+    always = ALWAYS if multiple is None else (*ALWAYS, *multiple.schemes())
     baselines = {
         scheme: (choice, False)
         for scheme, choice in uniform.items()
-        if scheme in ALWAYS or seconds[choice] <= near
+        if scheme in always or seconds[choice] <= near
     }
     wanted = dict.fromkeys([(uniform["fp32"], False), *baselines.values()])
     usable = [t for t in trials if is_measured(t) and (t.divergence or 0.0) <= most_divergence]

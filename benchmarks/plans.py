@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any, Final
 
 from advisor.budget import Budget
@@ -17,7 +16,7 @@ from advisor.doctor import check_cache
 from advisor.errors import BudgetError, InfeasibleError
 from advisor.evidence import Evidence, gather
 from advisor.measure.costs import MeasuredCosts
-from advisor.measure.finalists import Contest, Entrant
+from advisor.measure.finalists import Contest
 from advisor.measure.machine import find_stopwatch
 from advisor.measure.measure import kept_costs
 from advisor.passes.graph import QuantizedGraph
@@ -27,6 +26,7 @@ from advisor.search.problem import Choice, Problem, evaluate
 from advisor.search.study import Knobs
 from advisor.setting import Deployment, Setting
 from advisor.simulate import Simulator
+from advisor.uniform import resolve
 from benchmarks.measure import Variant
 from benchmarks.models import Case, Inputs
 
@@ -34,11 +34,8 @@ INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
 SPEED_SCHEMES: Final = ("w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4a8-dynamic", "w4a8-dynamic-g32")
 """What is tried on random weights, which say nothing about the finer differences."""
 
-SLACK: Final = 1.05
-"""Of all-int8's latency: what the plan may take that is to lose less."""
-
-CONTESTS: Final = 3
-"""Times that all-int8's latency is found."""
+SLACK: Final = "1.05x int8"
+"""What the plan may take that is to lose less than all-int8."""
 
 MORE_BYTES: Final = 1.02
 """Of the fastest peer's bytes: what the plan may take that is to be as fast and lose less."""
@@ -99,8 +96,9 @@ class Advisor:
     def ask(self, question: Ask, path: Path) -> Answer:
         """Plan, and write the plan's file; an impossible budget is an answer too."""
         try:
-            budget = Budget.parse(question.budget)
-            check_feasible(self.evidence.problem, budget)
+            setting, problem = self.evidence.prepared.setting, self.evidence.problem
+            budget = resolve(Budget.parse(question.budget), setting, problem)
+            check_feasible(problem, budget)
         except (BudgetError, InfeasibleError) as error:
             return Answer(ask=question, variant=None, outcome=str(error))
         chosen = choose(
@@ -180,31 +178,6 @@ def uniform_choices(evidence: Evidence, schemes: Sequence[str] = INT8_SCHEMES) -
         if choice not in found.values():
             found[scheme] = choice
     return found
-
-
-def fastest_int8(advisor: Advisor) -> float:
-    """Least latency of the all-int8 assignments, timed where the advisor times plans."""
-    evidence = advisor.evidence
-    choices = uniform_choices(evidence)
-    if advisor.contest is None:
-        seconds = [predicted_seconds(evidence, choice) for choice in choices.values()]
-    else:
-        plans = [
-            Entrant(
-                choice=choice,
-                build=partial(evidence.simulator.quantized, choice, {"observer": "mse"}),
-            )
-            for choice in choices.values()
-        ]
-        # Several times anew: every plan of this budget is judged by this one number.
-        contest = replace(advisor.contest, cache=None)
-        setting = evidence.prepared.setting
-        held = [contest.hold(setting, plans).seconds for _ in range(CONTESTS)]
-        reference_s = held[0][0] if setting.measured is None else setting.measured.reference_s
-        # At the speed of the machine that plans are predicted with.
-        ratios = [[each / of[0] for each in of] for of in held]
-        seconds = [reference_s * median(every) for every in zip(*ratios, strict=True)]
-    return min(seconds[1:])
 
 
 def uniform(evidence: Evidence, scheme: str) -> Choice:

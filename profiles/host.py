@@ -92,6 +92,7 @@ def write_profile(rates: Rates, cpu: Cpu, version: str) -> str:
         'kind = "cpu"',
         'runtime = "onnxruntime"',
         "",
+        *(["[platform]", 'vnni = "0"', ""] if cpu.lacks_vnni else []),
         "[sources]",
         f"run = {json.dumps(f'{version} on {cpu.model}')}",
         'system = "the operating system"',

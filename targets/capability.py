@@ -74,8 +74,8 @@ class SchemeSupport:
     """Where one scheme is available.
 
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
-    "iOS18", "sm80" or "opset 25"; empty when every supported version does. ragged: whether a
-    block size need not divide the inputs. depthwise: whether convolutions with one input channel
+    "iOS18", "sm80", "vnni1" or "opset 25"; empty when every supported version does. ragged: whether
+    a block size need not divide the inputs. depthwise: whether convolutions with one input channel
     per group take it as others do. odd_rows: whether embeddings of an odd width do. multiple: what
     the outputs and the inputs of a layer must be a multiple of. least_blocks: how many blocks of
     inputs it must have.

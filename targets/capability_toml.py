@@ -91,7 +91,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
         ops = table.names("ops", WEIGHTED_OPS, "operator")
         minimum = table.text("minimum", default="")
         if minimum and MINIMUM.fullmatch(minimum) is None:
-            table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80' or 'opset 25'")
+            table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
         odd_rows = table.get("odd_rows", bool, default=True)

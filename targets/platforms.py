@@ -6,11 +6,12 @@ from typing import Final
 
 from advisor.errors import UsageError
 
-MINIMUM: Final = re.compile(r"(iOS|sm|opset )([1-9]\d*)")
-"""What ``SchemeSupport.minimum`` may say. Only the first two depend on the machine."""
+MINIMUM: Final = re.compile(r"(iOS|sm|vnni|opset )([1-9]\d*)")
+"""What ``SchemeSupport.minimum`` may say. All but the last depend on the machine."""
 
-PLATFORM_KEYS: Final = ("sm", "compute_capability", "ios", "macos")
-"""What a platform may state. "sm" and "compute_capability" are two names of one thing."""
+PLATFORM_KEYS: Final = ("sm", "compute_capability", "ios", "macos", "vnni")
+"""What a platform may state. "sm" and "compute_capability" are two names of one thing. "vnni" is 0
+for an x86 processor without such instructions, and nothing is stated of other processors."""
 
 _FIRST_COMMON_VERSION: Final = 26
 
@@ -35,10 +36,16 @@ def shortfall(minimum: str, platform: Mapping[str, str]) -> str:
     least = {
         "sm": {"sm": needed, "compute_capability": needed},
         "iOS": {"ios": needed, "macos": macos_of(needed)},
+        "vnni": {"vnni": needed},
     }.get(kind, {})
     for key, version in platform.items():
         if key in least:
             found = _read_version(key, version)
+            if found < least[key] and key == "vnni":
+                return (
+                    "needs VNNI: without it the processor adds products of 8-bit integers in "
+                    "16 bits, which overflow"
+                )
             if found < least[key]:
                 label = {"ios": "iOS", "macos": "macOS"}.get(key, "sm")
                 return f"needs {label}{least[key]}, the profile has {label}{found}"
@@ -52,7 +59,10 @@ def macos_of(ios: int) -> int:
 
 def _read_version(key: str, version: str) -> int:
     """Major version of a system; compute capability without its dot."""
-    if key in {"ios", "macos"}:
+    if key == "vnni":
+        match = re.fullmatch(r"([01])", version)
+        example = "'0' or '1'"
+    elif key in {"ios", "macos"}:
         match = re.fullmatch(r"(?:i|mac)?(?:OS)?\s*(\d+)(?:\.\d+)*", version)
         example = "'17' or '17.4'"
     else:

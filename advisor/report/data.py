@@ -17,6 +17,7 @@ from advisor.plan import (
     Provenance,
     Quantity,
     TensorDecision,
+    latencies,
 )
 from advisor.planfile import noted_measurements
 
@@ -219,7 +220,8 @@ def accuracy_drop(plan: Plan, metrics: Metrics) -> Quantity | None:
 
 
 def _read_bounds(plan: Plan, metrics: Metrics) -> Iterator[Bound]:
-    budget = Budget.parse(plan.budget)
+    rivals = [_timed(plan, each) for each in plan.baselines]
+    budget = Budget.parse(plan.budget).resolved(latencies(rivals))
     for field, limit in budget.bounds().items():
         yield _check_bound(field, limit, getattr(metrics, field))
     if budget.accuracy_drop is not None:

@@ -174,5 +174,5 @@ def _up(name: str, value: float) -> str:
 
 
 def _canonical(name: str, value: float) -> str:
-    field = Budget(**{name: value}).describe()
+    field = Budget.within({name: value}).describe()
     return field.removeprefix(f"{_NAMES[name]}<=")

@@ -27,7 +27,6 @@ from benchmarks.plans import (
     SLACK,
     Advisor,
     Ask,
-    fastest_int8,
     open_advisor,
     predicted_bytes,
     uniform_choices,
@@ -128,7 +127,7 @@ def _plans(
         running = [row for row in peers if row.variant is not None]
         quick = time_rows(case, running, threads, options.seconds / 4)
         fastest = min(running[1:], key=lambda row: quick[row.name]["ratio"], default=None)
-        asks += _questions(fastest, fastest_int8(advisor), graph_bytes)
+        asks += _questions(fastest, graph_bytes)
         if threads == options.threads[0]:
             asks += at_equal_bytes(running[1:], graph_bytes)
     rows: list[Row] = []
@@ -141,12 +140,11 @@ def _plans(
     return rows
 
 
-def _questions(fastest: Row | None, int8_s: float, graph_bytes: float) -> list[Ask]:
+def _questions(fastest: Row | None, graph_bytes: float) -> list[Ask]:
     """What is asked for every number of threads."""
-    slower = {"latency": int8_s * SLACK}
     asks = [
         Ask(name="auto", objective="auto"),
-        Ask(name="all-int8 latency + 5 %", objective="accuracy", budget=slower),
+        Ask(name="all-int8 latency + 5 %", objective="accuracy", budget={"latency": SLACK}),
     ]
     if fastest is not None:
         size = {"size": bytes_of(fastest) * MORE_BYTES - graph_bytes}

@@ -9,7 +9,8 @@ import torch
 from advisor.passes.graph import QuantizedGraph
 from advisor.targets.onnxruntime.export import export_onnx
 from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
-from advisor.targets.onnxruntime.onnxfile import write_model
+from advisor.targets.onnxruntime.onnxfile import sizes_of, write_model
+from benchmarks.measure import feed_of
 from benchmarks.models import Inputs
 from benchmarks.onnxruntime.measure import OnnxVariant
 
@@ -25,11 +26,5 @@ def write_onnx(
     with torch.no_grad():
         model = export_onnx(graph)
     write_model(model, path)
-    sizes = {
-        str(dimension.value): given
-        for value in model.graph.inputs
-        if example is not None and value.shape is not None
-        for dimension, given in zip(value.shape, example[str(value.name)].shape, strict=True)
-        if not isinstance(dimension, int)
-    }
+    sizes = {} if example is None else sizes_of(model, feed_of(example))
     return OnnxVariant(name=name, path=path, entries=SESSION_ENTRIES, dimensions=sizes)

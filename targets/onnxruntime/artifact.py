@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 import torch
 
+from advisor.doctor import read_cpu
 from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements
 from advisor.targets.base import LayerFormat, Verification
 from advisor.targets.benchmark import Benchmark, Progress
+from advisor.targets.capability import PRODUCT_SCHEME
 from advisor.targets.compare import compare_layers, compare_tensors
-from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
+from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
 from advisor.targets.onnxruntime.agreement import check_layers, rounds_states
 from advisor.targets.onnxruntime.benchmark import (
     ROUNDS,
@@ -135,6 +137,7 @@ class OnnxRuntimeArtifact:
             (*mismatches, *outside),
             max_abs_error=worst,
             executed_by=runtime_version(),
+            notes=_overflowing(self.manifest.layers),
         )
         write_acceptance(
             self.path, self.manifest, verification, formats, agreements, packages=_PACKAGES
@@ -210,3 +213,14 @@ class OnnxRuntimeArtifact:
     @property
     def _rounds_states(self) -> bool:
         return any(rounds_states(layer) for layer in self.manifest.layers)
+
+
+def _overflowing(layers: Sequence[LayerRecord]) -> tuple[str, ...]:
+    """What to know of layers whose integers this processor cannot add exactly."""
+    count = sum(layer.scheme == PRODUCT_SCHEME for layer in layers)
+    if not count or not read_cpu().lacks_vnni:
+        return ()
+    return (
+        f"{count} {PRODUCT_SCHEME} layers: this processor has no VNNI, and adds products of two "
+        "quantized activations in 16 bits, which overflow; verify on one that has it",
+    )

@@ -23,6 +23,7 @@ from advisor.targets.manifest import CHECK_FOLDER, Manifest
 from advisor.targets.onnxruntime.floatmodel import FLOAT_FILE
 from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entries
 from advisor.targets.onnxruntime.memory import measure_memory
+from advisor.targets.onnxruntime.onnxfile import load_model, sizes_of
 from advisor.targets.onnxruntime.session import open_session, runtime_version
 from advisor.targets.signature import takes
 from advisor.targets.simulation import load_examples
@@ -50,6 +51,9 @@ def run_benchmark(
 ) -> Benchmark:
     """Time both models in turns in this process, then measure the memory of each in its own.
 
+    For timing the sizes that may change are fixed at the inputs', for memory they stay dynamic, as
+    ``artifact.run`` leaves them.
+
     batch, sequence, threads: None takes the plan's, where the folder holds a plan; without one,
     batch 1 (or the only one the model takes), the examples' sequence, and ONNX Runtime's own choice
     of threads.
@@ -76,7 +80,12 @@ def run_benchmark(
             f"{models[0]} is missing, so there is no float model to compare with; "
             "compile the plan again"
         )
-    sessions = [open_session(model, entries, threads=threads) for model in models]
+    sessions = [
+        open_session(
+            model, entries, threads=threads, dimensions=sizes_of(load_model(model), inputs)
+        )
+        for model in models
+    ]
     times = time_in_turns(
         [partial(session.run, names, inputs) for session in sessions],
         rounds=rounds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from advisor.targets.onnxruntime.session import require
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_ir as ir
 
 LARGE_BYTES: Final = 10_000_000
@@ -51,6 +52,17 @@ def write_model(model: ir.Model, path: Path) -> None:
     if sum(tensor.nbytes for tensor in held) > LARGE_BYTES or _has_copies(held):
         _move_outside(model, path.with_name(f"{path.name}.data"))
     save_model(model, path)
+
+
+def sizes_of(model: ir.Model, arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, int]:
+    """What the dynamic dimensions of the inputs are for these arrays, by the dimension's name."""
+    return {
+        str(dimension.value): size
+        for value in model.graph.inputs
+        if value.shape is not None
+        for dimension, size in zip(value.shape, arrays[str(value.name)].shape, strict=True)
+        if not isinstance(dimension, int)
+    }
 
 
 def _has_copies(tensors: Sequence[ir.TensorProtocol]) -> bool:

@@ -48,6 +48,7 @@ def open_session(
     entries: Mapping[str, str],
     *,
     threads: int | None = None,
+    dimensions: Mapping[str, int] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
     as_written: bool = False,
@@ -55,9 +56,10 @@ def open_session(
     """A session on the CPU.
 
     entries: session configuration, as in session.json. threads: of one operator; None leaves the
-    choice to ONNX Runtime. optimized: where to write the graph that will really run. profile:
-    prefix of the file with the time of every node, for all runs until ``end_profiling``.
-    as_written: run the file's own operators, none fused or moved.
+    choice to ONNX Runtime. dimensions: sizes to fix, by the name of a dynamic dimension: what
+    follows from them is then computed once. optimized: where to write the graph that will really
+    run. profile: prefix of the file with the time of every node, for all runs until
+    ``end_profiling``. as_written: run the file's own operators, none fused or moved.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -68,6 +70,8 @@ def open_session(
     options.log_severity_level = _ERRORS_ONLY
     for key, value in entries.items():
         options.add_session_config_entry(key, value)
+    for name, size in (dimensions or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:

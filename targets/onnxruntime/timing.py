@@ -16,7 +16,7 @@ from advisor.passes.graph import QuantizedGraph
 from advisor.targets.base import Part, Timing
 from advisor.targets.onnxruntime.export import export_onnx
 from advisor.targets.onnxruntime.manifest import MODEL_FILE, SESSION_ENTRIES
-from advisor.targets.onnxruntime.onnxfile import write_model
+from advisor.targets.onnxruntime.onnxfile import sizes_of, write_model
 from advisor.targets.onnxruntime.profiling import owners_of, parts_of, read_nodes
 from advisor.targets.onnxruntime.session import open_session
 from advisor.targets.turns import Opened, feed_of, time_in_turns
@@ -55,6 +55,7 @@ def _open(
     names = {value.name for value in model.graph.inputs}
     feed = feed_of(graph.float_graph, inputs)
     own = {name: array for name, array in feed.items() if name in names}
+    sizes = sizes_of(model, own)
     owners = owners_of(model, graph) if with_parts else {}
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         path = Path(folder) / MODEL_FILE
@@ -65,6 +66,7 @@ def _open(
             path,
             SESSION_ENTRIES,
             threads=threads,
+            dimensions=sizes,
             profile=Path(folder) / "profile" if with_parts else None,
         )
         shares: Mapping[Part, float] = {}

@@ -18,7 +18,7 @@ from advisor.formats import scheme_named
 from advisor.passes.graph import ActivationParams, Layer, QuantizedGraph
 from advisor.passes.layers import find_calls
 from advisor.targets.tflite.flatbuffer import FlatModel, schema
-from advisor.targets.tflite.markers import end_of, fused_operators
+from advisor.targets.tflite.markers import end_of, fused_operators, sources_of
 from advisor.targets.tflite.skeleton import Skeleton, segment
 from advisor.targets.tflite.values import TWIN
 from advisor.targets.tflite.weights import per_axis
@@ -113,7 +113,10 @@ def _assign(
         end = skeleton.values[end_of(calls[layer.name], fused).name].tensor
         main = operators[skeleton.places[layer.name].operator]
         inside = _inside(model, end, stops)
-        inputs = dict.fromkeys(_float_inputs(model, inside), graph.activations[layer.input])
+        # What a layer reads may be constant, such as a learned query.
+        own = [skeleton.values[source.name].tensor for source in sources_of(calls[layer.name])]
+        read = (*own, *_float_inputs(model, inside))
+        inputs = dict.fromkeys(read, graph.activations[layer.input])
         problem = _assign_segment(model, inside, inputs, ends.pop(end), main, assigned)
         if problem:
             raise _refused(layer, problem)
@@ -140,13 +143,12 @@ def _float_inputs(model: FlatModel, inside: Sequence[Any]) -> list[int]:
             int(i)
             for op in inside
             for i in op.inputs
-            if i >= 0 and int(i) not in made and _is_activation(model, int(i))
+            if i >= 0
+            and int(i) not in made
+            and model.dtype(int(i)) == FLOATS
+            and not model.is_constant(int(i))
         )
     )
-
-
-def _is_activation(model: FlatModel, tensor: int) -> bool:
-    return model.dtype(tensor) == FLOATS and not model.is_constant(tensor)
 
 
 def _assign_segment(
@@ -164,12 +166,9 @@ def _assign_segment(
     computed = False
     for operator in inside:
         code = model.code(operator)
-        sources = [int(i) for i in operator.inputs if i >= 0 and _is_activation(model, int(i))]
-        constants = [
-            int(i)
-            for i in operator.inputs
-            if i >= 0 and model.is_constant(int(i)) and model.dtype(int(i)) == FLOATS
-        ]
+        given = [int(i) for i in operator.inputs if i >= 0 and model.dtype(int(i)) == FLOATS]
+        sources = [i for i in given if i in params or not model.is_constant(i)]
+        constants = [i for i in given if i not in sources]
         found = {params[source] for source in sources}
         if operator is main:
             made, computed = end, True
@@ -254,8 +253,11 @@ class _Writer:
         return self.twins[key]
 
     def _twin_of(self, tensor: int, params: Params) -> int:
-        """The int8 twin of a tensor, quantized here where no operator wrote it."""
+        """The int8 twin of a tensor, quantized here where no operator wrote it, or at once."""
         is_new = (tensor, params) not in self.twins
+        if is_new and self.model.is_constant(tensor):
+            self.twins[tensor, params] = self._constant(tensor, params)
+            return self.twins[tensor, params]
         twin = self._twin(tensor, params)
         if is_new:
             self.done.append(self.model.make_operator("QUANTIZE", [tensor], [twin]))
@@ -279,7 +281,7 @@ class _Writer:
             self.done.append(self.model.make_operator("DEQUANTIZE", [twin], [floats], 2))
 
     def _constant(self, tensor: int, params: Params) -> int:
-        """A constant in the integers of ``params``: what is padded with or clamped to."""
+        """A constant in the integers of ``params``: what is padded with or clamped to, or read."""
         data = self.model.data(tensor)
         assert data is not None  # only constants come here
         low, high = np.iinfo(params.dtype).min, np.iinfo(params.dtype).max

@@ -21,6 +21,7 @@ from advisor.passes.layers import LAYER_OPS, can_be_layer, operands
 from advisor.passes.regions import short_op
 from advisor.targets.capability import load_capability
 from advisor.targets.tflite.packages import load
+from advisor.targets.tflite.twins import find_twins
 
 CUSTOM_CODE: Final = "advisor.mark"
 """Name of the marker's operator in the flatbuffer."""
@@ -33,7 +34,7 @@ CHANNELS_LAST: Final = "|channels_last"
 """End of a marker's text where the converter moved the channels to the end."""
 
 NAMELESS: Final = "-"
-"""Text of a marker that only keeps its value apart."""
+"""Begin of the text of a marker that only keeps its value apart."""
 
 _NAMESPACE: Final = "advisor_tflite"
 
@@ -107,9 +108,16 @@ def end_of(node: Node, fused: Collection[str]) -> Node:
 
 
 def mark(graph: Graph, values: Collection[str]) -> GraphModule:
-    """The graph's module with a marker behind every node named in ``values``, and before every
-    weight of a layer that has no quantized form: nothing is computed ahead from it."""
+    """The graph's module with a marker behind every node named in ``values``, before every weight
+    of a layer that has no quantized form, so that nothing is computed ahead from it, and before
+    what a value's twin reads, so that the two stay two."""
     module = clone(graph.module)
+    for number, node in enumerate(find_twins(module, values)):
+        source = node.all_input_nodes[0]
+        with module.graph.inserting_before(node):
+            marker = module.graph.call_function(MARK, (source, f"{NAMELESS}{number}"))
+        copy_meta(source, marker)
+        node.replace_input_with(source, marker)
     frozen = {(layer.output, layer.weight) for layer in graph.layers if layer.frozen}
     for node in list(module.graph.nodes):
         for source in node.all_input_nodes:

@@ -113,7 +113,7 @@ def _take_markers_out(model: FlatModel) -> dict[str, Value]:
         text = bytes(operator.customOptions).decode()
         source, output = int(operator.inputs[0]), int(operator.outputs[0])
         name = text.removesuffix(CHANNELS_LAST)
-        if name != NAMELESS:
+        if not name.startswith(NAMELESS):
             values[name] = Value(tensor=source, channels_last=text.endswith(CHANNELS_LAST))
         model.operators.remove(operator)
         model.replace_uses(output, source)

@@ -40,6 +40,7 @@ from advisor.search.problem import Choice
 from advisor.setting import Setting
 from advisor.targets.capability import DynamicRules, load_capability
 from advisor.targets.onnxruntime import TARGET
+from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
 from tests.graph.small import (
     images,
     make_setting,
@@ -238,8 +239,11 @@ def run_node(op: str, x: FloatArray, constants: dict[str, Any], **attributes: in
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     found: list[Any] = session.run(None, {"x": x})
     return found

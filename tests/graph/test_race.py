@@ -14,6 +14,7 @@ from advisor.measure.finalists import TimedPlans
 from advisor.passes.graph import QuantizedGraph
 from advisor.planfile import noted_measurements
 from advisor.race import Race, plan_of
+from advisor.report.data import report_data
 from advisor.search.problem import Evaluation
 from advisor.search.study import Trial
 from advisor.targets.base import Timing
@@ -72,7 +73,7 @@ class Blocks(nn.Module):
 
 
 def plan_blocks(
-    monkeypatch: pytest.MonkeyPatch, late: float, *, objective: str, microseconds: float
+    monkeypatch: pytest.MonkeyPatch, late: float, *, objective: str, latency: float | str
 ) -> Plan:
     monkeypatch.setattr("advisor.api.find_stopwatch", lambda *_: ScriptedClock(late))
     torch.manual_seed(0)
@@ -80,7 +81,7 @@ def plan_blocks(
         Blocks(),
         calibration=[torch.randn(32, 16) for _ in range(2)],
         target="intel-vnni",
-        budget={"latency": microseconds * 1e-6},
+        budget={"latency": latency},
         objective=objective,
         schemes=list(MICROSECONDS),
         trials=12,
@@ -88,9 +89,9 @@ def plan_blocks(
     )
 
 
-def latency(plan: Plan) -> float:
+def latency(plan: Plan, subject: str = "plan") -> float:
     """By the clock, at the speed that the costs were measured at."""
-    return {each.subject: each.value for each in noted_measurements(plan)}["plan"] / 1.5
+    return {each.subject: each.value for each in noted_measurements(plan)}[subject] / 1.5
 
 
 @pytest.mark.parametrize("late", [1.0, 1.1, 0.92])
@@ -98,7 +99,7 @@ def test_the_latency_limit_is_kept_by_the_clock(
     monkeypatch: pytest.MonkeyPatch, late: float
 ) -> None:
     """20 microseconds are four layers of eight in float, or fewer when the clock is slower."""
-    plan = plan_blocks(monkeypatch, late, objective="accuracy", microseconds=20.5)
+    plan = plan_blocks(monkeypatch, late, objective="accuracy", latency=20.5e-6)
     floats = sum(layer.scheme == "fp32" for layer in plan.layers)
     assert latency(plan) == pytest.approx(late * (8 + 3 * floats) * 1e-6)
     assert latency(plan) <= 20.5e-6
@@ -106,14 +107,31 @@ def test_the_latency_limit_is_kept_by_the_clock(
     assert late * (8 + 3 * (floats + 1)) > 20.5
 
 
+def test_a_multiple_of_int8_is_one_of_what_int8_took_in_the_race(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All-int8 is predicted at 8 microseconds and takes 8.8, as every plan with integers takes a
+    tenth more. One layer in float is 12.1, within 1.4 times that, and not within 1.4 times 8."""
+    plan = plan_blocks(monkeypatch, 1.1, objective="accuracy", latency="1.4x int8")
+    assert latency(plan, "w8a8") == pytest.approx(8.8e-6)
+    assert latency(plan) == pytest.approx(12.1e-6)
+    fixed = plan_blocks(monkeypatch, 1.1, objective="accuracy", latency=1.4 * 8e-6)
+    assert latency(fixed) == pytest.approx(8.8e-6)
+
+    assert plan.budget == "latency<=1.4x int8"
+    (bound,) = report_data(plan).bounds
+    assert bound.limit == pytest.approx(1.5 * 1.4 * 8.8e-6)  # as the clock said
+    assert bound.fits
+
+
 def test_memory_objective_is_timed_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_blocks(monkeypatch, 1.1, objective="memory", microseconds=30.0)
+    plan = plan_blocks(monkeypatch, 1.1, objective="memory", latency=30e-6)
     assert latency(plan) <= 30e-6
 
 
 def test_a_limit_no_plan_keeps_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Predicted inside, but all plans are late: the fastest comes back, and the plan says so."""
-    plan = plan_blocks(monkeypatch, 3.0, objective="accuracy", microseconds=20.5)
+    plan = plan_blocks(monkeypatch, 3.0, objective="accuracy", latency=20.5e-6)
     assert all(layer.scheme == "w8a8" for layer in plan.layers)
     assert "over the latency limit" in plan.outcome
     assert latency(plan) == pytest.approx(24e-6)

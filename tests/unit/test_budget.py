@@ -2,7 +2,7 @@
 
 import pytest
 
-from advisor.budget import Budget, format_amount, round_up
+from advisor.budget import Budget, Multiple, format_amount, round_up
 from advisor.errors import BudgetError
 
 
@@ -36,6 +36,15 @@ from advisor.errors import BudgetError
         ({"size": 20_000_000, "accuracy_drop": 0.01}, Budget(size_bytes=2e7, accuracy_drop=0.01)),
         ({"size": 1.0, "memory": None}, Budget(size_bytes=1.0)),
         (Budget(size_bytes=1.0), Budget(size_bytes=1.0)),
+        ("1.05x int8", Budget(latency_multiple=Multiple(factor=1.05, of="int8"))),
+        (
+            "latency=.5 X FP32,size=1MB",
+            Budget(size_bytes=1e6, latency_multiple=Multiple(factor=0.5, of="fp32")),
+        ),
+        (
+            {"latency": "2x w4-g32"},
+            Budget(latency_multiple=Multiple(factor=2.0, of="w4-g32")),
+        ),
     ],
 )
 def test_budgets_are_read(text: str, expected: Budget) -> None:
@@ -53,6 +62,13 @@ def test_budgets_are_read(text: str, expected: Budget) -> None:
         ({"memory": 0}, "not a positive"),
         ({"latency": float("nan")}, "not a positive"),
         ({"energy": float("inf")}, "not a positive"),
+        ("1.05x int9", "did you mean 'int8'"),
+        ("1.05x", "Units that can be used here"),
+        ("0x int8", "not a positive"),
+        ("infx int8", "not a positive"),
+        ("1.05msx int8", "cannot be read"),
+        ({"size": "1.05x int8"}, "cannot be read"),
+        ("8ms,1.05x int8", "limits latency twice"),
         ("4GB,5GB", "limits memory twice"),
         ("8ms,latency=9ms", "limits latency twice"),
         ("4XB", "Units that can be used here: B, KB"),
@@ -129,3 +145,23 @@ def test_amounts_for_readers() -> None:
     assert round_up(0.00025704) == 0.0002571
     assert round_up(1000.0) == 1000.0
     assert round_up(0.0) == 0.0
+
+
+def test_a_multiple_is_of_the_faster_int8_plan_or_of_one_scheme() -> None:
+    seconds = {"fp32": 4.0, "w8a8": 2.0, "w8a8-dynamic": 1.0}
+    budget = Budget.parse("1.5x int8,size=1MB")
+    assert budget.bounds() == {"size_bytes": 1e6}
+    assert budget.resolved(seconds).bounds() == {"size_bytes": 1e6, "latency_s": 1.5}
+    assert Budget.parse("1.5x w8a8").resolved(seconds).latency_s == 3.0
+    assert Budget.parse("8ms").resolved({}) == Budget(latency_s=0.008)
+
+
+def test_a_resolved_multiple_is_still_described_as_one() -> None:
+    budget = Budget.parse("1.05x int8").resolved({"w8a8": 2.0})
+    assert budget.describe() == "latency<=1.05x int8"
+    assert Budget.parse(budget.describe()) == Budget.parse("1.05x int8")
+
+
+def test_a_multiple_of_a_plan_that_there_is_not() -> None:
+    with pytest.raises(BudgetError, match=r"no layer can take int8 here.*fp32, w8"):
+        Budget.parse("1.05x int8").resolved({"fp32": 4.0, "w8": 3.0})

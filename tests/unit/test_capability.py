@@ -34,6 +34,7 @@ SHAPES = {
     "conv1d": (32, 64, 3),
     "conv2d": (32, 64, 3, 3),
     "embedding": (1000, 256),
+    "matmul": (),
 }
 
 
@@ -42,7 +43,7 @@ def layer(op: str, shape: tuple[int, ...] | None = None, frozen: str | None = No
         name="layer",
         op=op,
         weight="layer.weight",
-        weight_shape=shape or SHAPES[op],
+        weight_shape=SHAPES[op] if shape is None else shape,
         bias=None,
         input="x",
         output="y",
@@ -322,6 +323,13 @@ def test_minimums_of_no_machine_are_not_compared() -> None:
     assert accepted("coreml", "linear", "w4-g32")
 
 
+def test_products_of_activations_need_vnni_on_x86() -> None:
+    assert accepted("onnxruntime", "matmul", "a8a8")
+    assert accepted("onnxruntime", "matmul", "a8a8", {"vnni": "1"})
+    found = reason("onnxruntime", "matmul", "a8a8", {"vnni": "0"})
+    assert found.startswith("a8a8 needs VNNI: without it")
+
+
 @pytest.mark.parametrize(
     ("platform", "message"),
     [
@@ -333,6 +341,11 @@ def test_minimums_of_no_machine_are_not_compared() -> None:
 def test_unreadable_platforms_are_errors(platform: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         accepted("coreml", "linear", "w4-g32", platform)
+
+
+def test_unreadable_vnni() -> None:
+    with pytest.raises(UsageError, match="vnni: cannot read the version 'yes'; write it like '0'"):
+        accepted("onnxruntime", "matmul", "a8a8", {"vnni": "yes"})
 
 
 def test_unreadable_compute_capability() -> None:

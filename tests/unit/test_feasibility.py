@@ -29,7 +29,7 @@ def test_feasible_exactly_when_enumeration_says_so(seed: int) -> None:
     plans = [e for _, e in enumerate_plans(problem)]
     names = ("memory_bytes", "size_bytes", "latency_s")
     bounds = {name: float(np.quantile([value_of(e, name) for e in plans], 0.2)) for name in names}
-    budget = Budget(**bounds)
+    budget = Budget.within(bounds)
     if any(within(e, bounds) for e in plans):
         check_feasible(problem, budget)
         return
@@ -47,7 +47,7 @@ def test_the_smallest_possible_value_is_named(name: str) -> None:
     problem = small_problem(np.random.default_rng(4))
     least = min(value_of(e, name) for _, e in enumerate_plans(problem))
     with pytest.raises(InfeasibleError, match="smallest possible") as caught:
-        check_feasible(problem, Budget(**{name: least * 0.9}))
+        check_feasible(problem, Budget.within({name: least * 0.9}))
     works = re.search(r'budget that works: "(.*?)"', str(caught.value))
     assert works is not None
     (smallest,) = Budget.parse(works[1]).bounds().values()

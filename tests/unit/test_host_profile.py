@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,21 @@ def test_profile_from_rates_is_valid_and_says_measured() -> None:
     for figure in (*profile.efficiency.values(), profile.overhead.launch_s):
         assert figure.origin == "measured"
         assert "onnxruntime 1.0" in figure.source
+
+
+def test_a_processor_without_vnni_says_so() -> None:
+    """AVX2 alone adds 8-bit products in 16 bits; a profile says nothing of other processors."""
+    for features, platform in (
+        (("avx2",), {"vnni": "0"}),
+        (("avx2", "avx512f"), {"vnni": "0"}),
+        (("avx2", "avx512f", "avx512_vnni"), {}),
+        (("avx2", "avx_vnni"), {}),
+        (("asimd", "asimddp"), {}),
+        (None, {}),
+    ):
+        cpu = replace(CPU, features=features)
+        profile = parse_profile(write_profile(RATES, cpu, "onnxruntime 1.0"), "host.toml")
+        assert dict(profile.platform) == platform
 
 
 def test_figures_stay_inside_what_a_profile_may_say() -> None:

@@ -278,7 +278,7 @@ def test_repair_finds_the_nearest_plan_inside_the_budget() -> None:
     problem = layered_problem(np.random.default_rng(3), groups=4, points=3)
     plans = enumerate_plans(problem)
     limit = {"size_bytes": float(np.quantile([e.size_bytes for _, e in plans], 0.4))}
-    anchor = start(problem, Budget(**limit), "accuracy").choice
+    anchor = start(problem, Budget.within(limit), "accuracy").choice
     region = region_around(problem, anchor, 2, 16)
     inside = [c for c, e in plans if region.contains(c) and within(e, limit)]
     outside = [c for c, e in plans if region.contains(c) and not within(e, limit)]

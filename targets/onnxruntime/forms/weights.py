@@ -34,8 +34,15 @@ def array_of(tensor: torch.Tensor) -> Array:
 
 
 def names_of(call: Call) -> tuple[str, str]:
-    """Names of the stored integers and of their scales."""
-    return f"{call.layer.weight}_quantized", f"{call.layer.weight}_scale"
+    """Names of the stored integers and of their scales.
+
+    Integers that an integer kernel reads are a constant of that layer alone, also where others
+    read the same weight: where ONNX Runtime must make them uint8, it cannot open a file in which
+    two kernels read one constant (measured, 1.31.1). Large ones are still stored once.
+    """
+    is_integer = call.scheme.activation is not None and call.layer.op != "embedding"
+    owner = f".{call.layer.name}" if call.is_shared and is_integer else ""
+    return f"{call.layer.weight}_quantized{owner}", f"{call.layer.weight}_scale"
 
 
 def float_weight(build: Builder, call: Call, weight: ir.Value) -> ir.Value:

@@ -20,11 +20,13 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
+from advisor.doctor import read_cpu
 from advisor.errors import InputError, MissingDependencyError, ModelError, PlanError
 from advisor.targets.base import Artifact
 from advisor.targets.onnxruntime import TARGET
 from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
-from advisor.targets.onnxruntime.session import require
+from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
+from advisor.targets.onnxruntime.session import open_session, require
 
 SCHEMES = {"table": "w8", "first": "w8a8", "second": "w4-g32", "third": "w8a8", "head": "fp32"}
 
@@ -163,15 +165,42 @@ def test_a_changed_activation_scale_is_found(copy: Path) -> None:
     assert "norm" in {mismatch.name for mismatch in verification.mismatches}
 
 
-def test_no_session_setting_changes_what_is_computed(artifact: OnnxRuntimeArtifact) -> None:
-    """The file says by itself whether activations stay float; a plain session runs the plan."""
+@pytest.mark.parametrize("with_settings", [True, False])
+def test_a_plain_session_runs_the_plan(artifact: OnnxRuntimeArtifact, with_settings: bool) -> None:
+    """The file says by itself what is computed. Only where 8-bit products overflow does it need
+    the settings beside it."""
+    if not with_settings and read_cpu().lacks_vnni:
+        pytest.skip("without VNNI the settings are needed")
     ids, gain = example(8)
     planned = artifact.run(ids, gain)[1].numpy()
+    options = onnxruntime.SessionOptions()
+    settings = json.loads((artifact.path / "session.json").read_text()) if with_settings else {}
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(
-        artifact.path / "model.onnx", providers=["CPUExecutionProvider"]
+        artifact.path / "model.onnx", options, providers=["CPUExecutionProvider"]
     )
     found = session.run(None, {"ids": ids.numpy(), "gain": gain.numpy()})[1]
     np.testing.assert_array_equal(found, planned)
+
+
+def test_sums_of_large_products_are_exact_on_every_processor(tmp_path: Path) -> None:
+    """AVX2 without VNNI adds two products in 16 bits: 255 x 127 x 2 does not fit."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(200, 256, (8, 256)).astype(np.uint8)
+    weight = rng.integers(100, 128, (256, 64)).astype(np.int8)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["x", "weight"], ["y"])],
+        "sums",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, x.shape)],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [8, 64])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    onnx.save(model, tmp_path / "sums.onnx")
+    (found,) = open_session(tmp_path / "sums.onnx", SESSION_ENTRIES).run(None, {"x": x})
+    np.testing.assert_array_equal(found, x.astype(np.int64) @ weight)
 
 
 def test_same_graph_gives_the_same_bytes(
@@ -252,8 +281,8 @@ def test_tied_weights(make_quantized: Any, tmp_path: Path, scheme: str) -> None:
     assert verification.mismatches == ()
     model = onnx.load(tmp_path / "model.onnx")
     tables = [t for t in model.graph.initializer if t.data_type in (2, 3) and t.dims]
-    # packed blocks have another shape for each operator, of the same bytes
-    assert len(tables) == (1 if scheme == "w8a8" else 2)
+    # Packed blocks have another shape for each operator, integer kernels constants of their own.
+    assert len(tables) == 2
     assert len({t.raw_data for t in tables}) == 1
 
 
@@ -294,7 +323,7 @@ class LargeTied(nn.Module):
 
 @pytest.mark.parametrize(
     ("scheme", "table_bytes"),
-    [("w8", 0), ("w4-g32", 3072 * 64 // 2), ("w8a8", 0), ("w2-g32", 0)],
+    [("w8", 0), ("w4-g32", 3072 * 64 // 2), ("w8a8", 3072 * 64), ("w2-g32", 0)],
 )
 def test_large_tied_weights_are_stored_once(
     make_quantized: Any, tmp_path: Path, scheme: str, table_bytes: int

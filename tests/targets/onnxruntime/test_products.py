@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advisor import advise
+from advisor.doctor import read_cpu
 from advisor.passes.attention import open_products
 from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
@@ -28,6 +29,9 @@ from advisor.targets.onnxruntime.readback import read_layers
 
 CAPABILITY = load_capability("onnxruntime")
 KERNEL = "MatMulIntegerToFloat"
+needs_vnni = pytest.mark.skipif(
+    read_cpu().lacks_vnni, reason="this processor adds products of activations in 16 bits"
+)
 
 
 class Mixer(nn.Module):
@@ -111,6 +115,7 @@ def artifact(folder: Path) -> OnnxRuntimeArtifact:
     return TARGET.emit(quantized({"matmul": "a8a8", "linear": "w8a8", "embedding": "w8"}), folder)
 
 
+@needs_vnni
 def test_products_are_read_back_executed_and_agree(artifact: OnnxRuntimeArtifact) -> None:
     verification = artifact.verify()
     assert verification.ok, verification.mismatches
@@ -121,6 +126,19 @@ def test_products_are_read_back_executed_and_agree(artifact: OnnxRuntimeArtifact
     assert {found.weight_sha256 for found in products.values()} == {""}
 
 
+@pytest.mark.skipif(not read_cpu().lacks_vnni, reason="products are exact on this processor")
+def test_without_vnni_the_acceptance_says_why_products_differ(
+    artifact: OnnxRuntimeArtifact,
+) -> None:
+    verification = artifact.verify()
+    assert {mismatch.name for mismatch in verification.mismatches} <= {
+        *("sdpa.qk", "sdpa.pv", "matmul", "output_0", "output_1"),
+    }
+    (note,) = verification.notes
+    assert note.startswith("4 a8a8 layers: this processor has no VNNI")
+
+
+@needs_vnni
 def test_other_sizes_run(artifact: OnnxRuntimeArtifact) -> None:
     """Against the simulation: a rounding that falls the other way spreads a little."""
     simulation = quantized({"matmul": "a8a8", "linear": "w8a8", "embedding": "w8"}).module
@@ -214,6 +232,7 @@ def transformers_models() -> list[tuple[str, Any, list[Any]]]:
     ]
 
 
+@needs_vnni
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1, 2], ids=["bert", "vit", "gpt2"])
 @pytest.mark.parametrize("scheme", ["fp32", "w8a8", "w8", "w4-g32"])

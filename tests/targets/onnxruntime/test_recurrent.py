@@ -19,6 +19,7 @@ from advisor.passes.quantize import quantize, round_weights
 from advisor.passes.recurrent import LSTM_DYNAMIC
 from advisor.targets.capability import load_capability
 from advisor.targets.onnxruntime import TARGET
+from advisor.targets.onnxruntime.manifest import SESSION_ENTRIES
 from advisor.targets.onnxruntime.session import open_session
 from tests.graph.models import seeded
 
@@ -196,7 +197,7 @@ def test_the_simulated_state_is_the_kernels(reverse: bool, tmp_path: Path) -> No
     )
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "one.onnx")
-    found = open_session(tmp_path / "one.onnx", {}, threads=1).run(None, {"X": x})[0]
+    found = open_session(tmp_path / "one.onnx", SESSION_ENTRIES, threads=1).run(None, {"X": x})[0]
 
     def in_torch(rows: np.ndarray[Any, Any]) -> Tensor:
         """Gates from input, output, forget, cell to input, forget, cell, output."""

@@ -11,10 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from advisor.passes.capture import capture
 from advisor.passes.graph import QuantizedGraph
 from advisor.targets.tflite import TARGET
 from advisor.targets.tflite.emit import MODEL_FILE
 from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.twins import find_twins
 from tests.targets.tflite.models import (
     DepthwiseNet,
     Encoder,
@@ -181,3 +183,65 @@ def test_rows_of_integers_are_looked_up(
     model = FlatModel((tmp_path / MODEL_FILE).read_bytes())
     (lookup,) = [op for op in model.operators if model.code(op) == "EMBEDDING_LOOKUP"]
     assert model.dtype(int(lookup.inputs[1])) == {"w8": "INT8", "w4": "INT4"}[scheme]
+
+
+class LearnedQuery(nn.Module):
+    """A layer that reads a constant beside one that reads the input, as pooling heads have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, 16))
+        self.asks, self.tells = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        asked = self.asks(self.query.repeat(x.shape[0], 1, 1))
+        found: torch.Tensor = self.tells(x) @ asked.transpose(1, 2)
+        return found
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-dynamic"])
+def test_a_layer_may_read_a_constant(
+    scheme: str, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    """Its integers have a scale of their own, and are written ahead."""
+    torch.manual_seed(0)
+    graph = make_quantized(LearnedQuery().eval(), (torch.randn(2, 5, 16),), scheme, batch=2)
+    verification = TARGET.emit(graph, tmp_path).verify()
+    assert verification.ok, verification.mismatches
+    assert verification.layers_total == 2
+
+
+class EqualNorms(nn.Module):
+    """Two untrained norms of one input, each before a layer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.one, self.other = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.one(self.first(x)) + self.other(self.second(x))
+        return found
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "w8", "w8a8-dynamic"])
+def test_equal_values_stay_two(scheme: str, make_quantized: Quantizer, tmp_path: Path) -> None:
+    """The converter makes one of them, and one value cannot be both int8 and float."""
+    torch.manual_seed(0)
+    schemes = {"one": "w8a8", "other": scheme}
+    graph = make_quantized(EqualNorms().eval(), (torch.randn(4, 16),), schemes, batch=4)
+    verification = TARGET.emit(graph, tmp_path).verify()
+    assert verification.ok, verification.mismatches
+
+
+def test_twins_are_equal_operators_on_equal_numbers() -> None:
+    torch.manual_seed(0)
+    model = EqualNorms().eval()
+    module = capture(model, (torch.randn(4, 16),), {}).module
+    names = [node.name for node in module.graph.nodes]
+    norms = [name for name in names if name.startswith("layer_norm")]
+    assert [node.name for node in find_twins(module, names)] == norms[1:]
+    with torch.no_grad():
+        model.second.weight[3] = 1.5
+    module = capture(model, (torch.randn(4, 16),), {}).module
+    assert find_twins(module, names) == []
