@@ -25,7 +25,7 @@ from advisor.plan import Plan
 from advisor.targets.tensorrt import TARGET, TensorrtOptions
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
 
-SCHEMES = ("w8a8", "w8", "w4-g64", "w4-g128", "fp16", "bf16", "fp32")
+SCHEMES = ("fp8", "w8a8", "w8", "w4-g64", "w4-g128", "fp16", "bf16", "fp32")
 
 
 class Mixed(nn.Module):
@@ -41,14 +41,16 @@ class Mixed(nn.Module):
         self.three = nn.Linear(256, 256)
         self.four = nn.Linear(256, 256)
         self.five = nn.Linear(256, 10)
+        self.side = nn.Linear(2048, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(self.stem(x))
         x = functional.relu(self.body(x) + x)
         x = functional.relu(self.narrow(x)).flatten(1)
+        side = self.side(x)
         for layer in (self.one, self.two, self.three, self.four):
             x = functional.gelu(layer(x))
-        logits: Tensor = self.five(x)
+        logits: Tensor = self.five(x) + side
         return logits
 
 
@@ -61,6 +63,7 @@ PINS = {
     "three": "w4-g128",
     "four": "w8",
     "five": "fp32",
+    "side": "fp8",
 }
 
 
@@ -111,6 +114,7 @@ def test_every_scheme_of_one_file_is_read_back_from_file_and_kernels(
         "three": "int4 weight, float16 input",
         "four": "int8 weight, float16 input",
         "five": "float32 weight, float32 input",
+        "side": "float8 weight, float8 input",
     }
     assert acceptance(artifact)["compiled"]["sm"] == "89"
 
@@ -127,6 +131,10 @@ def test_the_file_holds_the_plans_integers(plan: Plan, artifact: TensorrtArtifac
     scales = numpy_helper.to_array(stored["two.weight_scale"])
     assert scales.dtype == np.float16
     np.testing.assert_array_equal(scales.astype(np.float32), tensors["two.weight/scale"].numpy())
+    float8 = numpy_helper.to_array(stored["side.weight_quantized"])
+    assert float8.dtype == np.dtype(ml_dtypes.float8_e4m3fn)
+    wanted = tensors["side.weight/values"].view(torch.uint8).numpy()
+    np.testing.assert_array_equal(float8.view(np.uint8), wanted)
     narrow = numpy_helper.to_array(stored["narrow.weight_bfloat16"])
     wanted = tensors["narrow.weight/values"].view(torch.int16).numpy()
     np.testing.assert_array_equal(narrow.view(np.int16), wanted)
@@ -265,4 +273,4 @@ def test_timing_needs_a_gpu_and_says_how(artifact: TensorrtArtifact) -> None:
 
 
 def test_debug_names_the_worst_layer(artifact: TensorrtArtifact) -> None:
-    assert "all 8 layers agree with the simulation" in artifact.debug()
+    assert "all 9 layers agree with the simulation" in artifact.debug()
