@@ -230,7 +230,7 @@ def test_the_shipped_script_builds_what_was_checked(
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     folder = copied(artifact, tmp_path).path
-    command = [sys.executable, str(folder / "build_engine.py"), "--backend", "rtx", "--sm", "86"]
+    command = [sys.executable, str(folder / "build_engine.py"), "--backend", "rtx", "--sm", "120"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (folder / "model.engine").stat().st_size > 0
