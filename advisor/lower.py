@@ -17,7 +17,7 @@ from advisor.targets.registry import target_named
 
 if TYPE_CHECKING:
     from advisor.plan import Plan
-    from advisor.targets.base import Artifact, Verification
+    from advisor.targets.base import Artifact, Target, Verification
 
 SHOWN = 5
 """Mismatches listed in an error."""

@@ -27,6 +27,7 @@ Columns = Mapping[str, Callable[[Row], str]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """One runtime's list. plans: what is emitted beside the free choice (``tests.zoo.sweep``).
+    profile: whose plans.
 
     packages: whose versions are recorded. results, page: files to write. columns: of the page's
     table between the model's class and the result; by heading, the cell of a row.
@@ -39,6 +40,7 @@ class Sweep:
     results: Path
     page: Path
     introduction: str
+    profile: str = "intel-vnni"
     columns: Columns = field(default_factory=dict[str, Callable[[Row], str]])
 
 
@@ -63,7 +65,7 @@ def run(sweep: Sweep, names: Sequence[str]) -> None:
 def _examine(sweep: Sweep, name: str) -> dict[str, Any]:
     """One architecture's outcome, from a process of its own."""
     command = [sys.executable, "-m", "benchmarks.architectures", sweep.runtime, name]
-    command += [str(sweep.trials), *sweep.plans]
+    command += [str(sweep.trials), sweep.profile, *sweep.plans]
     environment = {**os.environ, "ADVISOR_MEASURE": "never"}  # costs have no part in this
     try:
         done = subprocess.run(
@@ -89,7 +91,7 @@ def _failed(problem: str) -> dict[str, Any]:
     return {**nothing, "left_out": [], "schemes": {}, "problem": problem, "ok": False}
 
 
-def examine_here(runtime: str, name: str, trials: str, *plans: str) -> None:
+def examine_here(runtime: str, name: str, trials: str, profile: str, *plans: str) -> None:
     """Examine one architecture in this process and print its outcome as one line of JSON."""
     import torch
 
@@ -97,7 +99,9 @@ def examine_here(runtime: str, name: str, trials: str, *plans: str) -> None:
     from tests.zoo.sweep import examine
 
     torch.set_num_threads(1)
-    outcome = examine(architecture(name), plans, runtime=runtime, trials=int(trials))
+    outcome = examine(
+        architecture(name), plans, runtime=runtime, trials=int(trials), profile=profile
+    )
     print(json.dumps({**asdict(outcome), "ok": outcome.ok}))
 
 

@@ -19,7 +19,7 @@ from advisor.targets.capability import Capability, DynamicRules, Support
 
 FLOAT16_MAX = 65504.0
 
-SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8")
+SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8", "fp8")
 """Schemes with static activations that the passes know how to compute."""
 
 DYNAMIC_OPS: Final = frozenset({"linear", "lstm"})

@@ -120,11 +120,11 @@ class Graph:
 class WeightTable:
     """The quantized weight of one layer, as the runtimes must ship it.
 
-    values: int8 tensor of the weight's shape (narrower integers are held in int8, unpacked), or
-    the float tensor for float formats. scale: float32, shape () | (channels,) | (rows, blocks);
-    None for floats. zero_point: None when symmetric. table: None but for lookup tables, whose
-    values are indices (uint8): (tables, entries) of float32, or of int8 with one scale per table;
-    every table is for an equal share of the outputs.
+    values: int8 tensor of the weight's shape (narrower integers are held in int8, unpacked), a
+    float8 one, or the float tensor for float formats. scale: float32, shape () | (channels,) |
+    (rows, blocks); None for floats. zero_point: None when symmetric. table: None but for lookup
+    tables, whose values are indices (uint8): (tables, entries) of float32, or of int8 with one
+    scale per table; every table is for an equal share of the outputs.
     """
 
     values: torch.Tensor

@@ -32,6 +32,13 @@ INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
 }
 """Lowest and highest stored integer of every integer dtype."""
 
+FLOAT8: Final = {"float8_e4m3": torch.float8_e4m3fn}
+"""Eight-bit floats that stand for real numbers with a scale, as integers do, by dtype."""
+
+FLOAT8_MAX: Final = 448.0
+"""Largest number of float8_e4m3 (https://arxiv.org/abs/2209.05433, table 1); there is no infinity
+in it, and what is larger saturates."""
+
 Operator = Callable[..., torch.Tensor]
 """An operator of torch, as graphs call it."""
 
@@ -51,15 +58,16 @@ _SCHEMAS: Final = {
 
 
 def storage_dtype(dtype: str) -> torch.dtype:
-    """The torch dtype that holds integers of ``dtype``, one element each.
+    """The torch dtype that holds numbers of ``dtype``, one element each.
 
     Raises:
-        UsageError: not an integer dtype.
+        UsageError: neither an integer dtype nor an eight-bit float.
     """
+    if dtype in FLOAT8:
+        return FLOAT8[dtype]
     if dtype not in INTEGER_RANGE:
-        raise UsageError(
-            f"{dtype!r} is not an integer dtype; these are: {', '.join(INTEGER_RANGE)}"
-        )
+        known = ", ".join((*INTEGER_RANGE, *FLOAT8))
+        raise UsageError(f"{dtype!r} is not an integer dtype; these are: {known}")
     return torch.uint8 if dtype.startswith("u") else torch.int8
 
 
@@ -122,6 +130,8 @@ def _quantize_static(x: torch.Tensor, scale: float, zero_point: int, dtype: str)
     low, high = INTEGER_RANGE.get(dtype, (0, 0))
     holder = storage_dtype(dtype)
     step = torch.tensor(scale, dtype=torch.float32, device=x.device)
+    if dtype in FLOAT8:  # the conversion rounds half to even and does not saturate
+        return (x.to(torch.float32) / step).clamp(-FLOAT8_MAX, FLOAT8_MAX).to(holder)
     integers = torch.round(x.to(torch.float32) / step) + float(zero_point)
     return integers.clamp(low, high).to(holder)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch.fx import GraphModule, Node
 
@@ -21,7 +23,12 @@ from advisor.passes.graph import (
     WeightTable,
 )
 from advisor.passes.layers import find_calls, input_argument, operands, weight_argument
-from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
+from advisor.passes.ops import (
+    FLOAT8,
+    FLOAT8_MAX,
+    INTEGER_RANGE,
+    QUANTIZE_DEQUANTIZE_DYNAMIC,
+)
 from advisor.passes.recurrent import LSTM, LSTM_DYNAMIC
 from advisor.passes.regions import Regions, Site
 from advisor.passes.rounding.store import RoundedWeights
@@ -141,7 +148,8 @@ def quantize(
     module = clone(graph.module)
     calls = find_calls(module, graph.layers)
     layers = {layer.name: layer for layer in graph.layers}
-    static = {name for name, choice in assignment.items() if scheme_named(choice.scheme).is_static}
+    by_format = _static_layers(assignment)
+    static, narrow = by_format["integers"], by_format["float8"]
     quantized = regions.quantized(static)
     _replace_weights(module, calls, layers, assignment, weights)
     _replace_biases(
@@ -157,6 +165,14 @@ def quantize(
     by_name = {site.tensor: site for site in regions.sites}
     for tensor, for_all in quantized.items():
         _insert_static(module, by_name[tensor], params[tensor], calls, static, for_all)
+    activations = {tensor: params[tensor] for tensor in quantized}
+    for site in regions.sites:
+        if narrow.isdisjoint(site.readers):
+            continue
+        known = float8_params(params[site.tensor])
+        name = float8_name(site.tensor)
+        _insert_static(module, replace(site, tensor=name), known, calls, narrow, False)
+        activations[name] = known
     found = {
         name: (dynamic or {})[choice.scheme].of(layers[name])
         for name, choice in assignment.items()
@@ -168,10 +184,34 @@ def quantize(
         float_graph=graph,
         assignment=dict(assignment),
         weights=dict(weights),
-        activations={tensor: params[tensor] for tensor in quantized},
+        activations=activations,
         dynamic=found,
         biases=dict(biases or {}),
     )
+
+
+def float8_name(tensor: str) -> str:
+    """Name of a tensor as eight-bit floats, which is beside the same tensor as integers."""
+    return f"{tensor}.float8"
+
+
+def float8_params(params: ActivationParams) -> ActivationParams:
+    """For the range that symmetric int8 ``params`` span, in float8."""
+    largest = np.float32(params.scale) * np.float32(INTEGER_RANGE["int8"][1])
+    return ActivationParams(
+        scale=float(largest / np.float32(FLOAT8_MAX)), zero_point=0, dtype="float8_e4m3"
+    )
+
+
+def _static_layers(assignment: Mapping[str, LayerAssignment]) -> dict[str, set[str]]:
+    """Layers with static activations, by what these are."""
+    found: dict[str, set[str]] = {"integers": set(), "float8": set()}
+    for name, choice in assignment.items():
+        scheme = scheme_named(choice.scheme)
+        if scheme.is_static and scheme.activation is not None:
+            is_float8 = scheme.activation.dtype in FLOAT8
+            found["float8" if is_float8 else "integers"].add(name)
+    return found
 
 
 def _replace_weights(

@@ -6,7 +6,7 @@ simulation's own input, and only the whole on its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -200,22 +200,37 @@ def compare_floats(
     return Agreement(layer=layer, error=error, problem=problem)
 
 
-def run_shaken(module: GraphModule, flat_inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def run_shaken(
+    module: GraphModule,
+    flat_inputs: Sequence[torch.Tensor],
+    noise: Mapping[str, float] | None = None,
+) -> list[torch.Tensor]:
     """Outputs of the simulation when whatever is about to be quantized is off by a rounding error.
+
+    noise: by node name of layers that the runtime computes in narrower floats, the relative
+    rounding error of what they read and write, standard deviation.
 
     Two correct programs that add in different orders differ by about that much, and at a few
     numbers in a million they then round to neighbouring integers. How far that spreads to the
     output is a property of the model; here it is measured. The noise is drawn from a fixed seed.
     """
     generator = torch.Generator().manual_seed(0)
+    narrow = noise or {}
+
+    def shake(value: Any, size: float) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return value
+        return value * (1 + size * torch.randn(value.shape, generator=generator))
 
     class Shaken(Interpreter):
-        def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if target in QUANTIZERS:
-                x: torch.Tensor = args[0]
-                noise = torch.randn(x.shape, generator=generator)
-                args = (x * (1 + ROUNDING * noise), *args[1:])
-            return super().call_function(target, args, kwargs)
+        def run_node(self, n: Node) -> Any:
+            size = narrow.get(name_of(n)) if can_be_layer(n) else None
+            if n.target not in QUANTIZERS and size is None:
+                return super().run_node(n)
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            args = (shake(args[0], ROUNDING if size is None else size), *args[1:])
+            result = self.call_function(cast("Any", n.target), args, kwargs)
+            return result if size is None else shake(result, size)
 
     with torch.no_grad():
         outputs = Shaken(module).run(

@@ -76,7 +76,9 @@ class SchemeSupport:
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
     "iOS18", "sm80", "vnni1" or "opset 25"; empty when every supported version does. ragged: whether
     a block size need not divide the inputs. depthwise: whether convolutions with one input channel
-    per group take it as others do. odd_rows: whether embeddings of an odd width do.
+    per group take it as others do. odd_rows: whether embeddings of an odd width do. multiple: what
+    the outputs and the inputs of a layer must be a multiple of. least_blocks: how many blocks of
+    inputs it must have.
     zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
     weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
@@ -90,6 +92,8 @@ class SchemeSupport:
     ragged: bool = False
     depthwise: bool = True
     odd_rows: bool = True
+    multiple: int = 1
+    least_blocks: int = 1
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -325,23 +329,37 @@ class Capability:
                 reason=f"{self.title} looks {scheme.name} up only in rows of even width, and these "
                 f"have {layer.weight_shape[1]} numbers",
             )
-        granularity = scheme.weight.granularity
-        if isinstance(granularity, PerBlock) and not entry.ragged:
-            inputs = prod(layer.weight_shape[1:])
-            if inputs % granularity.size:
-                return Support(
-                    ok=False,
-                    reason=f"block {granularity.size} does not divide {inputs} inputs",
-                )
-        if isinstance(granularity, PerGroup) and layer.weight_shape[0] % granularity.size:
-            return Support(
-                ok=False,
-                reason=f"{granularity.size} does not divide {layer.weight_shape[0]} outputs",
-            )
+        reason = self._misfit(layer, scheme, entry)
+        if reason:
+            return Support(ok=False, reason=reason)
         missing = shortfall(entry.minimum, platform or {})
         if missing:
             return Support(ok=False, reason=f"{scheme.name} {missing}")
         return Support(ok=True)
+
+    def _misfit(self, layer: Layer, scheme: Scheme, entry: SchemeSupport) -> str:
+        """Why the shape of a layer's weight does not fit the scheme; empty when it does."""
+        if not layer.weight_shape:
+            return ""
+        outputs, inputs = layer.weight_shape[0], prod(layer.weight_shape[1:])
+        if outputs % entry.multiple or inputs % entry.multiple:
+            return (
+                f"{self.title} runs {scheme.name} only with outputs and inputs that are multiples "
+                f"of {entry.multiple}, and these are {outputs} and {inputs}"
+            )
+        granularity = scheme.weight.granularity
+        if isinstance(granularity, PerGroup) and outputs % granularity.size:
+            return f"{granularity.size} does not divide {outputs} outputs"
+        if not isinstance(granularity, PerBlock):
+            return ""
+        if inputs % granularity.size and not entry.ragged:
+            return f"block {granularity.size} does not divide {inputs} inputs"
+        if inputs < entry.least_blocks * granularity.size:
+            return (
+                f"{self.title} runs {scheme.name} only with {entry.least_blocks} blocks or more, "
+                f"and {inputs} inputs have {-(-inputs // granularity.size)}"
+            )
+        return ""
 
     def leaves_out(self, layer: Layer, scheme: Scheme) -> bool:
         """Whether the runtime's delegate leaves the layer to the runtime's own kernels."""

@@ -97,6 +97,8 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
         odd_rows = table.get("odd_rows", bool, default=True)
+        multiple = table.whole("multiple", default=1)
+        least_blocks = table.whole("least_blocks", default=1)
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
         left_out = table.names("left_out", ops, "operator of this entry", default=())
@@ -113,6 +115,8 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 ragged=ragged,
                 depthwise=depthwise,
                 odd_rows=odd_rows,
+                multiple=multiple,
+                least_blocks=least_blocks,
                 zero_points=zero_points,
                 storage_only=storage_only,
                 left_out=left_out,
@@ -301,6 +305,13 @@ class _Table:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < inf:
             self.fail(field, f"expected a number of at least 0, found {value!r}")
         return float(value)
+
+    def whole(self, field: str, *, default: int) -> int:
+        """A whole number of at least 1."""
+        value = self.number(field, default=default)
+        if value < 1 or value != int(value):
+            self.fail(field, f"expected a whole number of at least 1, found {value!r}")
+        return int(value)
 
     def text(self, field: str, *, default: object = _MISSING) -> str:
         value = self.get(field, str, default=default)

@@ -19,6 +19,7 @@ GROUP: Final = "advisor.targets"
 BUILT_IN: Final = {
     "coreml": "advisor.targets.coreml:TARGET",
     "onnxruntime": "advisor.targets.onnxruntime:TARGET",
+    "tensorrt": "advisor.targets.tensorrt:TARGET",
     "tflite": "advisor.targets.tflite:TARGET",
 }
 """Runtimes of this package with an emitter, and the object that is their ``Target``."""

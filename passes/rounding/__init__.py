@@ -15,6 +15,8 @@ import torch
 from advisor.errors import UsageError
 from advisor.formats import EXACT, LUT_BITS, ScaleRounding, TensorFormat
 from advisor.passes.graph import WeightTable
+from advisor.passes.ops import FLOAT8
+from advisor.passes.rounding.float8 import round_to_float8
 from advisor.passes.rounding.grid import round_to_coarse_scales
 from advisor.passes.rounding.kmeans import round_by_kmeans
 from advisor.passes.rounding.mse import round_by_mse
@@ -32,7 +34,10 @@ NEEDS_DATA: Final = frozenset({"kmeans-weighted"})
 """Algorithms that look at calibration data."""
 
 IMPLEMENTED_DTYPES: Final = frozenset(
-    {"float32", "float16", "bfloat16", "int8", "int4", "int2", *(f"lut{b}" for b in LUT_BITS)}
+    {
+        *("float32", "float16", "bfloat16", "float8_e4m3", "int8", "int4", "int2"),
+        *(f"lut{bits}" for bits in LUT_BITS),
+    }
 )
 """Weight dtypes that ``round_weight`` can make today."""
 
@@ -64,6 +69,8 @@ def round_weight(
     possible = algorithms_for(fmt)
     if algorithm not in possible:
         raise UsageError(f"unknown algorithm {algorithm!r}; possible: {', '.join(possible)}")
+    if fmt.dtype in FLOAT8:
+        return round_to_float8(weight, fmt)
     dtype: torch.dtype = getattr(torch, scales.of(fmt.granularity))
     if fmt.is_table:
         if algorithm in NEEDS_DATA and importance is None:
@@ -80,5 +87,11 @@ def round_weight(
 
 
 def algorithms_for(fmt: TensorFormat) -> tuple[str, ...]:
-    """Names of the algorithms that make integers (or tables) of a format, the better one last."""
-    return TABLE_ALGORITHMS if fmt.is_table else tuple(ALGORITHMS)
+    """Names of the algorithms that make integers (or tables) of a format, the better one last.
+
+    An eight-bit float is as exact relative to small numbers as to large ones, so that clipping
+    large ones gains nothing.
+    """
+    if fmt.is_table:
+        return TABLE_ALGORITHMS
+    return ("rtn",) if fmt.dtype in FLOAT8 else tuple(ALGORITHMS)

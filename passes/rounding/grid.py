@@ -49,11 +49,17 @@ def to_rows(weight: torch.Tensor, fmt: TensorFormat) -> torch.Tensor:
 def from_rows(
     integers: torch.Tensor, scale: torch.Tensor, shape: torch.Size, fmt: TensorFormat
 ) -> WeightTable:
-    """Undo ``to_rows``: integers of (scales, elements) and one scale per row.
+    """Undo ``to_rows``: integers of (scales, elements) and one scale per row."""
+    return shape_rows(integers.to(torch.int8), scale, shape, fmt)
+
+
+def shape_rows(
+    values: torch.Tensor, scale: torch.Tensor, shape: torch.Size, fmt: TensorFormat
+) -> WeightTable:
+    """The same for numbers that are already in the dtype that they are stored in.
 
     Block formats of more than two dimensions stay flattened to (out, rest), as they are stored.
     """
-    values = integers.to(torch.int8)
     match fmt.granularity:
         case PerTensor():
             return WeightTable(values=values.reshape(shape), scale=scale.reshape(()))

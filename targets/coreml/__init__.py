@@ -50,7 +50,8 @@ class CoremlTarget:
         """Options that a profile's platform decides: the systems the package must run on."""
         from advisor.targets.coreml.deployment import for_platform
 
-        return {"deployment": for_platform(platform)} if platform else {}
+        is_apple = "ios" in platform or "macos" in platform
+        return {"deployment": for_platform(platform)} if is_apple else {}
 
     def emit(self, graph: QuantizedGraph, out: Path) -> CoremlArtifact:
         """Write the artifact into the existing, empty folder ``out``.

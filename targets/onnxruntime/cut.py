@@ -69,11 +69,14 @@ def run_cut(
     feeds: Sequence[Array],
     expected: Array,
     entries: Mapping[str, str],
+    *,
+    as_written: bool = False,
 ) -> tuple[Array, frozenset[str]]:
     """Execute a cut on ``feeds``, one per start; also the operators that really ran.
 
-    expected: an array of the output's dtype and rank. Sizes that the whole model leaves open stay
-    open here, because ONNX Runtime fuses differently where it knows them.
+    as_written: see ``open_session``. expected: an array of the output's dtype and rank. Sizes that
+    the whole model leaves open stay open here, because ONNX Runtime fuses differently where it
+    knows them.
     """
     import onnx_ir as ir
 
@@ -120,7 +123,7 @@ def run_cut(
         name="cut",
     )
     cut_model = ir.Model(graph, ir_version=model.ir_version)
-    return _run(cut_model, inputs_by_name, entries)
+    return _run(cut_model, inputs_by_name, entries, as_written)
 
 
 def _between(cut: Cut) -> tuple[list[ir.Node], list[ir.Value]]:
@@ -154,11 +157,14 @@ def _value(name: str, array: Array) -> ir.Value:
 
 
 def _run(
-    model: ir.Model, feed: Mapping[str, Array], entries: Mapping[str, str]
+    model: ir.Model, feed: Mapping[str, Array], entries: Mapping[str, str], as_written: bool
 ) -> tuple[Array, frozenset[str]]:
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         path, optimized = Path(folder) / "cut.onnx", Path(folder) / "optimized.onnx"
         save_model(model, path, external="cut.onnx.data")
-        session = open_session(path, {**entries, **EXTERNAL}, optimized=optimized, threads=1)
+        settings = {**entries, **EXTERNAL}
+        session = open_session(
+            path, settings, optimized=optimized, threads=1, as_written=as_written
+        )
         kernels = frozenset(node.op_type for node in load_model(optimized).graph)
         return np.asarray(session.run(None, dict(feed))[0]), kernels

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final, Protocol
 
 from torch.fx import Node
 
@@ -31,6 +32,15 @@ TWO_BIT_VERSIONS: Final = (25, 13)
 """Opset and IR version that first have two-bit integers."""
 
 
+class Writes(Protocol):
+    """A form, as far as writing goes."""
+
+    @property
+    def write(self) -> Callable[[Builder, Call], tuple[ir.Value, ...]]:
+        """Adds a layer's nodes and gives what takes the place of its marker's outputs."""
+        ...
+
+
 def export_onnx(graph: QuantizedGraph) -> ir.Model:
     """The ONNX model of ``graph``: inputs, outputs, layers and dimensions under stable names.
 
@@ -46,13 +56,13 @@ def export_onnx(graph: QuantizedGraph) -> ir.Model:
     uses = find_uses(graph.module)
     model = skeleton_of(graph.float_graph, sites_of(uses)).clone()
     used = Counter(str(node.name) for node in model.graph)
-    calls = _calls(graph)
+    calls = calls_of(graph)
     for marker in [node for node in model.graph if node.domain == DOMAIN]:
         name = marker.metadata_props[NAME_PROPERTY]
         if marker.op_type == LAYER:
             used[name] = 0
             build = Builder(model=model, before=marker, name=name, used=used)
-            _write_layer(build, marker, calls[name], graph)
+            write_layer(build, marker, calls[name], graph, FORMS)
         else:
             write_site(model, marker, uses.get(name), used)
         model.graph.remove(marker, safe=True)
@@ -61,7 +71,7 @@ def export_onnx(graph: QuantizedGraph) -> ir.Model:
     return model
 
 
-def _calls(graph: QuantizedGraph) -> dict[str, tuple[tuple[Layer, ...], Node, Node]]:
+def calls_of(graph: QuantizedGraph) -> dict[str, tuple[tuple[Layer, ...], Node, Node]]:
     """By node name its layers, itself in the float graph and in the quantized one."""
     layers = graph.float_graph.layers
     before = find_calls(graph.float_graph.module, layers)
@@ -77,12 +87,18 @@ def _calls(graph: QuantizedGraph) -> dict[str, tuple[tuple[Layer, ...], Node, No
     }
 
 
-def _write_layer(
+def write_layer(
     build: Builder,
     marker: ir.Node,
     call: tuple[tuple[Layer, ...], Node, Node],
     graph: QuantizedGraph,
+    forms: Mapping[str, Writes],
 ) -> None:
+    """Put what a form writes in the place of a layer's marker.
+
+    Raises:
+        UnsupportedError: the integers of the layer are not in the graph, or the form refuses it.
+    """
     (layer, *_), before, after = call
     scheme = scheme_named(graph.assignment[layer.name].scheme)
     table = graph.weights.get(layer.weight)
@@ -92,7 +108,7 @@ def _write_layer(
         )
     inputs = tuple(value for value in marker.inputs if value is not None)
     sharing = [other for other in graph.float_graph.layers if other.weight == layer.weight]
-    results = FORMS[layer.op].write(
+    results = forms[layer.op].write(
         build,
         Call(
             layer=layer,

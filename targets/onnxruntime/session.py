@@ -51,6 +51,7 @@ def open_session(
     dimensions: Mapping[str, int] | None = None,
     optimized: Path | None = None,
     profile: Path | None = None,
+    as_written: bool = False,
 ) -> Session:
     """A session on the CPU.
 
@@ -58,7 +59,7 @@ def open_session(
     choice to ONNX Runtime. dimensions: sizes to fix, by the name of a dynamic dimension: what
     follows from them is then computed once. optimized: where to write the graph that will really
     run. profile: prefix of the file with the time of every node, for all runs until
-    ``end_profiling``.
+    ``end_profiling``. as_written: run the file's own operators, none fused or moved.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -71,6 +72,8 @@ def open_session(
         options.add_session_config_entry(key, value)
     for name, size in (dimensions or {}).items():
         options.add_free_dimension_override_by_name(name, size)
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
     if optimized is not None:

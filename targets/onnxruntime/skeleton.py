@@ -27,8 +27,10 @@ OPSET: Final = 21
 _MADE: WeakKeyDictionary[GraphModule, tuple[frozenset[str], ir.Model]] = WeakKeyDictionary()
 
 
-def skeleton_of(graph: Graph, sites: Collection[str]) -> ir.Model:
+def skeleton_of(graph: Graph, sites: Collection[str], runtime: str = "onnxruntime") -> ir.Model:
     """The skeleton with markers at least at these nodes; whoever changes it must clone it first.
+
+    runtime: whose plans it is for; one made for another serves too where it has the markers.
 
     Raises:
         UnsupportedError: torch.onnx has no ONNX form of an operator.
@@ -36,15 +38,15 @@ def skeleton_of(graph: Graph, sites: Collection[str]) -> ir.Model:
     """
     known, model = _MADE.get(graph.module, (frozenset[str](), None))
     if model is None or not known.issuperset(sites):
-        known = known | _possible_sites(graph) | frozenset(sites)
+        known = known | _possible_sites(graph, runtime) | frozenset(sites)
         model = _export(graph, known)
         _MADE[graph.module] = (known, model)
     return model
 
 
-def _possible_sites(graph: Graph) -> frozenset[str]:
-    """Nodes that some plan for this runtime quantizes."""
-    regions = regions_of(graph, load_capability("onnxruntime"))
+def _possible_sites(graph: Graph, runtime: str) -> frozenset[str]:
+    """Nodes that some plan for the runtime quantizes."""
+    regions = regions_of(graph, load_capability(runtime))
     return frozenset(site.node for site in regions.sites)
 
 

@@ -24,6 +24,8 @@ from advisor.passes.quantize import fit_biases, quantize, round_weights
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.acceptance import ACCEPTANCE_FILE
 from advisor.targets.base import Target
+from advisor.targets.options import configure
+from advisor.targets.platforms import shortfall
 from advisor.targets.registry import target_named
 from tests.zoo.models import Architecture
 
@@ -35,7 +37,8 @@ CAPTURE_TOLERANCE: Final = 1e-5
 KEPT: Final = "kept in float: "
 
 MIXED: Final = "mixed"
-"""Among the plans to emit, the one that takes the schemes in turn."""
+"""Among the plans to emit, the one that takes the schemes in turn. "mixed@86": those that compute
+capability 8.6 has, for which it is then emitted."""
 
 FLOAT: Final = LayerAssignment(scheme="fp32", algorithm="none")
 
@@ -75,6 +78,7 @@ def examine(
     *,
     runtime: str = "onnxruntime",
     trials: int = 3,
+    profile: str = "intel-vnni",
 ) -> Outcome:
     """Plan with free choice and compile, then emit more plans of the same graph.
 
@@ -85,7 +89,7 @@ def examine(
         model = entry.build()
         plan = advise(
             model,
-            target="intel-vnni",
+            target=profile,
             runtime=runtime,
             inputs=entry.inputs(1),
             trials=trials,
@@ -99,10 +103,12 @@ def examine(
     verified["plan"], parts["plan"] = compile_plan(plan)
     turns = mixed(plan)
     for name in plans:
-        assignment = turns if name == MIXED else uniform(plan, name)
+        scheme, _, sm = name.partition("@")
+        able = {} if not sm else {"sm": sm}
+        assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
         if any(found.scheme != "fp32" for found in assignment.values()):
             quantized = quantize_under(plan, graph, assignment, target)
-            verified[name], parts[name] = emit(quantized, target)
+            verified[name], parts[name] = emit(quantized, configure(target, runtime, able, {}))
     labels = {label for dims in graph.dynamic.values() for label in dims.values()}
     return Outcome(
         name=entry.name,
@@ -114,7 +120,9 @@ def examine(
         left_out=tuple(note.partition(" ")[0] for note in graph.notes if "is left out" in note),
         chosen=dict(Counter(decision.scheme for decision in plan.layers)),
         schemes=verified,
-        mixed=dict(Counter(found.scheme for found in turns.values())) if MIXED in plans else {},
+        mixed=dict(Counter(found.scheme for found in turns.values()))
+        if any(name.startswith(MIXED) for name in plans)
+        else {},
         parts={name: found for name, found in parts.items() if found},
         problem=capture_problem(entry, model, graph),
     )
@@ -152,12 +160,19 @@ def uniform(plan: Plan, scheme: str) -> Assignment:
     }
 
 
-def mixed(plan: Plan) -> Assignment:
-    """Every group under the scheme that it can take and that the fewest groups before it have."""
+def mixed(
+    plan: Plan, target: Target | None = None, platform: Mapping[str, str] | None = None
+) -> Assignment:
+    """Every group under the scheme that it can take and that the fewest groups before it have.
+
+    platform: of these schemes only those that the target has on it.
+    """
+    known = {} if target is None else target.capability.schemes
+    lacking = {name for name in known if shortfall(known[name].minimum, platform or {})}
     used: Counter[str] = Counter()
     chosen: dict[str, LayerAssignment] = {}
     for group, options in _shared_options(plan).items():
-        able = [scheme for scheme in options if scheme != "fp32"]
+        able = [scheme for scheme in options if scheme != "fp32" and scheme not in lacking]
         scheme = min(able, key=lambda name: used[name], default="fp32")
         used[scheme] += 1
         chosen[group] = LayerAssignment(scheme=scheme, algorithm=options.get(scheme, "none"))

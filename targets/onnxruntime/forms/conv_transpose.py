@@ -7,7 +7,7 @@ to stride x stride as many channels and a DepthToSpace were up to twice as slow 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from advisor.passes.fx import argument
 from advisor.targets.manifest import LayerRecord
@@ -21,25 +21,27 @@ if TYPE_CHECKING:
 
 
 def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
-    """ConvTranspose of (input, weight, bias, stride, padding, output padding, groups, dilation)."""
+    """ConvTranspose of a float weight."""
+    weight = float_weight(build, call, call.inputs[1])
+    inputs = [batched_input(call), weight, call.bias]
+    return (build.node("ConvTranspose", inputs, role="op", **transposed_attributes(call)),)
+
+
+def transposed_attributes(call: Call) -> dict[str, Any]:
+    """ONNX attributes of an ATen transposed convolution (input, weight, bias, stride, padding,
+    output padding, groups, dilation)."""
     kernel = call.layer.weight_shape[2:]
     dimensions = len(kernel)
-    weight = float_weight(build, call, call.inputs[1])
     strides, dilations = (spread(argument(call.node, i), dimensions, 1) for i in (3, 7))
     padding, extra = (spread(argument(call.node, i), dimensions, 0) for i in (4, 5))
-    return (
-        build.node(
-            "ConvTranspose",
-            [batched_input(call), weight, call.bias],
-            role="op",
-            kernel_shape=list(kernel),
-            strides=strides,
-            pads=padding * 2,
-            output_padding=extra,
-            dilations=dilations,
-            group=call.layer.groups,
-        ),
-    )
+    return {
+        "kernel_shape": list(kernel),
+        "strides": strides,
+        "pads": padding * 2,
+        "output_padding": extra,
+        "dilations": dilations,
+        "group": call.layer.groups,
+    }
 
 
 def read(node: ir.Node, layer: LayerRecord) -> Found | None:

@@ -1,0 +1,1 @@
+"""What was tried with TensorRT's compiler."""

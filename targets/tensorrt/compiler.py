@@ -1,0 +1,63 @@
+"""Compile a model with TensorRT-RTX, which needs no GPU for that, and say what for."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from advisor.targets.tensorrt.build_engine import build
+from advisor.targets.tensorrt.engine import Kernel, parse_kernels
+from advisor.targets.tensorrt.shapes import Ranges
+
+PACKAGE: Final = "tensorrt_rtx"
+COMPILABLE: Final = ("75", "80", "86", "89", "120", "121")
+"""Compute capabilities that TensorRT-RTX 1.7 has kernels for."""
+
+PROXIES: Final = {"87": "86", "90": "89", "100": "120"}
+"""What it lacks, and the one that stands for it: the nearest with the same number formats."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """The outcome of a compile. by: compiler and version, "" when nothing was compiled. sm: the
+    compute capability that it was compiled for. stands_for: the one that was asked for. size_bytes:
+    of the engine. problems: what was refused. reason: why nothing was compiled."""
+
+    by: str = ""
+    sm: str = ""
+    stands_for: str = ""
+    size_bytes: int = 0
+    kernels: tuple[Kernel, ...] = ()
+    problems: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def note(self) -> str:
+        """One line of what was done."""
+        if not self.by:
+            return f"not compiled: {self.reason}"
+        proxy = "" if self.sm == self.stands_for else f", which stands for sm{self.stands_for}"
+        outcome = f"{len(self.kernels)} kernels" if not self.problems else "refused"
+        return f"compiled by {self.by} for sm{self.sm}{proxy}: {outcome}"
+
+
+def compile_model(model: Path, ranges: Ranges, *, sm: str, tf32: bool) -> Compiled:
+    """Compile for a compute capability; not at all where TensorRT-RTX is not installed."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        return Compiled(
+            stands_for=sm,
+            reason=f'{PACKAGE} is not installed; run: pip install "quantadvisor[tensorrt]"',
+        )
+    proxy = PROXIES.get(sm, sm)
+    built = build(model, ranges, backend="rtx", sm=proxy, tf32=tf32)
+    return Compiled(
+        by=f"TensorRT-RTX {version(PACKAGE)}",
+        sm=proxy,
+        stands_for=sm,
+        size_bytes=len(built.engine or b""),
+        kernels=parse_kernels(built.layers),
+        problems=built.problems,
+    )

@@ -1,0 +1,165 @@
+"""What an engine is made of, from the list of kernels that TensorRT-RTX's builder logs.
+
+The list is not a documented format, so the package is pinned to one version; what it does not
+tell is never taken for a match.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Final
+
+from advisor.targets.manifest import LayerRecord
+
+_NAME: Final = re.compile(r"Name: (.*?), LayerType: (\w+)")
+_TACTIC: Final = re.compile(r"TacticName: (\S*?),")
+_SOURCE: Final = re.compile(r"\[ONNX Layer: (.*?)\]")
+_TENSOR: Final = re.compile(
+    r"\{ Name: .*?, (?:Location: \w+, )?Dimensions: \[([\d,\-]*)\].*?"
+    r"Datatype: ([\w ]+?)(?:,| Format)"
+)
+_MULTIPLIES: Final = re.compile(r"gemm|mha|conv|fc", re.IGNORECASE)
+GENERATED: Final = "kgen"
+"""Kind of a kernel that the compiler wrote for everything between products."""
+
+DTYPES: Final = {
+    "Float": "float32",
+    "Half": "float16",
+    "BFloat16": "bfloat16",
+    "Int8": "int8",
+    "Int4": "int4",
+    "FP8": "float8",
+    "FP4": "float4",
+}
+
+EXPECTED: Final = {
+    "fp32": "float32 weight, float32 input",
+    "fp16": "float16 weight, float16 input",
+    "bf16": "bfloat16 weight, bfloat16 input",
+    "w8a8": "int8 weight, int8 input",
+    "fp8": "float8 weight, float8 input",
+    "w8": "int8 weight, float16 input",
+    "w4-g64": "int4 weight, float16 input",
+    "w4-g128": "int4 weight, float16 input",
+}
+"""What ``describe_kernel`` must say of a layer's kernel, by scheme."""
+
+_PRODUCTS: Final = {"fp32": "float32", "fp16": "float16", "a8a8": "int8", "fp8": "float8"}
+_READ_ONLY: Final = frozenset({"lstm", "gru"})
+"""Operators whose kernels' types are not checked: only float32 is planned for them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tensor:
+    """What a kernel reads or writes. elements: of a dynamic shape those of one row."""
+
+    dtype: str
+    elements: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One line of the list. sources: names of the ONNX nodes that it computes."""
+
+    name: str
+    kind: str
+    tactic: str
+    inputs: tuple[Tensor, ...]
+    constants: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    sources: frozenset[str]
+
+    @property
+    def multiplies(self) -> bool:
+        """Whether it is a product's kernel and not what was generated around products."""
+        return self.kind != GENERATED or bool(_MULTIPLIES.search(self.tactic))
+
+
+def parse_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
+    """The kernels of an engine in order."""
+    kernels: list[Kernel] = []
+    for line in lines:
+        named = _NAME.match(line)
+        if named is None:
+            continue
+        tactic = _TACTIC.search(line)
+        kernels.append(
+            Kernel(
+                name=named[1],
+                kind=named[2],
+                tactic=tactic[1] if tactic else "",
+                inputs=_tensors(line, "Inputs"),
+                constants=_tensors(line, "Constants"),
+                outputs=_tensors(line, "Outputs"),
+                sources=frozenset(_SOURCE.findall(line)),
+            )
+        )
+    return tuple(kernels)
+
+
+def _tensors(line: str, section: str) -> tuple[Tensor, ...]:
+    found = re.search(rf"{section}: \[ (\{{.*?\}})\](?=, \w+:)", line)
+    if found is None:
+        return ()
+    return tuple(
+        Tensor(
+            dtype=DTYPES.get(match[2], match[2].lower()),
+            elements=prod(abs(int(size)) for size in match[1].split(",") if size),
+        )
+        for match in _TENSOR.finditer(found[1])
+    )
+
+
+def kernels_by_layer(kernels: Sequence[Kernel], layers: Iterable[LayerRecord]) -> dict[str, str]:
+    """What the kernel of every layer reads, in words; layers that are in no kernel are left out."""
+    found: dict[str, str] = {}
+    for layer in layers:
+        own = [kernel for kernel in kernels if layer.node in kernel.sources]
+        if own:
+            found[layer.name] = describe_kernel(layer, own)
+    return found
+
+
+def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
+    """The types of the weight and of the input in that of a layer's kernels which multiplies.
+
+    A weight that no constant of the kernel is large enough to be was turned into something else
+    by another kernel before, and comes as the last input. What an Add in the kernel adds is an
+    input too, before the layer's own.
+    """
+    size = prod(layer.weight_shape)
+
+    def rank(kernel: Kernel) -> tuple[bool, bool]:
+        return kernel.multiplies, any(each.elements >= size for each in kernel.constants)
+
+    kernel = max(own, key=rank)
+    if layer.op == "matmul":
+        return " and ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs[:2]))
+    large = [each for each in kernel.constants if each.elements >= size]
+    read = [tensor.dtype for tensor in kernel.inputs]
+    if large:
+        weight = max(large, key=lambda each: each.elements).dtype
+    else:
+        weight = read.pop() if len(read) > 1 else "no"
+    if layer.op == "embedding":
+        return f"{weight} table"
+    wanted = EXPECTED.get(layer.scheme, "").rpartition(", ")[2].removesuffix(" input")
+    found = wanted if wanted in read else (read or ["no"])[0]
+    return f"{weight} weight, {found} input"
+
+
+def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
+    """What ``describe_kernel`` may say of a layer; empty when anything."""
+    if layer.op in _READ_ONLY:
+        return frozenset()
+    if layer.op == "matmul":
+        wanted = _PRODUCTS.get(layer.scheme)
+        return frozenset() if wanted is None else frozenset({wanted})
+    if layer.op == "embedding":
+        wanted = {"fp32": "float32 table", "fp16": "float16 table"}.get(layer.scheme)
+        return frozenset() if wanted is None else frozenset({wanted})
+    wanted = EXPECTED.get(layer.scheme)
+    return frozenset() if wanted is None else frozenset({wanted})

@@ -1,0 +1,39 @@
+"""Linear layers: Gemm or MatMul of the weight as ``weights.py`` stores it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from advisor.targets.onnxruntime.forms.builder import Builder
+from advisor.targets.onnxruntime.forms.form import Call
+from advisor.targets.tensorrt.forms.form import Form, read_weighted
+from advisor.targets.tensorrt.forms.weights import (
+    cast_back,
+    cast_to,
+    compute_kind,
+    write_bias,
+    write_weight,
+)
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
+    """The layer under its scheme, bias included, from float32 to float32."""
+    kind = compute_kind(call.scheme)
+    source, weight = call.inputs[:2]
+    x = cast_to(build, source, kind, role="input")
+    real, bias = write_weight(build, call, weight), write_bias(build, call)
+    rank = None if source.shape is None else len(source.shape)
+    if rank == 2 and bias is not None:
+        product = build.node("Gemm", [x, real, bias], role="op", transB=1)
+        return (cast_back(build, product, kind),)
+    columns = build.node("Transpose", [real], role="weight", perm=[1, 0])
+    product = build.node("MatMul", [x, columns], role="op")
+    if bias is not None:
+        product = build.node("Add", [product, bias], role="output")
+    return (cast_back(build, product, kind),)
+
+
+FORM: Final = Form(write=write, read=read_weighted, operators=frozenset({"Gemm", "MatMul"}))

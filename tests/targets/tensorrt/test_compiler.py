@@ -1,0 +1,82 @@
+"""What NVIDIA's compiler does with graphs that a plan must never become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import ModelProto
+
+from advisor.targets.manifest import LayerRecord
+from advisor.targets.onnxruntime.onnxfile import load_model
+from advisor.targets.tensorrt.compiler import Compiled, compile_model
+from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer, parse_kernels
+from advisor.targets.tensorrt.lint import lint
+from tests.targets.tensorrt.graphs import REJECTED, SILENT, int8_conv
+
+pytest.importorskip("tensorrt_rtx")
+
+Build = Callable[[], ModelProto]
+
+
+def compiled(build: Build, sm: str, path: Path) -> Compiled:
+    onnx.save(build(), path)
+    return compile_model(path, {}, sm=sm, tf32=True)
+
+
+def record(name: str) -> LayerRecord:
+    """The layer as a plan would have it: in the precision that its file speaks of."""
+    is_conv = "onv" in name
+    scheme = "w4-g128" if "int4" in name else "w8" if "blocks" in name else "w8a8"
+    return LayerRecord(
+        name="layer",
+        op="conv2d" if is_conv else "linear",
+        scheme=scheme,
+        weight="w",
+        weight_shape=(64, 64, 2, 2) if is_conv else (256, 512),
+        weight_sha256="",
+        node="layer",
+    )
+
+
+@pytest.mark.parametrize("name", SILENT)
+def test_a_silent_fallback_is_seen_in_the_kernels_and_in_the_file(
+    name: str, tmp_path: Path
+) -> None:
+    build, sm = SILENT[name]
+    found = compiled(build, sm, tmp_path / "model.onnx")
+    assert not found.problems, "the compiler says nothing: that is the point"
+    layer = record(name)
+    read = kernels_by_layer(found.kernels, [layer])
+    assert read["layer"] not in acceptable_kernels(layer)
+    findings = lint(load_model(tmp_path / "model.onnx"), sm=sm)
+    assert findings, "the rules know it without the compiler"
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_what_is_rejected_breaks_a_rule_first(name: str, tmp_path: Path) -> None:
+    build, sm = REJECTED[name]
+    found = compiled(build, sm, tmp_path / "model.onnx")
+    assert found.problems
+    assert not found.kernels
+    assert lint(load_model(tmp_path / "model.onnx"), sm=sm)
+
+
+def test_int8_convolutions_are_in_int8_from_sm80_on(tmp_path: Path) -> None:
+    found = compiled(int8_conv, "80", tmp_path / "model.onnx")
+    layer = record("conv")
+    assert kernels_by_layer(found.kernels, [layer])["layer"] in acceptable_kernels(layer)
+    assert lint(load_model(tmp_path / "model.onnx"), sm="80") == []
+
+
+def test_hopper_is_compiled_for_its_proxy_and_says_so(tmp_path: Path) -> None:
+    found = compiled(int8_conv, "90", tmp_path / "model.onnx")
+    assert (found.sm, found.stands_for) == ("89", "90")
+    assert "for sm89, which stands for sm90" in found.note
+
+
+def test_lines_that_are_no_kernels_are_left_out() -> None:
+    assert parse_kernels(["Bindings:", "", "Name: a, LayerType: gemm, Inputs: []"])[0].name == "a"
+    assert parse_kernels(["nothing of the kind"]) == ()
