@@ -20,6 +20,7 @@ from advisor.decide import (
     decide_tensors,
     package_versions,
 )
+from advisor.devicenotes import with_warnings
 from advisor.doctor import check_cache
 from advisor.errors import BudgetError, OutputError, UsageError
 from advisor.evidence import Evidence, Progress, gather
@@ -232,6 +233,7 @@ def _write(
         name for name, layer in quantized.assignment.items() if scheme_named(layer.scheme).is_static
     }
     front = [trial for trial in pareto_front(chosen.trials) if trial is not winner]
+    layers = decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned)
     plan = Plan(
         target=setting.profile.name,
         runtime=setting.capability.name,
@@ -242,7 +244,7 @@ def _write(
         sequence=sequence,
         threads=setting.threads,
         fingerprint=fingerprint(setting.graph),
-        layers=decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned),
+        layers=layers,
         tensors=decide_tensors(
             setting,
             evidence.simulator.params(winner.knobs),
@@ -256,7 +258,7 @@ def _write(
         baselines=chosen.baselines,
         pareto=tuple(_as_data(evidence, chosen, trial) for trial in front),
         trials=tuple(_as_data(evidence, chosen, trial) for trial in chosen.trials),
-        notes=evidence.notes,
+        notes=with_warnings(evidence.notes, layers, setting.capability, setting.profile.units),
         provenance=provenance,
         bias_correction=bool(winner.knobs.get("bias_correction", False)),
         observer=str(winner.knobs.get("observer", "minmax")),

@@ -224,6 +224,8 @@ def plan_tensors(
         tensors[f"{name}/values"] = table.values.contiguous()
         if table.scale is not None:
             tensors[f"{name}/scale"] = table.scale.contiguous()
+        if table.table is not None:
+            tensors[f"{name}/table"] = table.table.contiguous()
     for name, bias in biases.items():
         tensors[f"{name}/bias"] = bias.contiguous()
     for name, factor in factors.items():
@@ -278,6 +280,15 @@ def params_of(plan: Plan) -> dict[str, ActivationParams]:
     }
 
 
+def stored_table(weight: str, tensors: Mapping[str, torch.Tensor]) -> WeightTable:
+    """The table of one weight that ``plan_tensors`` stored."""
+    return WeightTable(
+        values=tensors[f"{weight}/values"],
+        scale=tensors.get(f"{weight}/scale"),
+        table=tensors.get(f"{weight}/table"),
+    )
+
+
 def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> QuantizedGraph:
     capability = capability_named(plan.runtime)
     weights: dict[str, WeightTable] = {}
@@ -285,7 +296,7 @@ def _quantize(plan: Plan, graph: Graph, tensors: Mapping[str, torch.Tensor]) -> 
     for name, tensor in tensors.items():
         path, _, kind = name.rpartition("/")
         if kind == "values":
-            weights[path] = WeightTable(values=tensor, scale=tensors.get(f"{path}/scale"))
+            weights[path] = stored_table(path, tensors)
         elif kind == "bias":
             biases[path] = tensor
     quantized = quantize(

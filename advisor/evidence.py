@@ -24,7 +24,7 @@ from advisor.prepare import Prepared
 from advisor.search.problem import Problem
 from advisor.search.study import Knobs
 from advisor.setting import Setting
-from advisor.simulate import Loss, Simulator, can_equalise
+from advisor.simulate import Loss, Simulator, can_equalise, channel_importance
 from advisor.targets.capability import DynamicRules
 
 Progress = Callable[[str, int, int], None]
@@ -102,7 +102,11 @@ def gather(
         classes=class_tensors(graph, setting.capability),
         kinds=kinds,
         powers=measure_powers(data.references),
-        rounded=RoundedWeights(graph, block_scale=setting.capability.block_scale_rounding),
+        rounded=RoundedWeights(
+            graph,
+            scales=setting.capability.scale_rounding,
+            importance=channel_importance(setting, graph, data),
+        ),
         loss=loss,
     )
     say("calibrate", 1, 1)

@@ -11,6 +11,9 @@ from typing import Final
 
 from advisor.errors import UsageError
 
+LUT_BITS: Final = (1, 2, 3, 4, 6, 8)
+"""Bits of the indices of lookup tables."""
+
 DTYPE_BITS: Final[dict[str, int]] = {
     "float32": 32,
     "float16": 16,
@@ -27,7 +30,7 @@ DTYPE_BITS: Final[dict[str, int]] = {
     "int2": 2,
     "ternary": 2,
     "int1": 1,
-    **{f"lut{bits}": bits for bits in (1, 2, 3, 4, 6, 8)},
+    **{f"lut{bits}": bits for bits in LUT_BITS},
 }
 
 FLOAT_DTYPES: Final = frozenset({"float32", "float16", "bfloat16"})
@@ -55,17 +58,48 @@ class PerBlock:
     size: int
 
 
-Granularity = PerTensor | PerChannel | PerBlock
+@dataclass(frozen=True, slots=True)
+class PerGroup:
+    """One table per ``size`` outputs: (O, ...) has O / size tables. Only tables have groups."""
+
+    size: int
+
+
+Granularity = PerTensor | PerChannel | PerBlock | PerGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleRounding:
+    """Float dtypes that a runtime rounds scales to before it computes.
+
+    channel: of one scale per tensor or channel, and of tables. block: of one per block.
+    """
+
+    channel: str = "float32"
+    block: str = "float32"
+
+    def of(self, granularity: Granularity) -> str:
+        """The dtype for scales of that granularity."""
+        return self.block if isinstance(granularity, PerBlock) else self.channel
+
+
+EXACT: Final = ScaleRounding()
+"""Scales as they are: float32."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorFormat:
-    """How the numbers of one tensor are represented."""
+    """How the numbers of one tensor are represented.
+
+    table: dtype of the entries of a lookup table; "" for the runtime's scale dtype. A table of
+    integers has one scale.
+    """
 
     dtype: str
     granularity: Granularity = PerTensor()
     symmetric: bool = True
     dynamic: bool = False
+    table: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BITS:
@@ -80,6 +114,11 @@ class TensorFormat:
     def is_float(self) -> bool:
         """True for a format that needs no scale."""
         return self.dtype in FLOAT_DTYPES
+
+    @property
+    def is_table(self) -> bool:
+        """True when elements are indices into a table of values."""
+        return self.dtype.startswith("lut")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +210,13 @@ def _schemes() -> dict[str, Scheme]:
                 compute="int8",
             ),
         ]
-    table += [Scheme(name=f"lut{bits}", weight=_fmt(f"lut{bits}")) for bits in (1, 2, 3, 4, 6, 8)]
+    for bits in LUT_BITS:
+        lut = f"lut{bits}"
+        table += [
+            Scheme(name=lut, weight=_fmt(lut)),
+            Scheme(name=f"{lut}-c16", weight=_fmt(lut, PerGroup(16))),
+            Scheme(name=f"{lut}-i8", weight=TensorFormat(dtype=lut, table="int8")),
+        ]
     return {scheme.name: scheme for scheme in table}
 
 
@@ -190,7 +235,7 @@ def scheme_named(name: str) -> Scheme:
 
 
 def scale_count(shape: tuple[int, ...], granularity: Granularity) -> int:
-    """Number of scales of a tensor of ``shape`` under ``granularity``."""
+    """Number of scales (or tables) of a tensor of ``shape`` under ``granularity``."""
     match granularity:
         case PerTensor():
             return 1
@@ -198,6 +243,8 @@ def scale_count(shape: tuple[int, ...], granularity: Granularity) -> int:
             return shape[axis]
         case PerBlock(size=size):
             return shape[0] * ceil(prod(shape[1:]) / size)
+        case PerGroup(size=size):
+            return ceil(shape[0] / size)
 
 
 def storage_bits(
@@ -215,8 +262,9 @@ def storage_bits(
     elements = ceil(prod(shape) * fmt.bits / 8) * 8
     if fmt.is_float:
         return elements
-    if fmt.dtype.startswith("lut"):
-        return elements + (1 << fmt.bits) * DTYPE_BITS[scale_dtype]
     scales = scale_count(shape, fmt.granularity)
+    if fmt.is_table:
+        table = scales * (1 << fmt.bits) * DTYPE_BITS[fmt.table or scale_dtype]
+        return elements + table + (scales * DTYPE_BITS[scale_dtype] if fmt.table else 0)
     zero_points = 0 if fmt.symmetric else ceil(scales * fmt.bits / 8) * 8
     return elements + scales * DTYPE_BITS[scale_dtype] + zero_points

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from advisor.binding import quantized_of
 from advisor.errors import OutputError, UnsupportedError, VerificationError
 from advisor.profiles.loader import load_profile, profile_names
+from advisor.targets.base import PlatformAware, Target
 from advisor.targets.options import configure
 from advisor.targets.registry import target_named
 
@@ -27,7 +28,8 @@ def compile_plan(
 ) -> Artifact:
     """Lower ``plan`` to ``out_dir``; see ``Plan.compile``."""
     runtime = runtime or plan.runtime
-    target = configure(target_named(runtime), runtime, options, _defaults(plan, runtime))
+    target = target_named(runtime)
+    target = configure(target, runtime, options, _defaults(plan, runtime, target))
     if runtime != plan.runtime:
         raise UnsupportedError(
             f"the plan is for {plan.runtime}; lowering it to {runtime} is not possible yet; "
@@ -56,12 +58,17 @@ def compile_plan(
     return target.load(out)
 
 
-def _defaults(plan: Plan, runtime: str) -> Mapping[str, str]:
+def _defaults(plan: Plan, runtime: str, target: Target) -> Mapping[str, str]:
     """Options that the plan's profile asks for; none of a profile that is no longer found."""
     if plan.target.partition(":")[0] not in profile_names():
         return {}
     profile = load_profile(plan.target)
-    return profile.options if profile.runtime == runtime else {}
+    defaults: dict[str, str] = {}
+    if isinstance(target, PlatformAware):
+        defaults.update(target.options_for(profile.platform))
+    if profile.runtime == runtime:
+        defaults.update(profile.options)
+    return defaults
 
 
 def check(verification: Verification) -> None:

@@ -19,9 +19,11 @@ from advisor.binding import (
     params_of,
     plan_tensors,
     planned_graph,
+    stored_table,
 )
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
+from advisor.devicenotes import with_warnings
 from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
 from advisor.formats import scheme_named
 from advisor.partitions import count_partitions
@@ -30,7 +32,7 @@ from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, WeightTable
 from advisor.passes.group import group_layers
 from advisor.passes.quantize import fit_biases
-from advisor.passes.rounding import round_weight
+from advisor.passes.rounding import NEEDS_DATA, round_weight
 from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity, latencies
 from advisor.profiles.loader import load_profile
@@ -79,6 +81,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         predicted=_predicted(plan, evaluation, layers, partitions),
         measured=Metrics(),
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
+        notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units),
         pins={**plan.pins, pattern: scheme},
         input_tree=tree,
         tensors_sha256=content_digest(stored),
@@ -93,6 +96,7 @@ def _move(group: list[LayerDecision], scheme: str, pattern: str) -> list[LayerDe
         return [replace(decision, reason=reason) for decision in group]
     options = [_options_of(decision, scheme) for decision in group]
     shared = [a for a in options[0] if all(a in other for other in options)]
+    shared = [a for a in shared if a not in NEEDS_DATA] or shared  # there is none any more
     best = min(shared, key=lambda algorithm: sum(other[algorithm].divergence for other in options))
     return [
         replace(
@@ -223,15 +227,12 @@ def _weights(
             continue
         old = before[decision.name]
         kept = (old.scheme, old.algorithm) == (decision.scheme, decision.algorithm)
-        values = stored.get(f"{decision.weight}/values")
-        if kept and values is not None:
-            scale = stored.get(f"{decision.weight}/scale")
-            tables[decision.weight] = WeightTable(values=values, scale=scale)
+        if kept and f"{decision.weight}/values" in stored:
+            tables[decision.weight] = stored_table(decision.weight, stored)
         else:
             weight = attribute(graph.module, decision.weight)
-            tables[decision.weight] = round_weight(
-                weight, fmt, decision.algorithm, capability_named(plan.runtime).block_scale_rounding
-            )
+            scales = capability_named(plan.runtime).scale_rounding
+            tables[decision.weight] = round_weight(weight, fmt, decision.algorithm, scales)
     return tables
 
 

@@ -35,6 +35,7 @@ from advisor.passes.group import TensorClass
 from advisor.passes.ops import QUANTIZE_DEQUANTIZE_DYNAMIC
 from advisor.passes.quantize import correct_biases, fit_biases, quantize, round_weights
 from advisor.passes.recurrent import LSTM_DYNAMIC, run_in_batches
+from advisor.passes.rounding import NEEDS_DATA
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.smooth import Site, find_sites, find_smoothing
 from advisor.passes.spool import Spool
@@ -92,6 +93,30 @@ def can_equalise(setting: Setting) -> bool:
     return bool(rescalable(setting)) or (is_static and bool(find_chains(setting.graph)))
 
 
+def channel_importance(
+    setting: Setting, graph: Graph, data: CalibrationData
+) -> dict[str, torch.Tensor]:
+    """By weight name the mean square of every channel it meets, where some algorithm asks for it.
+
+    Of a weight that several layers read, the sum over them.
+    """
+    needing = {
+        name
+        for group in setting.groups
+        for option in setting.space.candidates[group.name]
+        if option.algorithm in NEEDS_DATA
+        for name in group.layers
+    }
+    layers = {layer.name: layer for layer in graph.layers if layer.name in needing}
+    if not layers:
+        return {}
+    found: dict[str, torch.Tensor] = {}
+    for name, stats in observe_channels(graph, data.scoring, list(layers.values())).items():
+        weight, square = layers[name].weight, stats.square.float()
+        found[weight] = found[weight] + square if weight in found else square
+    return found
+
+
 @dataclass(slots=True, kw_only=True)
 class Simulator:
     """Builds and measures quantized graphs of one setting on one set of calibration data.
@@ -137,7 +162,11 @@ class Simulator:
         return Basis(
             graph=equal,
             observations=observe(equal, scoring, frozenset(known.tensors), layers),
-            rounded=RoundedWeights(equal, base=self.rounded),
+            rounded=RoundedWeights(
+                equal,
+                base=self.rounded,
+                importance=channel_importance(self.setting, equal, self.data),
+            ),
             factors=factors,
         )
 

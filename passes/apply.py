@@ -50,8 +50,13 @@ def dequantize_arguments(fmt: TensorFormat) -> tuple[int, int, str]:
 
 def dequantize(table: WeightTable, fmt: TensorFormat, shape: tuple[int, ...]) -> torch.Tensor:
     """The float32 weight that a table stands for, in the layer's shape."""
-    if table.scale is None:
+    if table.scale is None and table.table is None:
         return table.values.float().reshape(shape)
+    if table.table is not None:
+        looked_up: torch.Tensor = torch.ops.advisor.dequantize_lut(
+            table.values, table.table, table.scale, fmt.bits
+        )
+        return looked_up.reshape(shape)
     axis, block, dtype = dequantize_arguments(fmt)
     restored: torch.Tensor = torch.ops.advisor.dequantize_affine(
         table.values, table.scale, table.zero_point, axis, block, dtype

@@ -13,7 +13,7 @@ from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, Layer
 from advisor.passes.group import Group
 from advisor.passes.regions import Regions, find_regions
-from advisor.passes.rounding import ALGORITHMS, IMPLEMENTED_DTYPES
+from advisor.passes.rounding import IMPLEMENTED_DTYPES, algorithms_for
 from advisor.search.problem import Candidate
 from advisor.targets.capability import Capability, DynamicRules, Support
 
@@ -138,4 +138,5 @@ def regions_of(graph: Graph, capability: Capability) -> Regions:
 def _algorithms(scheme: Scheme) -> list[Candidate]:
     if scheme.weight.is_float:
         return [Candidate(scheme=scheme.name, algorithm="none")]
-    return [Candidate(scheme=scheme.name, algorithm=name) for name in ALGORITHMS]
+    names = algorithms_for(scheme.weight)
+    return [Candidate(scheme=scheme.name, algorithm=name) for name in names]

@@ -22,13 +22,15 @@ def table_sha256(table: WeightTable) -> str:
 
     Integers are flattened to (rows, inputs) and scales to (rows, scales per row), so that a
     convolution gives the same digest whether its weight is stored flat or not. A float weight
-    is hashed in its own dtype.
+    is hashed in its own dtype, and so is a lookup table, after its indices.
     """
     is_float = table.values.is_floating_point()
     digest = hashlib.sha256()
     _add(digest, table.values if is_float else table.values.to(torch.int8))
     _add(digest, None if table.scale is None else table.scale.to(torch.float32))
     _add(digest, None if table.zero_point is None else table.zero_point.to(torch.int8))
+    if table.table is not None:
+        _add(digest, table.table)
     return digest.hexdigest()
 
 

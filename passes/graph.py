@@ -122,12 +122,15 @@ class WeightTable:
 
     values: int8 tensor of the weight's shape (narrower integers are held in int8, unpacked), or
     the float tensor for float formats. scale: float32, shape () | (channels,) | (rows, blocks);
-    None for floats. zero_point: None when symmetric.
+    None for floats. zero_point: None when symmetric. table: None but for lookup tables, whose
+    values are indices (uint8): (tables, entries) of float32, or of int8 with one scale per table;
+    every table is for an equal share of the outputs.
     """
 
     values: torch.Tensor
     scale: torch.Tensor | None = None
     zero_point: torch.Tensor | None = None
+    table: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,9 @@ PERCENTILE: Final = 99.99
 COUNTED_AT_ONCE: Final = 2**22
 """Values per call of ``torch.histc``, which counts in float32 and is exact up to 2**24."""
 
+LEAST_FLOAT16: Final = 2.0**-20
+"""Smallest scale that is rounded to float16, which has four bits there."""
+
 FloatArray = npt.NDArray[np.float64]
 
 SHARES: Final[FloatArray] = np.concatenate(
@@ -109,15 +112,15 @@ def choose_range(stats: TensorStats, observer: str, rules: StaticRules) -> tuple
 def activation_params(low: float, high: float, rules: StaticRules) -> ActivationParams:
     """Scale and zero point for a range; zero is always exactly representable.
 
-    Scale is a float32 value, because that is what every runtime stores.
+    Scale is a value of the dtype that the runtime stores it in.
     """
     low, high = min(low, 0.0), max(high, 0.0)
     unsigned = rules.dtype == "uint8"
     if rules.symmetric:
-        scale = np.float32(max(-low, high) / 127)
+        scale = _rounded(max(-low, high) / 127, rules.scale_dtype)
         zero_point = 128 if unsigned else 0
     else:
-        scale = np.float32((high - low) / 255)
+        scale = _rounded((high - low) / 255, rules.scale_dtype)
         zero_point = 0
     if scale < np.finfo(np.float32).tiny:
         scale = np.float32(1.0)  # the tensor is constant zero
@@ -125,6 +128,13 @@ def activation_params(low: float, high: float, rules: StaticRules) -> Activation
         smallest = 0 if unsigned else -128
         zero_point = smallest + int(np.clip(np.rint(-low / float(scale)), 0, 255))
     return ActivationParams(scale=float(scale), zero_point=zero_point, dtype=rules.dtype)
+
+
+def _rounded(scale: float, dtype: str) -> np.float32:
+    """The scale in ``dtype``; float16 keeps too few digits of one below ``LEAST_FLOAT16``."""
+    if dtype == "float32" or not scale:
+        return np.float32(scale)
+    return np.float32(np.dtype(dtype).type(max(scale, LEAST_FLOAT16)))
 
 
 def _percentile_range(stats: TensorStats) -> tuple[float, float]:

@@ -42,6 +42,7 @@ _NAMESPACE: Final = "advisor"
 _SCHEMAS: Final = {
     "dequantize_affine": "(Tensor q, Tensor scale, Tensor? zero_point, int axis, int block,"
     " str dtype) -> Tensor",
+    "dequantize_lut": "(Tensor q, Tensor table, Tensor? scale, int bits) -> Tensor",
     "quantize_static": "(Tensor x, float scale, int zero_point, str dtype) -> Tensor",
     "dequantize_static": "(Tensor q, float scale, int zero_point) -> Tensor",
     "quantize_dequantize_dynamic": "(Tensor x, str dtype, bool symmetric, str granularity,"
@@ -97,6 +98,22 @@ def _dequantize_affine_fake(
     axis: int,
     block: int,
     dtype: str,
+) -> torch.Tensor:
+    return q.new_empty(q.shape, dtype=torch.float32)
+
+
+def _dequantize_lut(
+    q: torch.Tensor, table: torch.Tensor, scale: torch.Tensor | None, bits: int
+) -> torch.Tensor:
+    real = table.to(torch.float32)
+    if scale is not None:
+        real = real * scale.to(torch.float32).reshape(-1, 1)
+    groups = q.reshape(len(real), -1).to(torch.int64)
+    return torch.gather(real, 1, groups).reshape(q.shape)
+
+
+def _dequantize_lut_fake(
+    q: torch.Tensor, table: torch.Tensor, scale: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
     return q.new_empty(q.shape, dtype=torch.float32)
 
@@ -224,6 +241,7 @@ def register() -> None:
         return
     kernels: dict[str, tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]]] = {
         "dequantize_affine": (_dequantize_affine, _dequantize_affine_fake),
+        "dequantize_lut": (_dequantize_lut, _dequantize_lut_fake),
         "quantize_static": (_quantize_static, _quantize_static_fake),
         "dequantize_static": (_dequantize_static, _dequantize_static_fake),
         "quantize_dequantize_dynamic": (
@@ -242,6 +260,13 @@ DEQUANTIZE_AFFINE: Final[Operator] = torch.ops.advisor.dequantize_affine.default
 
 block 0: one scale for all (scale of rank 0) or one per index of ``axis``. block > 0: one per run
 of ``block`` elements along ``axis``; scale has q's rank, that axis divided by ``block``.
+"""
+
+DEQUANTIZE_LUT: Final[Operator] = torch.ops.advisor.dequantize_lut.default
+"""(q, table, scale, bits) -> float32 of q's shape.
+
+q: indices (uint8). table: (tables, 2^bits); each serves an equal run of q's first axis. scale:
+one per table where the table holds integers, else None.
 """
 
 QUANTIZE_STATIC: Final[Operator] = torch.ops.advisor.quantize_static.default

@@ -210,7 +210,9 @@ def _weight_node(
     values = insert_constant(module, first, f"{layer.weight}_values", table.values)
     operator = torch.ops.aten._to_copy.default
     with module.graph.inserting_before(first):
-        if table.scale is None:
+        if table.table is not None:
+            rebuilt = _lookup_node(module, first, values, layer, scheme, table)
+        elif table.scale is None:
             rebuilt = module.graph.call_function(operator, (values,), {"dtype": torch.float32})
         else:
             scale = insert_constant(module, first, f"{layer.weight}_scale", table.scale)
@@ -226,6 +228,20 @@ def _weight_node(
                 )
     copy_meta(old, rebuilt)
     return stamp(rebuilt, made_by=MADE_BY, name=layer.weight, role="weight")
+
+
+def _lookup_node(
+    module: GraphModule, first: Node, values: Node, layer: Layer, scheme: Scheme, table: WeightTable
+) -> Node:
+    """The operator that looks a weight up in its table."""
+    assert table.table is not None  # whoever calls has seen it
+    entries = insert_constant(module, first, f"{layer.weight}_table", table.table)
+    scale = None
+    if table.scale is not None:
+        scale = insert_constant(module, first, f"{layer.weight}_scale", table.scale)
+    return module.graph.call_function(
+        _ops.DEQUANTIZE_LUT, (values, entries, scale, scheme.weight.bits)
+    )
 
 
 def _replace_biases(

@@ -242,6 +242,9 @@ def _embedding_change(
 ) -> torch.Tensor:
     """Change of the rows that are looked up; the rest of the table is not touched."""
     rows = ids.flatten()
+    if table.table is not None:
+        change = dequantize(table, fmt, tuple(weight.shape)) - weight
+        return change[rows].reshape(*ids.shape, weight.shape[1])
     scale = table.scale[rows] if table.scale is not None and table.scale.ndim else table.scale
     part = WeightTable(values=table.values[rows], scale=scale)
     restored = dequantize(part, fmt, (len(rows), weight.shape[1]))

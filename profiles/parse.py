@@ -8,7 +8,7 @@ from typing import Final
 from advisor.errors import ProfileError
 from advisor.profiles.consistency import check_profile
 from advisor.profiles.read import read
-from advisor.profiles.schema import SCHEMA, Profile
+from advisor.profiles.schema import SCHEMA, Figure, Profile
 from advisor.profiles.toml_table import Table
 
 FILE_FIELDS: Final = ("schema", "like", "sources")
@@ -50,9 +50,23 @@ def _base(root: Table, find: Callable[[str], Profile] | None) -> Profile | None:
     if find is None:
         raise root.fail("like", f"{name!r} cannot be looked up here; state everything")
     try:
-        return find(name)
+        found = find(name)
     except ProfileError as error:
         raise root.fail("like", str(error)) from error
+    return replace(
+        found,
+        memory=replace(found.memory, fraction=_assumed(found.memory.fraction, found.title)),
+        efficiency={family: _assumed(f, found.title) for family, f in found.efficiency.items()},
+        overhead=replace(found.overhead, launch_s=_assumed(found.overhead.launch_s, found.title)),
+    )
+
+
+def _assumed(figure: Figure, title: str) -> Figure:
+    """What is known of one device is an estimate for another that is like it."""
+    if figure.origin == "estimate":
+        return figure
+    says = f"as of {title}: {figure.says} ({figure.source})"
+    return replace(figure, origin="estimate", source="estimate", says=says)
 
 
 def _sources(root: Table) -> dict[str, str]:

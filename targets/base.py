@@ -197,6 +197,16 @@ class Configurable(Protocol):
         ...
 
 
+@runtime_checkable
+class PlatformAware(Protocol):
+    """What a configurable target offers besides when its files depend on the systems they are
+    for."""
+
+    def options_for(self, platform: Mapping[str, str]) -> Mapping[str, str]:
+        """Options that a profile's platform decides, such as the oldest system to run on."""
+        ...
+
+
 class Target(Protocol):
     """What a runtime must offer; others register theirs as ``advisor.targets`` entry points."""
 

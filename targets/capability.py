@@ -3,7 +3,7 @@
 Nothing here loads torch. The question every part of the product asks is ``support(...)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from advisor.errors import UsageError
-from advisor.formats import PerBlock, Scheme
+from advisor.formats import PerBlock, PerGroup, ScaleRounding, Scheme
 from advisor.passes.graph import Layer
 from advisor.targets.platforms import shortfall
 
@@ -109,7 +109,7 @@ class StaticRules:
     function's. followers: operators without weights that run in integers when all their inputs
     do. shared: operators whose input and output must share scale and zero point. int32_bias:
     operators whose bias is rounded to int32 at input scale x weight scale; elsewhere it stays
-    float.
+    float. scale_dtype: what the scales are rounded to.
     """
 
     dtype: str
@@ -120,6 +120,7 @@ class StaticRules:
     followers: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     int32_bias: tuple[str, ...] = ()
+    scale_dtype: str = "float32"
     source: str = ""
 
 
@@ -232,6 +233,18 @@ class DelegateRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trap:
+    """What is reported to go wrong on a device under ``schemes``, and cannot be found out here.
+
+    unit: compute unit it is about ("npu", "gpu", "cpu"), "" for all.
+    """
+
+    schemes: tuple[str, ...]
+    unit: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capability:
     """Everything the planner must know of a runtime.
 
@@ -243,7 +256,7 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
-    delegate: None where there is none.
+    delegate: None where there is none. traps: reported faults of devices, for warnings.
     """
 
     name: str
@@ -261,7 +274,13 @@ class Capability:
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     memory: MemoryRules | None = None
     delegate: DelegateRules | None = None
+    traps: tuple[Trap, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def scale_rounding(self) -> ScaleRounding:
+        """What scales are rounded to before the runtime computes."""
+        return ScaleRounding(channel=self.scale_dtype, block=self.block_scale_rounding)
 
     @property
     def quantizes_products(self) -> bool:
@@ -314,6 +333,11 @@ class Capability:
                     ok=False,
                     reason=f"block {granularity.size} does not divide {inputs} inputs",
                 )
+        if isinstance(granularity, PerGroup) and layer.weight_shape[0] % granularity.size:
+            return Support(
+                ok=False,
+                reason=f"{granularity.size} does not divide {layer.weight_shape[0]} outputs",
+            )
         missing = shortfall(entry.minimum, platform or {})
         if missing:
             return Support(ok=False, reason=f"{scheme.name} {missing}")
@@ -333,6 +357,18 @@ class Capability:
         if self.delegate is None or layer.op in self.delegate.left_out:
             return 1.0
         return self.delegate.slowdown if self.leaves_out(layer, scheme) else 1.0
+
+    def warnings(self, schemes: Collection[str], units: Collection[str]) -> tuple[str, ...]:
+        """What is reported to go wrong with these schemes on these compute units.
+
+        units: those of the device; none where it does not say, when every trap counts.
+        """
+        found: list[str] = []
+        for trap in self.traps:
+            hit = [scheme for scheme in trap.schemes if scheme in schemes]
+            if hit and (not trap.unit or not units or trap.unit in units):
+                found.append(f"reported for {', '.join(hit)}: {trap.text}")
+        return tuple(found)
 
     def scale_dtype_of(self, scheme: Scheme) -> str:
         """How the scales of a weight under ``scheme`` are stored."""

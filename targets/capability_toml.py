@@ -21,6 +21,7 @@ from advisor.targets.capability import (
     MemoryRules,
     SchemeSupport,
     StaticRules,
+    Trap,
     WeightMemory,
 )
 from advisor.targets.platforms import MINIMUM
@@ -75,6 +76,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         dynamic=_read_dynamic(top, schemes),
         memory=None if memory is None else _read_memory(memory, schemes),
         delegate=None if delegate is None else _read_delegate(delegate),
+        traps=_read_traps(top, schemes),
         notes=top.texts("notes", default=()),
     )
     top.finish()
@@ -120,6 +122,20 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
     return schemes
 
 
+def _read_traps(top: "_Table", schemes: Collection[str]) -> tuple[Trap, ...]:
+    traps: list[Trap] = []
+    for table in top.tables("trap", optional=True):
+        traps.append(
+            Trap(
+                schemes=table.names("schemes", schemes, "scheme of this file"),
+                unit=table.choice("unit", ("", "cpu", "gpu", "npu"), default=""),
+                text=f"{table.text('text')} ({table.text('source')})",
+            )
+        )
+        table.finish()
+    return tuple(traps)
+
+
 def _read_refused(top: "_Table", schemes: Collection[str]) -> dict[str, str]:
     refused: dict[str, str] = {}
     for table in top.tables("refused", optional=True):
@@ -144,6 +160,7 @@ def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRu
         followers=followers,
         shared=table.names("shared", followers, "follower", default=()),
         int32_bias=table.names("int32_bias", ops, "statically quantized operator"),
+        scale_dtype=table.choice("scale_dtype", ("float32", "float16"), default="float32"),
         source=table.text("source"),
     )
     table.finish()

@@ -114,6 +114,27 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The table in a JSON file of an artifact.
+
+    Raises:
+        PlanError: missing or damaged.
+    """
+    try:
+        kept: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, error) from error
+    table = _table(kept)
+    if table is None:
+        raise damaged(path, TypeError("not a table"))
+    return table
+
+
+def damaged(path: Path, error: Exception) -> PlanError:
+    """What to raise about a file of an artifact that cannot be read."""
+    return PlanError(f"{path} cannot be read ({error}); compile the plan again")
+
+
 def read_manifest(folder: Path) -> Manifest:
     """Read artifact.json.
 

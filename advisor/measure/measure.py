@@ -99,7 +99,7 @@ def workbench(setting: Setting) -> Workbench:
     return Workbench(
         setting=setting,
         params=params,
-        rounded=RoundedWeights(graph, block_scale=setting.capability.block_scale_rounding),
+        rounded=RoundedWeights(graph, scales=setting.capability.scale_rounding),
     )
 
 

@@ -8,7 +8,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from advisor.formats import PerBlock, PerChannel, PerTensor, TensorFormat
+from advisor.errors import UsageError
+from advisor.formats import PerBlock, PerChannel, PerGroup, PerTensor, TensorFormat
 from advisor.passes.graph import WeightTable
 
 LEAST_COARSE: Final = 2.0**-17
@@ -41,6 +42,8 @@ def to_rows(weight: torch.Tensor, fmt: TensorFormat) -> torch.Tensor:
             missing = -flat.shape[1] % size
             padded = F.pad(flat, (0, missing)) if missing else flat  # pad always copies
             return padded.reshape(-1, size)
+        case PerGroup():
+            raise _no_scales(fmt)
 
 
 def from_rows(
@@ -63,6 +66,12 @@ def from_rows(
             rows, inputs = shape[0], prod(shape[1:])
             flat = values.reshape(rows, -1)[:, :inputs].contiguous()
             return WeightTable(values=flat, scale=scale.reshape(rows, -1))
+        case PerGroup():
+            raise _no_scales(fmt)
+
+
+def _no_scales(fmt: TensorFormat) -> UsageError:
+    return UsageError(f"groups share tables, not scales, so {fmt.dtype} cannot have them")
 
 
 def round_to_coarse_scales(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import torch
 
-from advisor.formats import TensorFormat
+from advisor.formats import EXACT, ScaleRounding, TensorFormat
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, WeightTable
 from advisor.passes.rounding import round_weight
@@ -19,7 +20,8 @@ class RoundedWeights:
     """The tables of one graph's weights by (weight, format, algorithm), made on demand.
 
     base: of a graph that this one was made from; weights still the same are rounded there.
-    block_scale: dtype that the runtime rounds the scales of blocks to.
+    scales: what the runtime rounds scales to. importance: by weight name, for algorithms that
+    need data: the mean square of what every input channel reads.
     """
 
     def __init__(
@@ -27,11 +29,13 @@ class RoundedWeights:
         graph: Graph,
         limit_bytes: int = LIMIT_BYTES,
         base: RoundedWeights | None = None,
-        block_scale: str = "float32",
+        scales: ScaleRounding = EXACT,
+        importance: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self._graph = graph
         self._base = base
-        self._block_scale: str = block_scale if base is None else base._block_scale
+        self._scales: ScaleRounding = scales if base is None else base._scales
+        self._importance = dict(importance or {})
         self._limit = limit_bytes
         self._kept_bytes = 0
         self._tables: dict[tuple[str, str, str], WeightTable] = {}
@@ -43,7 +47,9 @@ class RoundedWeights:
         key = (weight, repr(fmt), algorithm)
         table = self._tables.get(key)
         if table is None:
-            table = round_weight(self._value(weight), fmt, algorithm, self._block_scale)
+            table = round_weight(
+                self._value(weight), fmt, algorithm, self._scales, self._importance.get(weight)
+            )
             size = table.values.numel() * table.values.element_size()
             if self._kept_bytes + size <= self._limit:
                 self._tables[key] = table

@@ -15,7 +15,9 @@ from advisor.targets.agreement import Agreement, compare_outputs, describe_agree
 from advisor.targets.base import LayerFormat, Verification
 from advisor.targets.benchmark import Benchmark, Progress
 from advisor.targets.compare import compare_layers, compare_tensors
+from advisor.targets.fixedshapes import FixedShapes, cut_pieces, read_shapes
 from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
+from advisor.targets.pieces import run_pieces
 from advisor.targets.signature import bind, build_outputs
 from advisor.targets.simulation import (
     Simulation,
@@ -26,16 +28,12 @@ from advisor.targets.simulation import (
 from advisor.targets.tflite.agreement import check_layers
 from advisor.targets.tflite.benchmark import ROUNDS, SECONDS, run_benchmark
 from advisor.targets.tflite.edge_tpu import Lint, lint
-from advisor.targets.tflite.emit import MODEL_FILE, FixedShapes, read_options, read_shapes
+from advisor.targets.tflite.emit import MODEL_FILE, read_options
 from advisor.targets.tflite.flatbuffer import FlatModel
 from advisor.targets.tflite.interpreter import LiteModel, runtime_version
 from advisor.targets.tflite.options import DEFAULTS, TfliteOptions
-from advisor.targets.tflite.pieces import run_pieces
 from advisor.targets.tflite.ports import compare_ports, from_file, to_file
 from advisor.targets.tflite.readback import read_layers, read_tensors
-
-MOST_PIECES: Final = 4
-"""Batches that every layer is run alone on."""
 
 _PACKAGES: Final = ("ai-edge-litert", "litert-torch", "torch")
 
@@ -220,27 +218,8 @@ class TfliteArtifact:
     def _check(
         self, model: FlatModel, simulation: Simulation, flat: Sequence[torch.Tensor]
     ) -> tuple[list[Agreement], dict[str, str]]:
-        axes = [
-            record.shape.index("batch") if "batch" in record.shape else None
-            for record in self.manifest.inputs
-        ]
-        size = self.shapes.batch
-        rows = [t.shape[axis] for t, axis in zip(flat, axes, strict=True) if axis is not None]
-        count = max(min([r // size for r in rows] + [MOST_PIECES]), 1)
-        pieces = [
-            [
-                tensor if axis is None else _rows(tensor, axis, index * size, size)
-                for tensor, axis in zip(flat, axes, strict=True)
-            ]
-            for index in range(count)
-        ]
+        pieces = cut_pieces(self.manifest.inputs, self.shapes, list(flat))
         return check_layers(model, simulation.module, self.manifest.layers, pieces)
-
-
-def _rows(tensor: torch.Tensor, axis: int, start: int, size: int) -> torch.Tensor:
-    """``size`` rows from ``start``; from the beginning again where there are not enough."""
-    wanted = torch.arange(start, start + size) % tensor.shape[axis]
-    return tensor.index_select(axis, wanted)
 
 
 def _any_kernel(layer: LayerRecord) -> frozenset[str]:

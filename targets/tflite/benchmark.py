@@ -11,9 +11,10 @@ import numpy as np
 from advisor.doctor import read_cpu
 from advisor.errors import InputError, PlanError
 from advisor.targets.benchmark import Benchmark, Progress, paired_ratio, summarise, time_in_turns
+from advisor.targets.fixedshapes import FixedShapes
 from advisor.targets.manifest import CHECK_FOLDER, Manifest
 from advisor.targets.simulation import load_examples
-from advisor.targets.tflite.emit import FLOAT_FILE, MODEL_FILE, FixedShapes
+from advisor.targets.tflite.emit import FLOAT_FILE, MODEL_FILE
 from advisor.targets.tflite.interpreter import LiteModel, runtime_version
 from advisor.targets.tflite.ports import to_file
 

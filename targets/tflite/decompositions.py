@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch.fx import GraphModule
 
 from advisor.passes.fx import finish
-from advisor.passes.recurrent import GRU, LSTM
 from advisor.targets.tflite.markers import MARK, NAMELESS
 from advisor.targets.tflite.packages import load
+from advisor.targets.unrolled import UNROLLED
 
 aten = torch.ops.aten
 Tensor = torch.Tensor
@@ -27,58 +27,6 @@ REGISTRY: Final = "litert_torch.fx_infra.decomp"
 
 SAFE_RANK: Final = 3
 """Dimensions before the last one that are too many where the last of them has size 1."""
-
-
-def _lstm(
-    x: Tensor,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    reverse: bool,
-    with_cell: bool,
-) -> Tensor:
-    zeros = x.new_zeros(x.shape[1], w_hh.shape[1])
-    hidden = zeros if h0 is None else h0[0]
-    cell = zeros if c0 is None else c0[0]
-    steps: list[Tensor] = []
-    for given in _in_order(F.linear(x, w_ih, b_ih), reverse):
-        admit, forget, new, emit = (given + F.linear(hidden, w_hh, b_hh)).chunk(4, dim=-1)
-        cell = forget.sigmoid() * cell + admit.sigmoid() * new.tanh()
-        hidden = emit.sigmoid() * cell.tanh()
-        steps.append(hidden)
-    y = torch.stack(_in_order(steps, reverse))
-    return torch.cat([y, cell[None]]) if with_cell else y
-
-
-def _gru(
-    x: Tensor,
-    h0: Tensor | None,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None,
-    b_hh: Tensor | None,
-    reverse: bool,
-) -> Tensor:
-    hidden = x.new_zeros(x.shape[1], w_hh.shape[1]) if h0 is None else h0[0]
-    steps: list[Tensor] = []
-    for given in _in_order(F.linear(x, w_ih, b_ih), reverse):
-        parts = zip(
-            given.chunk(3, dim=-1), F.linear(hidden, w_hh, b_hh).chunk(3, dim=-1), strict=True
-        )
-        (reset, kept_reset), (update, kept_update), (new, kept_new) = parts
-        share = (update + kept_update).sigmoid()
-        new = (new + (reset + kept_reset).sigmoid() * kept_new).tanh()
-        hidden = new + share * (hidden - new)
-        steps.append(hidden)
-    return torch.stack(_in_order(steps, reverse))
-
-
-def _in_order(steps: Any, reverse: bool) -> list[Tensor]:
-    found = list(steps)
-    return found[::-1] if reverse else found
 
 
 def _bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -106,8 +54,7 @@ def _conv1d_padded(
 
 
 DECOMPOSITIONS: Final[dict[Any, Callable[..., Tensor]]] = {
-    LSTM: _lstm,
-    GRU: _gru,
+    **UNROLLED,
     aten.bilinear.default: _bilinear,
     aten.conv1d.padding: _conv1d_padded,
 }

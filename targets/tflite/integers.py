@@ -115,8 +115,8 @@ def _assign(
         inside = _inside(model, end, stops)
         # What a layer reads may be constant, such as a learned query.
         own = [skeleton.values[source.name].tensor for source in sources_of(calls[layer.name])]
-        read = (*own, *_float_inputs(model, inside))
-        inputs = dict.fromkeys(read, graph.activations[layer.input])
+        reads = [*own, *_float_inputs(model, inside)]
+        inputs = dict.fromkeys(reads, graph.activations[layer.input])
         problem = _assign_segment(model, inside, inputs, ends.pop(end), main, assigned)
         if problem:
             raise _refused(layer, problem)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from advisor.errors import UsageError
-from advisor.formats import Granularity, PerBlock, PerChannel, PerTensor, TensorFormat
+from advisor.formats import Granularity, PerBlock, PerChannel, PerGroup, PerTensor, TensorFormat
 from advisor.passes.apply import dequantize
 from advisor.passes.capture import capture
 from advisor.passes.graph import WeightTable
@@ -37,6 +37,8 @@ def rows_of(weight: torch.Tensor, granularity: Granularity) -> list[npt.NDArray[
             return [array.reshape(-1)]
         case PerChannel(axis=axis):
             return [part.reshape(-1) for part in np.moveaxis(array, axis, 0)]
+        case PerGroup():
+            raise AssertionError("groups share tables, not scales")
         case PerBlock(size=size):
             flat = array.reshape(len(array), -1)
             return [row[i : i + size] for row in flat for i in range(0, len(row), size)]

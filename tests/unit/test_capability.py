@@ -269,7 +269,10 @@ COREML_MINIMUMS = {
     15: ("fp32", "fp16"),
     16: ("w8", "lut1", "lut2", "lut4", "lut6", "lut8"),
     17: ("w8a8",),
-    18: ("w4", "w4-g16", "w4-g32", "w4-g64", "w8-g32", "lut3"),
+    18: (
+        *("w4", "w4-g16", "w4-g32", "w4-g64", "w8-g32", "lut3"),
+        *("lut2-c16", "lut3-c16", "lut4-c16", "lut4-i8", "lut6-i8"),
+    ),
 }
 MACOS = {14: 11, 15: 12, 16: 13, 17: 14, 18: 15, 26: 26}
 
@@ -543,12 +546,12 @@ def test_built_in_targets_are_the_registered_ones_and_have_an_emitter() -> None:
 
 
 def test_a_runtime_without_emitter_can_be_planned_for_only() -> None:
-    assert registry.capability_named("coreml") is load_capability("coreml")
-    with pytest.raises(MissingEmitterError, match="Core ML can be planned for") as caught:
-        registry.target_named("coreml")
+    assert registry.capability_named("xla") is load_capability("xla")
+    with pytest.raises(MissingEmitterError, match=r"XLA .* can be planned for") as caught:
+        registry.target_named("xla")
     assert caught.value.exit_code == 4
     assert isinstance(caught.value, MissingDependencyError)
-    assert "compiled for: onnxruntime" in str(caught.value)
+    assert "onnxruntime" in str(caught.value)
 
 
 @pytest.fixture
@@ -597,9 +600,9 @@ def test_another_package_adds_a_runtime(install: Callable[[str, str, str], None]
 
 
 def test_another_package_adds_an_emitter(install: Callable[[str, str, str], None]) -> None:
-    install("quantadvisor_coreml", TARGET_SOURCE, "coreml = quantadvisor_coreml:TARGET")
-    assert registry.target_named("coreml").capability.title == "Demo"
-    assert registry.capability_named("coreml").title == "Demo"
+    install("quantadvisor_xla", TARGET_SOURCE, "xla = quantadvisor_xla:TARGET")
+    assert registry.target_named("xla").capability.title == "Demo"
+    assert registry.capability_named("xla").title == "Demo"
 
 
 def test_a_built_in_runtime_is_never_replaced(install: Callable[[str, str, str], None]) -> None:
@@ -659,3 +662,20 @@ def test_nothing_here_imports_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+def test_traps_are_warnings_for_the_units_they_are_about() -> None:
+    capability = load_capability("coreml")
+    (found,) = capability.warnings({"lut4", "fp16"}, ("npu", "gpu"))
+    assert found.startswith("reported for lut4: 4-bit palettized models")
+    assert "coremltools/issues/2716" in found
+    assert capability.warnings({"lut4"}, ("gpu",)) == ()
+    assert "Neural Engine" in capability.warnings({"w4-g32"}, ())[0]
+    assert any("/2114" in text for text in capability.warnings({"w8"}, ("cpu",)))
+    assert capability.warnings({"fp32", "fp16"}, ()) == ()
+
+
+def test_a_trap_of_an_unknown_scheme_is_refused() -> None:
+    text = GOOD + '\n[[trap]]\nschemes = ["lut4"]\ntext = "fails"\nsource = "nowhere"\n'
+    with pytest.raises(UsageError, match=r"trap\[0\]\.schemes\[0\]: unknown scheme of this file"):
+        parse_capability(text, name="demo")

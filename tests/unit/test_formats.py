@@ -14,6 +14,7 @@ from advisor.formats import (
     Granularity,
     PerBlock,
     PerChannel,
+    PerGroup,
     PerTensor,
     TensorFormat,
     scale_count,
@@ -42,6 +43,8 @@ def scales_of(shape: tuple[int, ...], granularity: Granularity) -> int:
             return 1
         case PerChannel(axis=axis):
             return len(np.split(weight, shape[axis], axis=axis))
+        case PerGroup(size=size):
+            return len(range(0, shape[0], size))
         case PerBlock(size=size):
             rows = weight.reshape(shape[0], -1)
             return sum(len(range(0, len(row), size)) for row in rows)
@@ -107,3 +110,20 @@ def test_unknown_words_are_refused_with_the_known_ones() -> None:
         TensorFormat(dtype="int3")
     with pytest.raises(UsageError, match=r"w3.*w4-g32"):
         scheme_named("w3")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "table_bytes"),
+    [
+        ("lut4", 16 * 2),
+        ("lut3", 8 * 2),
+        ("lut4-c16", 3 * 16 * 2),  # 48 outputs have three tables
+        ("lut4-i8", 16 + 2),  # entries of one byte, and a scale
+        ("lut6-i8", 64 + 2),
+    ],
+)
+def test_tables_cost_their_entries(scheme: str, table_bytes: int) -> None:
+    fmt = scheme_named(scheme).weight
+    bits = int(scheme[3])
+    found = storage_bits((48, 10), fmt, scale_dtype="float16")
+    assert found == 8 * (packed_bytes(480, bits) + table_bytes)

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from statistics import median
 from typing import cast
 
 import pytest
@@ -87,8 +88,45 @@ def test_every_number_of_a_shipped_profile_has_a_source(name: str) -> None:
         assert figure.says.strip(), path
         if figure.origin == "estimate":
             assert figure.source == "estimate", path
+        elif figure.origin == "measured":
+            assert (FOLDER.resolve().parent / figure.source.partition(":")[0]).is_file(), path
         else:
             assert "https://" in figure.source, path
+
+
+def test_what_was_measured_on_one_device_is_an_estimate_for_another() -> None:
+    h100, a100 = load_profile("h100"), load_profile("a100")
+    pairs = [
+        (h100.memory.fraction, a100.memory.fraction),
+        (h100.efficiency["conv"], a100.efficiency["conv"]),
+    ]
+    for known, assumed in pairs:
+        assert known.origin == "measured"
+        assert assumed.origin == "estimate"
+        assert assumed.value == known.value
+        assert assumed.says.startswith("as of NVIDIA H100 SXM5 80 GB: ")
+
+
+def test_measured_figures_of_the_h100_are_those_of_its_run() -> None:
+    """Worked out again from the committed timings."""
+    run = json.loads((FOLDER.resolve().parent / "benchmarks/nvidia/results/h100.json").read_text())
+    profile = load_profile("h100")
+    peaks = {entry.dtype: entry.ops_per_s.value for entry in profile.compute}
+    rates = {
+        dtype: max(row.get("ops_per_s", 0.0) for row in run["gemm"] if row["dtype"] == dtype)
+        / peaks[dtype]
+        for dtype in ("float32", "float16", "bfloat16", "float8_e4m3", "int8")
+    }
+    assert profile.efficiency["linear"].value == pytest.approx(median(rates.values()), abs=0.01)
+    operators = {row["name"]: row["ops_per_s"] for row in run["operators"] if "ops_per_s" in row}
+    large = ("conv 3x3 64", "conv 3x3 256", "conv 1x1 256")
+    share = median(operators[name] / peaks["float16"] for name in large)
+    assert profile.efficiency["conv"].value == pytest.approx(share, abs=0.01)
+    read = max(row["bytes_per_s"] for row in run["memory"] if row["kind"] == "read")
+    sustained = read / profile.memory.bandwidth_bytes_per_s.value
+    assert profile.memory.fraction.value == pytest.approx(sustained, abs=0.01)
+    launch_s = run["launch"]["graph_s"]["seconds"]
+    assert profile.overhead.launch_s.value == pytest.approx(launch_s, rel=0.01)
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -179,7 +179,7 @@ def quantize_under(
 ) -> QuantizedGraph:
     """The graph with this assignment, the plan's activation parameters and deployment."""
     capability, params = target.capability, params_of(plan)
-    store = RoundedWeights(graph, limit_bytes=0, block_scale=capability.block_scale_rounding)
+    store = RoundedWeights(graph, limit_bytes=0, scales=capability.scale_rounding)
     tables = round_weights(graph, assignment, store)
     quantized = quantize(
         graph,

@@ -1,108 +1,11 @@
-"""Quantized graphs made straight from the passes, so that these tests judge the target alone."""
+"""Quantized graphs for LiteRT."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
-
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
-from advisor.formats import scheme_named
-from advisor.passes.calibrate import Observations, static_params
-from advisor.passes.candidates import can_take, regions_of
-from advisor.passes.capture import capture
-from advisor.passes.fx import flatten_inputs
-from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph, name_of
-from advisor.passes.group import class_tensors
-from advisor.passes.observers import BINS, TensorStats
-from advisor.passes.quantize import fit_biases, quantize, round_weights
-from advisor.passes.rounding.store import RoundedWeights
-from advisor.targets.capability import load_capability
-
-Quantizer = Callable[..., QuantizedGraph]
-CAPABILITY = load_capability("tflite")
-
-
-class Observer(torch.fx.Interpreter):
-    """Smallest and largest value of every tensor."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph.module)
-        self.found: dict[str, TensorStats] = {}
-
-    def run_node(self, n: torch.fx.Node) -> Any:
-        value = super().run_node(n)
-        if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-            self.found[name_of(n)] = TensorStats(
-                minimum=float(value.min()),
-                maximum=float(value.max()),
-                histogram=np.zeros(BINS, dtype=np.int64),
-            )
-        return value
-
-
-def make(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    schemes: str | Mapping[str, str],
-    *,
-    batch: int | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-) -> QuantizedGraph:
-    """The model with every layer that can take its scheme under it, the others in float32.
-
-    schemes: one for all layers, or by layer name. batch: of the deployment.
-    """
-    graph = capture(model, args, dict(kwargs or {}))
-    wanted = schemes if isinstance(schemes, Mapping) else {}
-    names = {
-        layer.name: wanted.get(layer.name, "fp32") if wanted else str(schemes)
-        for layer in graph.layers
-    }
-    able = {
-        layer.name: can_take(graph, layer, scheme_named(names[layer.name]), CAPABILITY, {}).ok
-        for layer in graph.layers
-    }
-    stuck = {layer.weight for layer in graph.layers if not able[layer.name]}  # tied ones too
-    assignment = {
-        layer.name: LayerAssignment(
-            scheme="fp32" if layer.weight in stuck else names[layer.name], algorithm="rtn"
-        )
-        for layer in graph.layers
-    }
-    observer = Observer(graph)
-    flat = flatten_inputs(graph.module, graph.args, graph.kwargs)
-    with torch.no_grad():
-        observer.run(*flat, enable_io_processing=False)
-    regions, rules = regions_of(graph, CAPABILITY), CAPABILITY.static
-    assert rules is not None
-    params = static_params(
-        Observations(tensors=observer.found),
-        class_tensors(graph, CAPABILITY),
-        "minmax",
-        rules,
-        {site.tensor: site.dtype for site in regions.sites},
-    )
-    store = RoundedWeights(graph, block_scale=CAPABILITY.block_scale_rounding)
-    tables = round_weights(graph, assignment, store)
-    made = quantize(
-        graph,
-        assignment,
-        weights=fit_biases(graph, assignment, tables, params, rules),
-        params=params,
-        regions=regions,
-        rules=rules,
-        dynamic=CAPABILITY.dynamic,
-    )
-    return replace(made, batch=batch)
+from tests.targets.making import Quantizer, maker
 
 
 @pytest.fixture(scope="session")
 def make_quantized() -> Quantizer:
     """(model, args, scheme or {layer: scheme}, batch=, kwargs=) -> QuantizedGraph."""
-    torch.set_num_threads(1)
-    return make
+    return maker("tflite")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from advisor.errors import InputError
+from advisor.targets.fixedshapes import FixedShapes
 from advisor.targets.manifest import InputRecord
-from advisor.targets.tflite.emit import FixedShapes
 
 Array = np.ndarray[Any, Any]
 

@@ -1,0 +1,1 @@
+"""What an NVIDIA card really does, to hold against its profile."""

@@ -1,0 +1,85 @@
+"""Write the artifact's files: the package, how to run it, and what to check it against."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from advisor.errors import VerificationError
+from advisor.passes.graph import QuantizedGraph
+from advisor.targets.coreml.convert import Ports, convert, find_precision
+from advisor.targets.coreml.deployment import SPECIFICATIONS, check_deployment, describe
+from advisor.targets.coreml.options import CoremlOptions
+from advisor.targets.coreml.package import PACKAGE
+from advisor.targets.coreml.packages import load, quiet
+from advisor.targets.describe import describe as describe_graph
+from advisor.targets.fixedshapes import at_deployment, write_shapes
+from advisor.targets.manifest import CHECK_FOLDER, damaged, read_json, write_json, write_manifest
+from advisor.targets.simulation import save_simulation
+
+SETTINGS_FILE: Final = "coreml.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a package was written. deployment: the oldest system that runs it. compute: dtype of
+    what the schemes leave to the runtime. ports: names of inputs and outputs."""
+
+    deployment: str
+    compute: str
+    ports: Ports
+
+
+def write_artifact(graph: QuantizedGraph, out: Path, options: CoremlOptions) -> None:
+    """Write every file of the artifact but acceptance.json into the existing folder ``out``.
+
+    Raises:
+        InputError: the model does not accept the deployment's batch or sequence.
+        UnsupportedError: an operator has no form in MIL, or a scheme needs a newer system.
+        VerificationError: coremltools wrote for a newer system than it was told to.
+    """
+    deployment = check_deployment(graph, options.deployment)
+    graph, shapes = at_deployment(graph)
+    converted = convert(graph, shapes.batch, deployment, options.compute)
+    with quiet():
+        converted.model.save(str(out / PACKAGE))
+    _check_version(converted.model.get_spec().specificationVersion, deployment)
+    is_half = find_precision(graph, options.compute).is_half
+    settings = Settings(
+        deployment=deployment,
+        compute="float16" if is_half else "float32",
+        ports=converted.ports,
+    )
+    manifest = describe_graph(graph)
+    write_manifest(manifest, out)
+    write_shapes(shapes, out)
+    write_json(out / SETTINGS_FILE, asdict(settings))
+    save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
+
+
+def _check_version(found: int, deployment: str) -> None:
+    if found == SPECIFICATIONS[deployment]:
+        return
+    written = next((name for name, v in SPECIFICATIONS.items() if v == found), f"version {found}")
+    raise VerificationError(
+        f"the package should run on {describe(deployment)}, but coremltools "
+        f"{load('coremltools').__version__} wrote it for {written}: an operator of the model needs "
+        f"that; compile with options={{'deployment': {written!r}}}"
+    )
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read coreml.json.
+
+    Raises:
+        PlanError: missing or damaged.
+    """
+    path = folder / SETTINGS_FILE
+    kept = read_json(path)
+    try:
+        return Settings(
+            deployment=kept["deployment"], compute=kept["compute"], ports=Ports(**kept["ports"])
+        )
+    except (KeyError, TypeError) as error:
+        raise damaged(path, error) from error

@@ -1,0 +1,192 @@
+"""What a quantized graph must look like before coremltools sees it.
+
+Every pass takes a GraphModule that it may change; the layers' numbers stay the plan's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from operator import is_not
+from typing import Any, Final
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
+from torch.fx.node import map_aggregate
+
+from advisor.passes.fx import (
+    argument,
+    constant_value,
+    copy_meta,
+    finish,
+    insert_constant,
+    output_nodes,
+)
+from advisor.targets.coreml.operators import LINEAR
+
+aten = torch.ops.aten
+
+LARGEST: Final = 6e4
+"""Largest constant that is left in a float16 program (float16 ends at 65504): the numbers that
+masks are made of would become infinite, and 0 times infinity is no number."""
+
+HEADROOM: Final = 128.0
+"""A row's largest magnitude is taken as at least sqrt(eps) over this in a float16 RMSNorm, so that
+eps over its square stays below float16's end; smaller rows lose nothing by it."""
+
+INTEGERS: Final = frozenset({torch.int64, torch.int16, torch.int8, torch.uint8, torch.bool})
+FLOATS: Final = frozenset({torch.float64, torch.float16, torch.bfloat16})
+
+
+def flatten_ports(module: GraphModule, flat: Sequence[Any]) -> None:
+    """Take tensors alone, in int32 and float32, and return a tuple of such tensors.
+
+    flat: one value per placeholder; those that are no tensors become constants.
+    """
+    graph = module.graph
+    nodes = list(graph.find_nodes(op="placeholder"))
+    for node, value in zip(nodes, flat, strict=True):
+        if not isinstance(value, torch.Tensor):
+            node.replace_all_uses_with(value)
+            graph.erase_node(node)
+            continue
+        port = port_dtype(value.dtype)
+        if port is not value.dtype:
+            with graph.inserting_after(nodes[-1]):
+                cast = graph.call_function(aten._to_copy.default, (node,), {"dtype": value.dtype})
+            node.replace_all_uses_with(cast, delete_user_cb=partial(is_not, cast))
+    (output,) = graph.find_nodes(op="output")
+    results: list[Node] = []
+    with graph.inserting_before(output):
+        for source in output_nodes(module):
+            held: Any = source.meta.get("val")
+            if not isinstance(held, torch.Tensor):
+                continue
+            port = port_dtype(held.dtype)
+            is_new = source.op == "call_function" and source not in results
+            made: Node = source
+            if port is not held.dtype:
+                made = graph.call_function(aten._to_copy.default, (source,), {"dtype": port})
+            elif not is_new:  # one tensor twice, or an input as it is
+                made = graph.call_function(aten.mul.Tensor, (source, 1))
+            results.append(made)
+    output.args = (tuple(results),)
+    graph.set_codegen(CodeGen())
+    finish(module)
+
+
+def port_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which Core ML takes or gives a tensor."""
+    if dtype in INTEGERS:
+        return torch.int32
+    return torch.float32 if dtype in FLOATS else dtype
+
+
+def spell_out(module: GraphModule) -> None:
+    """Give arguments that coremltools does not know the default of: strides of pooling."""
+    for target in (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default):
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            if not argument(node, 2):
+                node.args = (node.args[0], node.args[1], node.args[1], *node.args[3:])
+
+
+def divide_reciprocals(module: GraphModule) -> None:
+    """Spell 1/x as a division: coremltools' own form of it adds 1e-4 to x."""
+    for node in module.graph.find_nodes(op="call_function", target=aten.reciprocal.default):
+        with module.graph.inserting_before(node):
+            ones = module.graph.call_function(aten.ones_like.default, (argument(node, 0),))
+        ones.meta["val"] = node.meta.get("val")
+        node.target, node.args = aten.div.Tensor, (ones, argument(node, 0))
+
+
+def own_linears(graph: Graph) -> None:
+    """Spell every Linear with this target's operator, whose form in MIL keeps its name."""
+    for node in graph.find_nodes(op="call_function", target=aten.linear.default):
+        node.args = (argument(node, 0), argument(node, 1), argument(node, 2))
+        node.target = LINEAR
+
+
+def bound_constants(module: GraphModule) -> None:
+    """Bring finite constants that float16 does not have to its range, as masks have them."""
+    for node in list(module.graph.nodes):
+        if node.op != "call_function":
+            continue
+        node.args = tuple(map_aggregate(node.args, _bounded))
+        node.kwargs = dict(map_aggregate(node.kwargs, _bounded))
+        for source in node.all_input_nodes:
+            value = constant_value(module, source)
+            if value is None or isinstance(value, torch.nn.Parameter):
+                continue
+            if not value.is_floating_point() or not value.numel():
+                continue
+            finite = value.isfinite()
+            if bool((finite & (value.abs() > LARGEST)).any()):
+                bounded = torch.where(finite, value.clamp(-LARGEST, LARGEST), value)
+                constant = insert_constant(module, node, f"{source.target}_bounded", bounded)
+                copy_meta(source, constant)
+                constant.meta["val"] = bounded
+                node.replace_input_with(source, constant)
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, float) and LARGEST < abs(value) < float("inf"):
+        return LARGEST if value > 0 else -LARGEST
+    return value
+
+
+def scale_norms(module: GraphModule) -> None:
+    """Keep the squares of RMSNorm inside float16's range.
+
+    Given: x * rsqrt(mean(x²) + eps).
+    Result: x/m * rsqrt(mean((x/m)²) + (sqrt(eps)/m)²) with m = max(|x|) of the row. The same
+    number, but x² neither overflows above 255 nor vanishes below 0.0002.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=aten.rsqrt.default):
+        found = _norm_of(node)
+        if found is None:
+            continue
+        x, dims, eps = found
+        graph = module.graph
+        with graph.inserting_before(node):
+            largest = graph.call_function(aten.abs.default, (x,))
+            largest = graph.call_function(aten.amax.default, (largest, dims, True))
+            least = max(eps, 1e-30) ** 0.5 / HEADROOM
+            unit = graph.call_function(aten.clamp_min.default, (largest, least))
+            scaled = graph.call_function(aten.div.Tensor, (x, unit))
+            square = graph.call_function(aten.mul.Tensor, (scaled, scaled))
+            mean = graph.call_function(aten.mean.dim, (square, dims, True))
+            share = graph.call_function(aten.mul.Tensor, (unit, max(eps, 1e-30) ** -0.5))
+            share = graph.call_function(aten.pow.Tensor_Scalar, (share, -2.0))
+            total = graph.call_function(aten.add.Tensor, (mean, share))
+            factor = graph.call_function(aten.rsqrt.default, (total,))
+        for made in (largest, unit, scaled, square, mean, share, total, factor):
+            made.meta["val"] = node.meta.get("val")
+        for user in list(node.users):
+            user.replace_input_with(node, factor)
+            user.replace_input_with(x, scaled)
+
+
+def _norm_of(node: Node) -> tuple[Node, list[int], float] | None:
+    """x, its dimensions and eps where ``node`` is rsqrt(mean(x²) + eps) and only scales x."""
+    total = argument(node, 0)
+    if not _calls(total, aten.add.Tensor) or not isinstance(argument(total, 1), float):
+        return None
+    mean = argument(total, 0)
+    if not _calls(mean, aten.mean.dim) or not argument(mean, 2):
+        return None
+    square = argument(mean, 0)
+    by_power = _calls(square, aten.pow.Tensor_Scalar) and argument(square, 1) == 2
+    by_product = _calls(square, aten.mul.Tensor) and argument(square, 0) is argument(square, 1)
+    if not (by_power or by_product):
+        return None
+    x = argument(square, 0)
+    scales_x = all(
+        user.target is aten.mul.Tensor and set(user.args) == {x, node} for user in node.users
+    )
+    dims = [int(dim) for dim in argument(mean, 1)]
+    return (x, dims, float(argument(total, 1))) if scales_x else None
+
+
+def _calls(node: Any, target: Any) -> bool:
+    return isinstance(node, Node) and node.op == "call_function" and node.target is target

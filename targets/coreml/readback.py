@@ -1,0 +1,182 @@
+"""What a Core ML package really holds, layer by layer, from the package alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+from advisor.formats import scheme_named
+from advisor.passes.digest import table_sha256
+from advisor.passes.graph import WeightTable
+from advisor.targets.base import LayerFormat, Mismatch
+from advisor.targets.coreml.mil import Weight, read_weight
+from advisor.targets.coreml.mil.constants import type_name
+from advisor.targets.coreml.names import inputs_of
+from advisor.targets.coreml.package import Package
+from advisor.targets.manifest import LayerRecord, TensorRecord
+
+FLOATS: Final = {"fp32": "fp32", "fp16": "fp16"}
+BITS: Final = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
+CUTS: Final = frozenset({"crop", "slice_by_index", "cast"})
+"""Operators that coremltools puts behind a layer's own, such as for an output padding."""
+
+DTYPES: Final = {"fp32": "float32", "fp16": "float16"}
+
+
+def read_layers(package: Package, layers: Iterable[LayerRecord]) -> dict[str, LayerFormat]:
+    """The format of every layer that can be found; its kernel is "operator in dtype".
+
+    layers: names, operators and shapes to look for; nothing else of them is trusted.
+    """
+    formats: dict[str, LayerFormat] = {}
+    for layer in layers:
+        for op in layer_operators(package, layer):
+            found = _read(op, layer)
+            if found is not None:
+                formats[layer.name] = found
+                break
+    return formats
+
+
+def layer_operators(package: Package, layer: LayerRecord) -> list[Any]:
+    """The operators that may read a layer's weight: its own, or all where it has no name."""
+    chain = own_operators(package, layer)
+    if chain:
+        return chain[:1]
+    weight = package.names.weights.get(layer.weight)
+    return [] if weight is None else package.readers(weight)
+
+
+def own_operators(package: Package, layer: LayerRecord) -> list[Any]:
+    """The operator of a layer and those that cut its result to size, in order."""
+    name = package.names.layers.get(layer.name)
+    op = None if name is None else package.find(name)
+    chain: list[Any] = []
+    while op is not None:
+        chain.insert(0, op)
+        op = op.inputs["x"].op if op.op_type in CUTS else None
+    return chain
+
+
+def read_tensors(package: Package, names: Iterable[str]) -> dict[str, tuple[TensorRecord, ...]]:
+    """Scale, zero point and dtype of every quantized activation tensor of a name."""
+    found: dict[str, tuple[TensorRecord, ...]] = {}
+    for name in names:
+        ops = [package.find(mil) for mil in package.names.tensors.get(name, ())]
+        found[name] = tuple(_read_tensor(name, op) for op in ops if op is not None)
+    return found
+
+
+def compare_compute(
+    layers: Sequence[LayerRecord], formats: Mapping[str, LayerFormat], dtype: str
+) -> list[Mismatch]:
+    """Layers that do not compute in the dtype that the plan says.
+
+    dtype: of layers whose scheme leaves it to the runtime.
+    """
+    mismatches: list[Mismatch] = []
+    for layer in layers:
+        found = formats.get(layer.name)
+        expected = compute_of(layer.scheme, dtype)
+        if found is not None and not found.kernel.endswith(f" in {expected}"):
+            mismatches.append(
+                Mismatch(
+                    name=layer.name,
+                    expected=f"computed in {expected}",
+                    found=found.kernel or "nothing that could be found",
+                )
+            )
+    return mismatches
+
+
+def compute_of(scheme: str, dtype: str) -> str:
+    """The dtype a layer computes in; ``dtype`` is what the runtime is left to choose."""
+    return {"fp32": "float32", "fp16": "float16"}.get(scheme, dtype)
+
+
+def table_of(weight: Weight, shape: Sequence[int]) -> WeightTable:
+    """The stored weight as a plan holds it: torch layout, scales without empty axes."""
+    values = weight.values.reshape(tuple(shape))
+    if weight.table is not None:
+        table = weight.table.reshape(-1, weight.table.shape[-1])
+        is_integer = not table.is_floating_point()
+        scale = None
+        if weight.table_scale is not None:
+            scale = weight.table_scale.to(torch.float32).reshape(-1)
+        return WeightTable(
+            values=values, table=table if is_integer else table.to(torch.float32), scale=scale
+        )
+    if weight.scale is None:
+        return WeightTable(values=values)
+    scale = weight.scale.to(torch.float32)
+    wide = [axis for axis, size in enumerate(scale.shape) if size > 1]
+    if len(wide) < 2 and not _block(weight):
+        scale = scale.reshape(-1) if wide else scale.reshape(())
+    offset = None if weight.offset is None else weight.offset.reshape(scale.shape)
+    return WeightTable(values=values, scale=scale, zero_point=offset)
+
+
+def _block(weight: Weight) -> int:
+    """Inputs that share a scale; 0 where all of an output do."""
+    if weight.scale is None or weight.scale.ndim < 2 or weight.scale.shape[1] == 1:
+        return 0
+    return weight.values.shape[1] // weight.scale.shape[1]
+
+
+def _read(op: Any, layer: LayerRecord) -> LayerFormat | None:
+    count = 1
+    for size in layer.weight_shape:
+        count *= size
+    for var in inputs_of(op):
+        weight = read_weight(var)
+        if weight is None or weight.values.numel() != count:
+            continue
+        # Of two constants as large as the weight it is the one with the plan's numbers.
+        table = table_of(weight, layer.weight_shape)
+        return LayerFormat(
+            scheme=_scheme(op, weight),
+            weight_sha256=table_sha256(table),
+            kernel=f"{op.op_type} in {DTYPES.get(type_name(op.outputs[0].dtype), 'no float')}",
+        )
+    return None
+
+
+def _scheme(op: Any, weight: Weight) -> str:
+    if weight.dtype in FLOATS and weight.table is None:
+        return FLOATS[weight.dtype]
+    if weight.table is not None:
+        bits = int(weight.dtype.removeprefix("uint"))
+        tables = weight.table.numel() // weight.table.shape[-1]
+        group = f"-c{weight.values.shape[0] // tables}" if tables > 1 else ""
+        return f"lut{bits}{group}{'-i8' if weight.table_dtype == 'int8' else ''}"
+    name = f"w{BITS[weight.dtype]}"
+    block = _block(weight)
+    static = "a8" if source_integers(op) is not None and op.op_type != "gather" else ""
+    return f"{name}{static}{f'-g{block}' if block else ''}"
+
+
+def source_integers(op: Any) -> Any | None:
+    """The integers that an operator's input was dequantized from; None where it reads floats."""
+    var = op.inputs.get("x")
+    while var is not None and var.op is not None and var.op.op_type in ("cast", "reshape"):
+        var = var.op.inputs["x"]
+    if var is None or var.op is None or var.op.op_type != "dequantize":
+        return None
+    return var.op.inputs["input"]
+
+
+def _read_tensor(name: str, op: Any) -> TensorRecord:
+    zero = op.inputs.get("zero_point")
+    return TensorRecord(
+        name=name,
+        scale=float(op.inputs["scale"].val),
+        zero_point=0 if zero is None else int(zero.val),
+        dtype=type_name(op.outputs[0].dtype),
+    )
+
+
+def is_static(scheme: str) -> bool:
+    """Whether layers under the scheme read static integers."""
+    return scheme_named(scheme).is_static
