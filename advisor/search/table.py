@@ -33,7 +33,8 @@ class Table:
         plans, groups = choices.shape
         holds = self._holding(choices)
         plan, indicator = np.nonzero(holds)
-        rows = np.concatenate([np.repeat(np.arange(plans), groups), plan])
+        each: IntArray = np.arange(plans, dtype=np.int64)
+        rows = np.concatenate([np.repeat(each, groups), plan])
         taken = (choices + self.columns.starts[:-1]).ravel()
         columns = np.concatenate([taken, self.columns.candidates + indicator])
         ones = np.ones(columns.size)

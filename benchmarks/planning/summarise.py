@@ -245,7 +245,7 @@ def _quality(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         row = [name]
         for cells in judged.values():
             ratios = _over(cells, name)
-            row.append(f"{_geometric(ratios):.3f} ({len(ratios)})" if ratios else "no answer")
+            row.append(_cell_text(ratios, was_run=any(name in cell["methods"] for cell in cells)))
         every = [ratio for cells in judged.values() for ratio in _over(cells, name)]
         rows.append([*row, f"{_geometric(every):.3f}" if every else ""])
     best = ["best other tool of each cell"]
@@ -258,6 +258,12 @@ def _quality(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     rows.append([*best, f"{_geometric(every):.3f}" if every else ""])
     said = "Our divergence over each method's, geometric mean (cells); below 1 ours loses less.\n\n"
     return said + table(["method", *judged, "all"], rows)
+
+
+def _cell_text(ratios: Sequence[float], *, was_run: bool) -> str:
+    if ratios:
+        return f"{_geometric(ratios):.3f} ({len(ratios)})"
+    return "no answer" if was_run else "not run"
 
 
 def _by_budget(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
