@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
-from math import prod
 from pathlib import Path
 from typing import Final, Self
 
 from advisor.errors import UsageError
-from advisor.formats import PerBlock, PerGroup, ScaleRounding, Scheme
+from advisor.formats import PerBlock, ScaleRounding, Scheme
 from advisor.passes.graph import Layer
+from advisor.targets.fit import misfit
 from advisor.targets.platforms import shortfall
 
 WEIGHTED_OPS: Final = (
@@ -317,49 +317,13 @@ class Capability:
                 ok=False,
                 reason=f"{self.title} runs {scheme.name} only on {', '.join(entry.ops)}",
             )
-        if not entry.depthwise and layer.op.startswith("conv") and layer.weight_shape[1] == 1:
-            return Support(
-                ok=False,
-                reason=f"{self.title} runs {scheme.name} on no convolution with one input channel "
-                "per group (depthwise)",
-            )
-        if not entry.odd_rows and layer.op == "embedding" and layer.weight_shape[1] % 2:
-            return Support(
-                ok=False,
-                reason=f"{self.title} looks {scheme.name} up only in rows of even width, and these "
-                f"have {layer.weight_shape[1]} numbers",
-            )
-        reason = self._misfit(layer, scheme, entry)
+        reason = misfit(self.title, layer, scheme, entry)
         if reason:
             return Support(ok=False, reason=reason)
         missing = shortfall(entry.minimum, platform or {})
         if missing:
             return Support(ok=False, reason=f"{scheme.name} {missing}")
         return Support(ok=True)
-
-    def _misfit(self, layer: Layer, scheme: Scheme, entry: SchemeSupport) -> str:
-        """Why the shape of a layer's weight does not fit the scheme; empty when it does."""
-        if not layer.weight_shape:
-            return ""
-        outputs, inputs = layer.weight_shape[0], prod(layer.weight_shape[1:])
-        if outputs % entry.multiple or inputs % entry.multiple:
-            return (
-                f"{self.title} runs {scheme.name} only with outputs and inputs that are multiples "
-                f"of {entry.multiple}, and these are {outputs} and {inputs}"
-            )
-        granularity = scheme.weight.granularity
-        if isinstance(granularity, PerGroup) and outputs % granularity.size:
-            return f"{granularity.size} does not divide {outputs} outputs"
-        if not isinstance(granularity, PerBlock):
-            return ""
-        if inputs % granularity.size and not entry.ragged:
-            return f"block {granularity.size} does not divide {inputs} inputs"
-        if inputs < entry.least_blocks * granularity.size:
-            return (
-                f"{self.title} runs {scheme.name} only with {entry.least_blocks} blocks or more, "
-                f"and {inputs} inputs have {-(-inputs // granularity.size)}"
-            )
-        return ""
 
     def leaves_out(self, layer: Layer, scheme: Scheme) -> bool:
         """Whether the runtime's delegate leaves the layer to the runtime's own kernels."""
