@@ -107,7 +107,7 @@ def main(
             predict = opener(asked.package, unit)
             loaded_s = time.perf_counter() - began
             units[unit] = {"load_s": loaded_s, **measure(predict, feeds, asked.seconds)}
-        except Exception as error:  # whatever Core ML raises: the other units are measured still
+        except (RuntimeError, ValueError, OSError) as error:  # the other units are measured still
             failed[unit] = f"{type(error).__name__}: {error}"
             sys.stderr.write(f"{unit}: {failed[unit]}\n")
             continue
