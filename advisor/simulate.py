@@ -22,6 +22,7 @@ from advisor.passes.calibrate import (
     run_references,
     static_params,
 )
+from advisor.passes.candidates import reads_channels
 from advisor.passes.divergence import OutputKind, divergence
 from advisor.passes.equalise import equalise, find_chains, find_factors
 from advisor.passes.fx import Tracer
@@ -98,7 +99,7 @@ def channel_importance(
 ) -> dict[str, torch.Tensor]:
     """By weight name the mean square of every channel it meets, where some algorithm asks for it.
 
-    Of a weight that several layers read, the sum over them.
+    Of a weight that several layers read, the sum over them, but for embeddings: they read ids.
     """
     needing = {
         name
@@ -107,7 +108,11 @@ def channel_importance(
         if option.algorithm in NEEDS_DATA
         for name in group.layers
     }
-    layers = {layer.name: layer for layer in graph.layers if layer.name in needing}
+    layers = {
+        layer.name: layer
+        for layer in graph.layers
+        if layer.name in needing and reads_channels(layer)
+    }
     if not layers:
         return {}
     found: dict[str, torch.Tensor] = {}

@@ -2,7 +2,8 @@
 
 Every model runs in a process of its own, so that a converter that aborts or never ends costs that
 model alone. What a runtime's list is made of is a ``Sweep``; those are in
-``benchmarks/onnxruntime/architectures.py`` and ``benchmarks/tflite/architectures.py``.
+``architectures.py`` of ``benchmarks/onnxruntime``, ``benchmarks/tflite`` and
+``benchmarks/coreml``.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ Columns = Mapping[str, Callable[[Row], str]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     """One runtime's list. plans: what is emitted beside the free choice (``tests.zoo.sweep``).
-    profile: whose plans.
 
     packages: whose versions are recorded. results, page: files to write. columns: of the page's
-    table between the model's class and the result; by heading, the cell of a row.
+    table between the model's class and the result; by heading, the cell of a row. profile: what is
+    planned for.
     """
 
     runtime: str
@@ -40,8 +41,8 @@ class Sweep:
     results: Path
     page: Path
     introduction: str
-    profile: str = "intel-vnni"
     columns: Columns = field(default_factory=dict[str, Callable[[Row], str]])
+    profile: str = "intel-vnni"
 
 
 def run(sweep: Sweep, names: Sequence[str]) -> None:
@@ -65,7 +66,7 @@ def run(sweep: Sweep, names: Sequence[str]) -> None:
 def _examine(sweep: Sweep, name: str) -> dict[str, Any]:
     """One architecture's outcome, from a process of its own."""
     command = [sys.executable, "-m", "benchmarks.architectures", sweep.runtime, name]
-    command += [str(sweep.trials), sweep.profile, *sweep.plans]
+    command += [sweep.profile, str(sweep.trials), *sweep.plans]
     environment = {**os.environ, "ADVISOR_MEASURE": "never"}  # costs have no part in this
     try:
         done = subprocess.run(
@@ -91,7 +92,7 @@ def _failed(problem: str) -> dict[str, Any]:
     return {**nothing, "left_out": [], "schemes": {}, "problem": problem, "ok": False}
 
 
-def examine_here(runtime: str, name: str, trials: str, profile: str, *plans: str) -> None:
+def examine_here(runtime: str, name: str, profile: str, trials: str, *plans: str) -> None:
     """Examine one architecture in this process and print its outcome as one line of JSON."""
     import torch
 
@@ -100,7 +101,7 @@ def examine_here(runtime: str, name: str, trials: str, profile: str, *plans: str
 
     torch.set_num_threads(1)
     outcome = examine(
-        architecture(name), plans, runtime=runtime, trials=int(trials), profile=profile
+        architecture(name), plans, runtime=runtime, profile=profile, trials=int(trials)
     )
     print(json.dumps({**asdict(outcome), "ok": outcome.ok}))
 
@@ -160,6 +161,16 @@ def layers(row: Row) -> str:
 def kept(row: Row) -> str:
     """Layers without a quantized form, by operator."""
     return ", ".join(f"{count} {reason.split()[0]}" for reason, count in row["kept"].items())
+
+
+def mixed(row: Row) -> str:
+    """How many layers the plan that takes the schemes in turn has under each."""
+    return counts(row.get("mixed", {}))
+
+
+def counts(found: Mapping[str, int]) -> str:
+    """ "2 w4, 3 w8"."""
+    return ", ".join(f"{count} {name}" for name, count in sorted(found.items()))
 
 
 def verified(row: Row) -> str:

@@ -13,7 +13,7 @@ from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, Layer
 from advisor.passes.group import Group
 from advisor.passes.regions import Regions, find_regions
-from advisor.passes.rounding import IMPLEMENTED_DTYPES, algorithms_for
+from advisor.passes.rounding import IMPLEMENTED_DTYPES, NEEDS_DATA, algorithms_for
 from advisor.search.problem import Candidate
 from advisor.targets.capability import Capability, DynamicRules, Support
 
@@ -53,6 +53,10 @@ def find_candidates(
     refused: dict[str, dict[str, str]] = {layer.name: {} for layer in graph.layers}
     for group in groups:
         found: list[Candidate] = []
+        members = [layers[name] for name in group.layers]
+        weighs = {layer.weight for layer in members} == {
+            layer.weight for layer in members if reads_channels(layer)
+        }
         for scheme in (SCHEMES[name] for name in SCHEMES if name in capability.schemes):
             if schemes is not None and scheme.name not in schemes and scheme.name != "fp32":
                 continue
@@ -64,7 +68,7 @@ def find_candidates(
                 if not verdict.ok:
                     refused[name][scheme.name] = verdict.reason
             if all(verdict.ok for verdict in verdicts.values()):
-                found.extend(_algorithms(scheme))
+                found.extend(_algorithms(scheme, weighs=weighs))
         candidates[group.name] = tuple(found) or (Candidate(scheme="fp32", algorithm="none"),)
     return Space(candidates=candidates, refused=refused)
 
@@ -135,8 +139,14 @@ def regions_of(graph: Graph, capability: Capability) -> Regions:
     return find_regions(graph, capability.static, capable)
 
 
-def _algorithms(scheme: Scheme) -> list[Candidate]:
+def reads_channels(layer: Layer) -> bool:
+    """Whether a layer reads numbers, of which some channels may matter more; not token ids."""
+    return layer.op != "embedding"
+
+
+def _algorithms(scheme: Scheme, *, weighs: bool) -> list[Candidate]:
+    """weighs: whether errors can be weighed by what the weights meet."""
     if scheme.weight.is_float:
         return [Candidate(scheme=scheme.name, algorithm="none")]
-    names = algorithms_for(scheme.weight)
+    names = [name for name in algorithms_for(scheme.weight) if weighs or name not in NEEDS_DATA]
     return [Candidate(scheme=scheme.name, algorithm=name) for name in names]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.architectures import ROOT, Row, Sweep, kept, layers, run, verified
+from benchmarks.architectures import ROOT, Row, Sweep, counts, kept, layers, mixed, run, verified
 
 INTRODUCTION: Final = """# Architectures through LiteRT
 
@@ -41,20 +41,12 @@ Written by `python -m benchmarks.tflite.architectures`.
 """
 
 
-def _mixed(row: Row) -> str:
-    return _counts(row.get("mixed", {}))
-
-
 def _parts(row: Row) -> str:
     found: Mapping[str, Any] = row.get("parts", {}).get("mixed") or {}
     if not found:
         return ""
-    left = _counts(found["operators"])
+    left = counts(found["operators"])
     return f"{found['delegated']}{f'; {left}' if left else ''}"
-
-
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 SWEEP: Final = Sweep(
@@ -68,7 +60,7 @@ SWEEP: Final = Sweep(
     columns={
         "layers": layers,
         "float": kept,
-        "mixed": _mixed,
+        "mixed": mixed,
         "parts": _parts,
         "verified": verified,
     },

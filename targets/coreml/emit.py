@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,9 @@ from advisor.targets.manifest import CHECK_FOLDER, damaged, read_json, write_jso
 from advisor.targets.simulation import save_simulation
 
 SETTINGS_FILE: Final = "coreml.json"
+
+BENCHMARK_FILE: Final = "benchmark.py"
+"""What measures the package on a Mac: a copy of ``ondevice``, which stands alone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,7 @@ def write_artifact(graph: QuantizedGraph, out: Path, options: CoremlOptions) -> 
     write_manifest(manifest, out)
     write_shapes(shapes, out)
     write_json(out / SETTINGS_FILE, asdict(settings))
+    shutil.copyfile(Path(__file__).with_name("ondevice.py"), out / BENCHMARK_FILE)
     save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
 
 

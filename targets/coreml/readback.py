@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import prod
 from typing import Any, Final
 
 import torch
@@ -136,11 +137,21 @@ def _read(op: Any, layer: LayerRecord) -> LayerFormat | None:
         # Of two constants as large as the weight it is the one with the plan's numbers.
         table = table_of(weight, layer.weight_shape)
         return LayerFormat(
-            scheme=_scheme(op, weight),
+            scheme=_as_planned(_scheme(op, weight), layer),
             weight_sha256=table_sha256(table),
             kernel=f"{op.op_type} in {DTYPES.get(type_name(op.outputs[0].dtype), 'no float')}",
         )
     return None
+
+
+def _as_planned(found: str, layer: LayerRecord) -> str:
+    """The planned scheme where a run is a whole row, or a group all outputs.
+
+    One scale or table is what the package has then, under either name.
+    """
+    outputs, *inputs = layer.weight_shape
+    names = {f"{found}-g{prod(inputs)}", f"{found}-c{outputs}"}
+    return layer.scheme if layer.scheme in names else found
 
 
 def _scheme(op: Any, weight: Weight) -> str:

@@ -77,12 +77,13 @@ def examine(
     plans: Sequence[str],
     *,
     runtime: str = "onnxruntime",
-    trials: int = 3,
     profile: str = "intel-vnni",
+    trials: int = 3,
 ) -> Outcome:
     """Plan with free choice and compile, then emit more plans of the same graph.
 
-    plans: schemes, each for all layers that can take it, and ``MIXED``.
+    plans: schemes, each for all layers that can take it, and ``MIXED``. profile: whose schemes,
+    costs and systems the plans are for.
     """
     target = target_named(runtime)
     try:

@@ -157,3 +157,14 @@ def test_the_same_plan_gives_the_same_weight_file(
         (weights,) = (tmp_path / name).rglob("weight.bin")
         files.append(weights.read_bytes())
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("lut4-c16", 16), ("w4-g32", 32)])
+def test_one_group_of_everything_is_still_the_plan(
+    scheme: str, width: int, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    """The package has one table, or one scale per row, as under lut4 and w4."""
+    quantized = make_quantized(seeded(Chain(1, width)), (draw(2, width),), {"layers.0": scheme})
+    artifact = TARGET.emit(quantized, tmp_path)
+    assert artifact.verify().ok
+    assert artifact.read_back()["layers.0"].scheme == scheme
