@@ -122,7 +122,7 @@ def test_a_model_that_the_tool_infers_no_shapes_of(tmp_path: Path, method: str) 
 def test_one_case_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
     options = Options(
-        target="arm-neon", threads=(1,), seconds=0.2, trials=2, samples=4, work=tmp_path
+        target="neoverse-v2", threads=(1,), seconds=0.2, trials=2, samples=4, work=tmp_path
     )
     result = json.loads(json.dumps(compare.compare(tiny_case(), options)))
     rows = {row["name"]: row for row in result["rows"]}
