@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+import io
+import logging
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 from advisor.errors import MissingDependencyError
 
@@ -20,3 +24,20 @@ def require_packages(title: str, extra: str, names: Sequence[str]) -> None:
             f"the {title} target needs {', '.join(missing)}, not installed here; "
             f'run: pip install "quantadvisor[{extra}]"'
         )
+
+
+@contextmanager
+def quiet() -> Generator[None]:
+    """Silence a converter that talks about its own workings: progress, warnings, log lines."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -35,6 +35,26 @@ def run_named(artifact: Runs, inputs: Mapping[str, torch.Tensor]) -> dict[str, t
     return {name: torch.as_tensor(result) for name, result in zip(names, results, strict=True)}
 
 
+def run_called(artifact: Runs, inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """Execute as the model itself is called; the structure of the model's own outputs.
+
+    Torch tensors give torch tensors, copied out of the runtime's memory; numpy arrays give arrays.
+
+    Raises:
+        InputError: an input is missing, unknown, or of another shape or dtype.
+    """
+    results: Sequence[Any] = artifact.run_flat(bind(artifact.manifest, inputs, named))
+    if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves((inputs, dict(named)))):
+        results = [torch.as_tensor(np.array(result)) for result in results]
+    return build_outputs(artifact.manifest.structure, results)
+
+
+def feed_of(manifest: Manifest, flat: Sequence[torch.Tensor]) -> dict[str, Array]:
+    """Arrays by input name, from one tensor per input."""
+    pairs = zip(manifest.inputs, flat, strict=True)
+    return {record.name: tensor.numpy() for record, tensor in pairs}
+
+
 def describe_inputs(graph: Graph) -> tuple[InputRecord, ...]:
     """One record per tensor input, in the order of the graph's placeholders."""
     flat, _ = pytree.tree_flatten_with_path((tuple(graph.args), dict(graph.kwargs)))

@@ -326,7 +326,7 @@ def _stub_torchvision() -> None:
         sys.modules[name] = module
     for name in ("Normalize", "RandomCrop", "RandomHorizontalFlip", "CenterCrop"):
         setattr(sys.modules["torchvision.transforms"], name, type(name, (), {}))
-    sys.modules["torchvision.transforms.transforms"]._setup_size = None  # type: ignore[attr-defined]
+    vars(sys.modules["torchvision.transforms.transforms"])["_setup_size"] = None
 
 
 METHODS: Final[dict[str, Method]] = {

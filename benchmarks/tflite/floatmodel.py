@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import litert_torch
 
-from advisor.targets.tflite.convert import quiet
+from advisor.targets.packages import quiet
 from benchmarks.measure import calibration_feeds
 from benchmarks.models import Case
 from benchmarks.peers import save_feeds

@@ -20,19 +20,18 @@ from advisor.targets.agreement import (
 )
 from advisor.targets.base import LayerFormat, Verification
 from advisor.targets.benchmark import Benchmark, Progress
-from advisor.targets.compare import compare_layers, compare_tensors
+from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
 from advisor.targets.coreml.agreement import HALF_TOLERANCE, check_layers, run_halved
 from advisor.targets.coreml.emit import Settings, read_settings
 from advisor.targets.coreml.package import PACKAGE, Package, read_package
 from advisor.targets.coreml.readback import compare_compute, read_layers, read_tensors
 from advisor.targets.coreml.runtime import Runner, open_runner
 from advisor.targets.fixedshapes import FixedShapes, cut_pieces, read_shapes
-from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
+from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
 from advisor.targets.pieces import run_pieces
-from advisor.targets.signature import bind, build_outputs
+from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
     Simulation,
-    flat_tensors,
     inputs_or_examples,
     load_simulation,
 )
@@ -95,11 +94,7 @@ class CoremlArtifact:
             InputError: an input is missing, unknown, or of another shape or dtype.
             MissingDependencyError: coremltools is not installed.
         """
-        arrays = bind(self.manifest, inputs, named)
-        results: Sequence[Any] = self.run_flat(arrays)
-        if flat_tensors((inputs, named)):
-            results = [torch.as_tensor(result) for result in results]
-        return build_outputs(self.manifest.structure, results)
+        return run_called(self, inputs, named)
 
     def run_flat(self, arrays: Mapping[str, Array]) -> list[Array]:
         """Execute on arrays by input name; the outputs in order, in the model's own dtypes."""
@@ -127,17 +122,13 @@ class CoremlArtifact:
         flat = inputs_or_examples(self.manifest, simulation, (), {})
         formats = self.read_back()
         layers, compute = self.manifest.layers, self.settings.compute
-        mismatches = compare_layers(layers, formats, _any_kernel)
+        # Which operators compute a layer is coremltools' choice; the rest is compare_compute's.
+        mismatches = compare_layers(layers, formats, any_kernel)
         mismatches += compare_compute(layers, formats, compute)
         names = [record.name for record in self.manifest.tensors]
         mismatches += compare_tensors(self.manifest.tensors, read_tensors(self.package, names))
         agreements = self._check(simulation, flat)
-        found = self.run_flat(
-            {
-                record.name: tensor.numpy()
-                for record, tensor in zip(self.manifest.inputs, flat, strict=True)
-            }
-        )
+        found = self.run_flat(feed_of(self.manifest, flat))
         worst, outside = compare_outputs(
             simulation,
             flat,
@@ -221,8 +212,3 @@ class CoremlArtifact:
 def _as_port(array: Array) -> Array:
     """Core ML takes float32 and int32."""
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
-
-
-def _any_kernel(layer: LayerRecord) -> frozenset[str]:
-    """Which operators compute a layer is coremltools' choice; ``compare_compute`` has the rest."""
-    return frozenset()

@@ -31,7 +31,8 @@ from advisor.targets.coreml.legalise import (
 )
 from advisor.targets.coreml.names import METADATA, STEP, Names, inputs_of, names_of
 from advisor.targets.coreml.operators import LINEAR
-from advisor.targets.coreml.packages import load, quiet
+from advisor.targets.coreml.packages import load
+from advisor.targets.packages import quiet
 from advisor.targets.reexport import reexport
 from advisor.targets.unrolled import UNROLLED
 

@@ -13,10 +13,11 @@ from advisor.targets.coreml.convert import Ports, convert, find_precision
 from advisor.targets.coreml.deployment import SPECIFICATIONS, check_deployment, describe
 from advisor.targets.coreml.options import CoremlOptions
 from advisor.targets.coreml.package import PACKAGE
-from advisor.targets.coreml.packages import load, quiet
+from advisor.targets.coreml.packages import load
 from advisor.targets.describe import describe as describe_graph
 from advisor.targets.fixedshapes import at_deployment, write_shapes
 from advisor.targets.manifest import CHECK_FOLDER, damaged, read_json, write_json, write_manifest
+from advisor.targets.packages import quiet
 from advisor.targets.simulation import save_simulation
 
 SETTINGS_FILE: Final = "coreml.json"

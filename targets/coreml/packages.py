@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import sys
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from typing import Any
 
-from advisor.targets.packages import require_packages
+from advisor.targets.packages import quiet, require_packages
 
 
 def require(*names: str) -> None:
@@ -35,20 +30,3 @@ def load(name: str) -> Any:
     require(name.partition(".")[0])
     with quiet():
         return import_module(name)
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Silence coremltools: untested versions, missing Apple libraries, progress, log lines."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)

@@ -14,7 +14,8 @@ import torch
 from advisor import __version__
 from advisor.targets.coreml.emit import Settings
 from advisor.targets.coreml.package import PACKAGE, Package
-from advisor.targets.coreml.packages import load, quiet
+from advisor.targets.coreml.packages import load
+from advisor.targets.packages import quiet
 
 Array = np.ndarray[Any, Any]
 

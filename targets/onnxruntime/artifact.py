@@ -29,10 +29,9 @@ from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entrie
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.readback import read_layers, read_tensors
 from advisor.targets.onnxruntime.session import Session, open_session, runtime_version
-from advisor.targets.signature import bind, build_outputs
+from advisor.targets.signature import run_called
 from advisor.targets.simulation import (
     Simulation,
-    flat_tensors,
     inputs_or_examples,
     load_examples,
     load_simulation,
@@ -84,11 +83,7 @@ class OnnxRuntimeArtifact:
             InputError: an input is missing, unknown, or of another shape or dtype.
             MissingDependencyError: onnxruntime is not installed.
         """
-        arrays = bind(self.manifest, inputs, named)
-        results: Sequence[Any] = self.run_flat(arrays)
-        if flat_tensors((inputs, named)):
-            results = [torch.as_tensor(np.array(result)) for result in results]
-        return build_outputs(self.manifest.structure, results)
+        return run_called(self, inputs, named)
 
     def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Execute on arrays by input name; the outputs in order."""

@@ -15,13 +15,12 @@ from advisor.errors import MissingDependencyError
 from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements, run_shaken
 from advisor.targets.base import LayerFormat, Mismatch, Verification
-from advisor.targets.compare import compare_layers, compare_tensors
-from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
+from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
+from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
 from advisor.targets.onnxruntime.onnxfile import load_model
-from advisor.targets.signature import bind, build_outputs
+from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
     Simulation,
-    flat_tensors,
     inputs_or_examples,
     load_simulation,
 )
@@ -75,11 +74,7 @@ class TensorrtArtifact:
             InputError: an input is missing, unknown, or of another shape or dtype.
             MissingDependencyError: onnxruntime is not installed.
         """
-        arrays = bind(self.manifest, inputs, named)
-        results: Sequence[Any] = self.run_flat(arrays)
-        if flat_tensors((inputs, named)):
-            results = [torch.as_tensor(np.array(result)) for result in results]
-        return build_outputs(self.manifest.structure, results)
+        return run_called(self, inputs, named)
 
     def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Execute on arrays by input name; the outputs in order."""
@@ -118,7 +113,7 @@ class TensorrtArtifact:
         """
         model, compiled = self._load(), self.compile()
         formats = self._read_formats(model, compiled)
-        kernels = acceptable_kernels if compiled.kernels else _any_kernel
+        kernels = acceptable_kernels if compiled.kernels else any_kernel
         mismatches = compare_layers(self.manifest.layers, formats, kernels)
         mismatches += compare_tensors(
             self.manifest.tensors,
@@ -137,8 +132,7 @@ class TensorrtArtifact:
         flat = inputs_or_examples(self.manifest, simulation, (), {})
         agreements = self._check(reference.model, simulation, flat)
         names = [record.name for record in self.manifest.outputs]
-        inputs = zip(self.manifest.inputs, flat, strict=True)
-        found = reference.run(names, {record.name: tensor.numpy() for record, tensor in inputs})
+        found = reference.run(names, feed_of(self.manifest, flat))
         shake = partial(run_shaken, noise=rounding_noise(self.manifest.layers))
         worst, outside = compare_outputs(simulation, flat, names, found, shake)
         verification = verify_all(
@@ -204,11 +198,6 @@ class TensorrtArtifact:
         self, model: ir.Model, simulation: Simulation, flat: Sequence[torch.Tensor]
     ) -> list[Agreement]:
         return check_layers(model, simulation.module, self.manifest.layers, flat)
-
-
-def _any_kernel(layer: LayerRecord) -> frozenset[str]:
-    """Nothing was compiled, so nothing is known of kernels."""
-    return frozenset()
 
 
 def _summary(compiled: Compiled) -> dict[str, Any]:

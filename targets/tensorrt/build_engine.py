@@ -154,7 +154,7 @@ def _strongly_typed(trt: Any) -> int:
 
 
 def _logger(trt: Any, messages: Messages) -> Any:
-    class Logger(trt.ILogger):  # type: ignore[misc]
+    class Logger(trt.ILogger):  # type: ignore[misc]  # it comes without types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -14,14 +14,13 @@ from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements
 from advisor.targets.base import LayerFormat, Verification
 from advisor.targets.benchmark import Benchmark, Progress
-from advisor.targets.compare import compare_layers, compare_tensors
+from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
 from advisor.targets.fixedshapes import FixedShapes, cut_pieces, read_shapes
-from advisor.targets.manifest import CHECK_FOLDER, LayerRecord, Manifest, read_manifest
+from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
 from advisor.targets.pieces import run_pieces
-from advisor.targets.signature import bind, build_outputs
+from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
     Simulation,
-    flat_tensors,
     inputs_or_examples,
     load_simulation,
 )
@@ -90,11 +89,7 @@ class TfliteArtifact:
             InputError: an input is missing, unknown, or of another shape or dtype.
             MissingDependencyError: ai-edge-litert is not installed.
         """
-        arrays = bind(self.manifest, inputs, named)
-        results: Sequence[Any] = self.run_flat(arrays)
-        if flat_tensors((inputs, named)):
-            results = [torch.as_tensor(result) for result in results]
-        return build_outputs(self.manifest.structure, results)
+        return run_called(self, inputs, named)
 
     def run_flat(self, arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """Execute on arrays by input name; the outputs in order, in the model's own dtypes."""
@@ -129,18 +124,14 @@ class TfliteArtifact:
             name: replace(found, kernel=kernels.get(name, ""))
             for name, found in read_layers(model, self.manifest.layers).items()
         }
-        mismatches = compare_layers(self.manifest.layers, formats, _any_kernel)
+        # XNNPACK's arithmetic is what is checked; built-in kernels that agree are as good.
+        mismatches = compare_layers(self.manifest.layers, formats, any_kernel)
         mismatches += compare_tensors(
             self.manifest.tensors,
             read_tensors(model, [record.name for record in self.manifest.tensors]),
         )
         mismatches += compare_ports(self.manifest.ports, model)
-        found = self.run_flat(
-            {
-                record.name: tensor.numpy()
-                for record, tensor in zip(self.manifest.inputs, flat, strict=True)
-            }
-        )
+        found = self.run_flat(feed_of(self.manifest, flat))
         names = [record.name for record in self.manifest.outputs]
         worst, outside = compare_outputs(simulation, flat, names, found)
         checked = lint(model) if self.options.accelerator == "edge-tpu" else None
@@ -220,8 +211,3 @@ class TfliteArtifact:
     ) -> tuple[list[Agreement], dict[str, str]]:
         pieces = cut_pieces(self.manifest.inputs, self.shapes, list(flat))
         return check_layers(model, simulation.module, self.manifest.layers, pieces)
-
-
-def _any_kernel(layer: LayerRecord) -> frozenset[str]:
-    """XNNPACK's arithmetic is what is checked, and built-in kernels that agree are as good."""
-    return frozenset()

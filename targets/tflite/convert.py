@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import os
 import re
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, Final
 
 import torch
@@ -21,6 +16,7 @@ from advisor.errors import UnsupportedError
 from advisor.passes.blame import locate
 from advisor.passes.graph import Graph
 from advisor.passes.shapes import deployment_inputs, infer_shapes
+from advisor.targets.packages import quiet
 from advisor.targets.tflite.decompositions import flatten_rows, register_decompositions
 from advisor.targets.tflite.markers import mark, register_lowering, values_of
 from advisor.targets.tflite.packages import load
@@ -43,6 +39,7 @@ def convert(graph: Graph, batch: int, sequence: int | None) -> bytes:
     flatten_rows(marked, infer_shapes(graph.module, flat))
     module = _Flat(marked, flat)
     tensors = tuple(value for value in flat if isinstance(value, torch.Tensor))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with quiet():
         litert_torch = load("litert_torch")
         register_lowering()
@@ -82,24 +79,6 @@ class _Flat(nn.Module):
         values = [next(remaining) if isinstance(v, torch.Tensor) else v for v in self.flat]
         outputs = pytree.tree_leaves(self.inner(*values))
         return tuple(value for value in outputs if isinstance(value, torch.Tensor))
-
-
-@contextmanager
-def quiet() -> Generator[None]:
-    """Silence the converter: progress on stdout, warnings and log lines about its own workings."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(io.StringIO()),
-            redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
 
 
 def _first_line(error: BaseException) -> str:

@@ -80,7 +80,7 @@ def test_a_target_too_old_names_what_is_needed(
     scheme: str, needed: str, asked: str, make_quantized: Quantizer, tmp_path: Path
 ) -> None:
     quantized = make_quantized(seeded(Chain(1)), (draw(2, 64),), scheme)
-    target = TARGET.with_options(CoremlOptions(deployment=asked))  # type: ignore[arg-type]
+    target = TARGET.with_options(CoremlOptions(deployment=asked))  # type: ignore[arg-type]  # as text
     message = rf"{asked} .* was asked for, but layers\.0 \({scheme}\).* need {needed}"
     with pytest.raises(UnsupportedError, match=message):
         target.emit(quantized, tmp_path)
