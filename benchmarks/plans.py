@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from advisor.budget import Budget
+from advisor import uniform
+from advisor.budget import INT8_SCHEMES, Budget
 from advisor.choose import choose
 from advisor.doctor import check_cache
 from advisor.errors import BudgetError, InfeasibleError
@@ -26,11 +27,9 @@ from advisor.search.problem import Choice, Problem, evaluate
 from advisor.search.study import Knobs
 from advisor.setting import Deployment, Setting
 from advisor.simulate import Simulator
-from advisor.uniform import resolve
 from benchmarks.measure import Variant
 from benchmarks.models import Case, Inputs
 
-INT8_SCHEMES: Final = ("w8a8", "w8a8-dynamic")
 SPEED_SCHEMES: Final = ("w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4a8-dynamic", "w4a8-dynamic-g32")
 """What is tried on random weights, which say nothing about the finer differences."""
 
@@ -97,7 +96,7 @@ class Advisor:
         """Plan, and write the plan's file; an impossible budget is an answer too."""
         try:
             setting, problem = self.evidence.prepared.setting, self.evidence.problem
-            budget = resolve(Budget.parse(question.budget), setting, problem)
+            budget = uniform.resolve(Budget.parse(question.budget), setting, problem)
             check_feasible(problem, budget)
         except (BudgetError, InfeasibleError) as error:
             return Answer(ask=question, variant=None, outcome=str(error))
@@ -172,23 +171,12 @@ def prepare_case(
 
 def uniform_choices(evidence: Evidence, schemes: Sequence[str] = INT8_SCHEMES) -> dict[str, Choice]:
     """float32, and every one of ``schemes`` wherever a group can take it."""
-    found: dict[str, Choice] = {"fp32": uniform(evidence, "fp32")}
+    known = uniform.uniform_choices(evidence.prepared.setting)
+    found: dict[str, Choice] = {"fp32": known["fp32"][0]}
     for scheme in schemes:
-        choice = uniform(evidence, scheme)
-        if choice not in found.values():
-            found[scheme] = choice
+        if scheme in known and known[scheme][0] not in found.values():
+            found[scheme] = known[scheme][0]
     return found
-
-
-def uniform(evidence: Evidence, scheme: str) -> Choice:
-    """``scheme`` for every group that can take it, float32 for the others."""
-    choice: list[int] = []
-    for options in evidence.problem.candidates:
-        names = [option.scheme for option in options]
-        wanted = scheme if scheme in names else "fp32"
-        # Of several roundings of one scheme the last listed is the better one.
-        choice.append(max(i for i, name in enumerate(names) if name == wanted))
-    return tuple(choice)
 
 
 def write_choice(
