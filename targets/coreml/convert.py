@@ -20,12 +20,14 @@ from advisor.passes.layers import LAYER_OPS
 from advisor.passes.ops import QUANTIZE_STATIC
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
+from advisor.targets.coreml.folding import keep_layers
 from advisor.targets.coreml.legalise import (
     bound_constants,
     divide_reciprocals,
     flatten_ports,
     own_linears,
     port_dtype,
+    respell,
     scale_norms,
     spell_out,
 )
@@ -93,6 +95,7 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
     module = clone(graph.module)
     flatten_ports(module, flat)
     spell_out(module)
+    respell(module)
     divide_reciprocals(module)
     if precision.is_half:
         scale_norms(module)
@@ -224,6 +227,7 @@ def _run_converter(
     lowerings.register_lowerings()
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(LEFT_OUT)
+    keep_layers(pipeline, names.layers.values())
     results: list[torch.Tensor] = [node.meta["val"] for node in output_nodes(program.graph_module)]
     try:
         with quiet():
