@@ -167,8 +167,8 @@ class Plan:
     bound. measured_regret: best measured divergence among trials against the chosen one's.
     fingerprint: SHA-256 of the model's graph and weights. model: "package.module:factory" or a
     path when known, so that apply and compile can load it again. input_tree: JSON of the example
-    inputs' structure, whose tensors are in plan.safetensors. platform, options: the profile's systems
-    and how it wants files written, which ``compile`` goes by. bias_correction, observer,
+    inputs' structure, whose tensors are in plan.safetensors. platform, options: the profile's
+    systems and how it wants files written, which ``compile`` goes by. bias_correction, observer,
     equalise: the global settings that won the search.
     """
 
