@@ -31,19 +31,16 @@ def keep_layers(pipeline: Any, layers: Iterable[str], weights: Iterable[str]) ->
             return True
         return op.op_type != "cast" and any(var.name in read for var in inputs_of(op))
 
-    base = load("coremltools.converters.mil.mil.passes.defs.cleanup.const_elimination")
+    passes = load("coremltools.converters.mil.mil.passes.defs.cleanup.const_elimination")
+    theirs: Any = passes.const_elimination
     register = load("coremltools.converters.mil.mil.passes.pass_registry").register_pass
 
-    class Folding(base.const_elimination):  # type: ignore[misc]  # coremltools has no types
-        """coremltools' own pass, told that more variables must not be replaced."""
-
-        def apply(self, prog: Any) -> None:
-            blocks = list(prog.functions.values())
-            with _irreplaceable(blocks, is_layer):
-                super().apply(prog)
+    def apply(self: Any, program: Any) -> None:
+        with _irreplaceable(list(program.functions.values()), is_layer):
+            theirs.apply(self, program)
 
     namespace, _, name = OURS.partition("::")
-    register(namespace=namespace, override=True, name=name)(Folding)
+    register(namespace=namespace, override=True)(type(name, (theirs,), {"apply": apply}))
     pipeline.passes = [OURS if each == THEIRS else each for each in pipeline.passes]
 
 

@@ -117,8 +117,9 @@ def respell(module: GraphModule) -> None:
             with module.graph.inserting_before(node):
                 for place in places:
                     dtype = {"dtype": node.meta["val"].dtype}
-                    number = ([], argument(node, place))
-                    full = module.graph.call_function(aten.full.default, number, dtype)
+                    full = module.graph.call_function(
+                        aten.full.default, ([], argument(node, place)), dtype
+                    )
                     full.meta["val"] = node.meta["val"].new_empty(())
                     node.update_arg(place, full)
             node.target = aten.where.self
