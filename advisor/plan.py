@@ -179,6 +179,7 @@ class Plan:
     outcome: str
     batch: int
     sequence: int | None
+    context: int | None
     threads: int | None
     fingerprint: str
     layers: tuple[LayerDecision, ...]

@@ -223,6 +223,7 @@ def test_pin_of_nothing_and_of_the_impossible() -> None:
         {"threads": -1},
         {"workers": 3},
         {"context": 2048},
+        {"context": 0},
         {"on_unsupported": "skip"},
         {"output": "logit"},
         {"output": {"nothing": "logits"}},
