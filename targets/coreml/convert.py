@@ -29,6 +29,7 @@ from advisor.targets.coreml.legalise import (
     port_dtype,
     respell,
     scale_norms,
+    spell_keywords,
     spell_out,
 )
 from advisor.targets.coreml.names import METADATA, STEP, Names, inputs_of, names_of
@@ -96,6 +97,7 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
     flatten_ports(module, flat)
     spell_out(module)
     respell(module)
+    spell_keywords(module)
     divide_reciprocals(module)
     if precision.is_half:
         scale_norms(module)
