@@ -49,8 +49,9 @@ LEFT_OUT: Final = (
     "common::fuse_matmul_weight_bias",
     "common::fuse_pad_conv",
     "common::fuse_dilated_conv",
-    # These would make one of two layers that compute the same, or change a planned scale.
+    # These would make one of two layers or weights that are the same, or change a planned scale.
     "common::remove_redundant_ops",
+    "common::const_deduplication",
     "common::distributive_quantized_binary_op_scale_normalization",
 )
 """Passes of coremltools that a plan must not go through."""
