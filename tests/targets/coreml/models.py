@@ -31,12 +31,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Chain(nn.Module):
-    """(B, width) to (B, 8) through ``count`` Linears with ReLU between them."""
+    """(B, width) to (B, outputs) through ``count`` Linears with ReLU between them."""
 
-    def __init__(self, count: int, width: int = 64) -> None:
+    def __init__(self, count: int, width: int = 64, outputs: int = 8) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(count)])
-        self.head = nn.Linear(width, 8)
+        self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
