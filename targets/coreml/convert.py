@@ -20,7 +20,7 @@ from advisor.passes.layers import LAYER_OPS
 from advisor.passes.ops import QUANTIZE_STATIC
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
-from advisor.targets.coreml.images import Image, port_type, scale_pixels
+from advisor.targets.coreml.images import Image
 from advisor.targets.coreml.labels import BEST_LABEL
 from advisor.targets.coreml.legalise import (
     bound_constants,
@@ -34,6 +34,7 @@ from advisor.targets.coreml.legalise import (
 from advisor.targets.coreml.names import METADATA, STEP, Names, inputs_of, names_of
 from advisor.targets.coreml.operators import LINEAR
 from advisor.targets.coreml.packages import load
+from advisor.targets.coreml.scaling import port_type, scale_pixels
 from advisor.targets.packages import quiet
 from advisor.targets.reexport import reexport
 from advisor.targets.unrolled import UNROLLED

@@ -47,6 +47,19 @@ def write_artifact(graph: QuantizedGraph, out: Path, options: CoremlOptions) -> 
     """Write every file of the artifact but acceptance.json into the existing folder ``out``.
 
     Raises:
+        AdvisorError: as ``write_package``.
+    """
+    fixed = write_package(graph, out, options)
+    names = tuple(record.name for record in describe_inputs(fixed.float_graph))
+    save_simulation(fixed, names, out / CHECK_FOLDER)
+
+
+def write_package(graph: QuantizedGraph, out: Path, options: CoremlOptions) -> QuantizedGraph:
+    """Write the package and how to run it: all but what it is checked against.
+
+    Returns the graph with example inputs of the deployment's sequence.
+
+    Raises:
         InputError: the model does not accept the deployment's batch or sequence.
         UnsupportedError: an operator has no form in MIL, a scheme needs a newer system, or an
             input is no picture, or the model no classifier, where the options say so.
@@ -71,12 +84,11 @@ def write_artifact(graph: QuantizedGraph, out: Path, options: CoremlOptions) -> 
         images=images,
         labels=labels,
     )
-    manifest = describe_graph(graph)
-    write_manifest(manifest, out)
+    write_manifest(describe_graph(graph), out)
     write_shapes(shapes, out)
     write_json(out / SETTINGS_FILE, asdict(settings))
     shutil.copyfile(Path(__file__).with_name("ondevice.py"), out / BENCHMARK_FILE)
-    save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
+    return graph
 
 
 def _check_version(found: int, deployment: str) -> None:

@@ -57,7 +57,8 @@ class CoremlRunner:
     which has no Mac."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        check_system(settings.deployment, platform.mac_ver()[0])
+        if ON_MAC:
+            check_system(settings.deployment, platform.mac_ver()[0])
         ct = load("coremltools")
         with quiet():
             self._model = ct.models.MLModel(str(folder / PACKAGE))
