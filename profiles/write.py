@@ -44,7 +44,7 @@ def _table(path: str, items: Mapping[str, Any], sources: Mapping[str, str]) -> l
         elif isinstance(value, str):
             plain.append(f"{key} = {_text(value)}")
         elif isinstance(value, tuple):
-            rows = cast("tuple[Any, ...]", value)
+            rows = cast("Sequence[Any]", value)
             if isinstance(rows[0], str):
                 plain.append(f"{key} = [{', '.join(map(_text, rows))}]")
             else:

@@ -276,7 +276,7 @@ class CoremlArtifact:
                 # The rows after the model's own example are random numbers.
                 notes += filter(None, [image.note_on(record.name, array[:1])])
                 array = image.pixels_of(array)
-            made.append(torch.from_numpy(image.values_of(array)))
+            made.append(torch.as_tensor(image.values_of(array)))
         return made, notes
 
     def _on_pictures(self, simulation: Simulation, flat: Sequence[torch.Tensor]) -> Simulation:
@@ -292,7 +292,7 @@ class CoremlArtifact:
         """``run_halved``, with pictures scaled in float16 too."""
         images = [self.settings.images.get(record.name) for record in self.manifest.inputs]
         halved = [
-            tensor if image is None else torch.from_numpy(image.halved(tensor.numpy()))
+            tensor if image is None else torch.as_tensor(image.halved(tensor.numpy()))
             for tensor, image in zip(flat, images, strict=True)
         ]
         return run_halved(module, halved)

@@ -60,7 +60,7 @@ def choose_labels(option: str, graph: QuantizedGraph, shapes: FixedShapes) -> tu
         return ()
     labels = read_labels(Path(option))
     nodes = output_nodes(graph.module)
-    values = [node.meta.get("val") for node in nodes]
+    values: list[Any] = [node.meta.get("val") for node in nodes]
     kinds = [f"{value.dtype} {list(value.shape)}".removeprefix("torch.") for value in values]
     if len(values) != 1 or len(values[0].shape) != 2 or not values[0].is_floating_point():
         raise UnsupportedError(

@@ -37,7 +37,7 @@ def scale_pixels(module: GraphModule, images: Sequence[Image | None]) -> None:
         readers, made = list(node.users), node
         for role, numbers in image.steps:
             constant = insert_constant(
-                module, first, f"advisor_{role}_{node.name}", torch.from_numpy(column(numbers))
+                module, first, f"advisor_{role}_{node.name}", torch.as_tensor(column(numbers))
             )
             with graph.inserting_before(first):
                 made = graph.call_function(_OPERATORS[role], (made, constant))

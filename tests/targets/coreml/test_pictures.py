@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from advisor import advise
 from advisor.cli import app
 from advisor.demo import digits
 from advisor.errors import InputError, UnsupportedError, UsageError
+from advisor.passes.graph import QuantizedGraph
 from advisor.plan import Plan
 from advisor.targets.coreml import TARGET, CoremlOptions, ondevice
 from advisor.targets.coreml.artifact import CoremlArtifact
@@ -205,6 +207,11 @@ def test_benchmark_and_core_ml_get_pictures(colors: tuple[Any, CoremlArtifact]) 
     assert np.array_equal(gray, images[0, 0].numpy())
 
 
+@pytest.fixture(scope="module")
+def mixed(make_quantized: Quantizer) -> QuantizedGraph:
+    return make_quantized(seeded(Mixed()), (draw(2, 3, 16, 16),), "fp32", batch=1)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
@@ -222,7 +229,7 @@ def test_options_that_do_not_fit_the_model_are_refused(
     options: dict[str, Any],
     error: type[Exception],
     says: str,
-    make_quantized: Quantizer,
+    mixed: QuantizedGraph,
     tmp_path: Path,
 ) -> None:
     given = dict(options)
@@ -230,19 +237,18 @@ def test_options_that_do_not_fit_the_model_are_refused(
         given["labels"] = label_file(tmp_path, *given["labels"])
     out = tmp_path / "made"
     out.mkdir()
-    graph = make_quantized(seeded(Mixed()), (draw(2, 3, 16, 16),), "fp32", batch=1)
     with pytest.raises(error, match=says):
-        TARGET.with_options(CoremlOptions(**given)).emit(graph, out)
+        TARGET.with_options(CoremlOptions(**given)).emit(mixed, out)
     assert not any(out.iterdir())
 
 
 def test_what_is_no_picture_or_classifier_is_refused(
-    make_quantized: Quantizer, tmp_path: Path
+    mixed: QuantizedGraph, make_quantized: Quantizer, tmp_path: Path
 ) -> None:
     rows = make_quantized(seeded(Chain(1)), (draw(2, 64),), "fp32", batch=1)
     with pytest.raises(UnsupportedError, match=r"float32 \[batch, 64\]; a picture is"):
         TARGET.with_options(CoremlOptions(image="x")).emit(rows, tmp_path)
-    many = make_quantized(seeded(Mixed()), (draw(2, 3, 16, 16),), "fp32", batch=2)
+    many = replace(mixed, batch=2)
     with pytest.raises(UnsupportedError, match="one picture per call"):
         TARGET.with_options(CoremlOptions(image="x")).emit(many, tmp_path)
     labels = label_file(tmp_path, *"abcde")

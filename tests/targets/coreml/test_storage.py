@@ -72,7 +72,11 @@ def stored_bytes(artifact: CoremlArtifact, layer: str) -> int:
         yield from (v.blobFileValue.offset for v in values if v.HasField("blobFileValue"))
 
     name = artifact.package.names.layers[layer]
-    (op,) = [op for op in block.operations if op.outputs and op.outputs[0].name.startswith(name)]
+    (op,) = [
+        op
+        for op in block.operations
+        if op.type == "linear" and f"{op.outputs[0].name}_".startswith(f"{name}_")
+    ]
     (source,) = op.inputs["weight"].arguments
     total = 0
     for offset in set(blobs(makers[source.name])):
