@@ -265,6 +265,10 @@ def _write(
         equalise=bool(winner.knobs.get("equalise", False)),
         input_tree=tree,
         pins=dict(pins),
+        platform=dict(setting.profile.platform),
+        options=dict(setting.profile.options)
+        if setting.profile.runtime == setting.capability.name
+        else {},
         model=evidence.prepared.source,
         tensors_sha256=content_digest(tensors),
     )

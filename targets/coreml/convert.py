@@ -20,6 +20,7 @@ from advisor.passes.layers import LAYER_OPS
 from advisor.passes.ops import QUANTIZE_STATIC
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
+from advisor.targets.coreml.folding import keep_layers
 from advisor.targets.coreml.images import Image
 from advisor.targets.coreml.labels import BEST_LABEL
 from advisor.targets.coreml.legalise import (
@@ -28,6 +29,7 @@ from advisor.targets.coreml.legalise import (
     flatten_ports,
     own_linears,
     port_dtype,
+    respell,
     scale_norms,
     spell_out,
 )
@@ -105,6 +107,7 @@ def convert(
     module = clone(graph.module)
     flatten_ports(module, flat)
     spell_out(module)
+    respell(module)
     divide_reciprocals(module)
     if precision.is_half:
         scale_norms(module)
@@ -242,6 +245,7 @@ def _run_converter(
     lowerings.register_lowerings()
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(LEFT_OUT)
+    keep_layers(pipeline, names.layers.values())
     results: list[torch.Tensor] = [node.meta["val"] for node in output_nodes(program.graph_module)]
     try:
         with quiet():
