@@ -164,7 +164,8 @@ class TargetContract:
     @pytest.mark.slow
     def test_every_scheme_is_emitted_read_back_and_executed(self, tmp_path: Path) -> None:
         covered: set[tuple[str, str]] = set()
-        for name, model, batches in make_models():
+        models = list(make_models())
+        for name, model, batches in reversed(models):  # the last has several linear layers
             for index, plan in enumerate(self.plans(model, batches, covered)):
                 artifact = plan.compile(tmp_path / f"{name}-{index}")
                 verification = artifact.verify()
@@ -174,14 +175,14 @@ class TargetContract:
 
     def test_outputs_have_the_models_structure(self, tmp_path: Path) -> None:
         for name, model, batches in make_models():
-            artifact = self.plan(model, batches, "fp32").compile(tmp_path / name)
+            artifact = self._advise(model, batches, ["fp32"], {}).compile(tmp_path / name)
             expected, found = model(batches[0]), artifact.run(batches[0])
             assert type(found) is type(expected)
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
     def test_wrong_inputs_are_refused(self, tmp_path: Path) -> None:
         _, model, batches = next(make_models())
-        artifact = self.plan(model, batches, "fp32").compile(tmp_path / "conv")
+        artifact = self._advise(model, batches, ["fp32"], {}).compile(tmp_path / "conv")
         with pytest.raises(InputError):
             artifact.run(torch.zeros(2, 4, 8, 8))
 

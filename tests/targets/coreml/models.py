@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
-
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-def mark_slow(names: Iterable[str], *, fast: Collection[str]) -> list[Any]:
-    """Parameters of a test, those that are not ``fast`` marked slow."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -97,7 +97,7 @@ def test_a_unit_alone_and_a_file_are_corrected_by_their_own_measurement(tmp_path
     assert correct(path, first).exit_code == 0
     corrected = plan_for(str(first), "sequence")
     assert latency(corrected) == pytest.approx(7e-4, rel=0.01)
-    corrected.compile(folder)
+    corrected.save(folder)  # the package is the same
     path = benchmark(folder, 5e-4)
     assert "name it with --profile" in correct(path, second).output
     assert correct(path, second, "--profile", str(first)).exit_code == 0

@@ -53,13 +53,18 @@ def test_integers_are_bit_exact_in_float32(make_quantized: Quantizer, tmp_path: 
     )
 
 
-@pytest.mark.parametrize("model", [Mixed, Attention])
 @pytest.mark.parametrize(
-    "schemes", [("w8a8",), pytest.param(("w8", "lut4"), marks=pytest.mark.slow)], ids="-".join
+    ("model", "schemes"),
+    [
+        (Mixed, ("w8a8",)),
+        (Attention, ("w8a8",)),
+        pytest.param(Mixed, ("w8", "lut4"), marks=pytest.mark.slow),
+    ],
+    ids=["mixed", "attention", "mixed-weights"],
 )
 def test_real_operators_in_float16(
+    model: type[nn.Module],
     schemes: tuple[str, ...],
-    model: type[torch.nn.Module],
     make_quantized: Quantizer,
     tmp_path: Path,
 ) -> None:
@@ -78,18 +83,21 @@ def test_real_operators_in_float16(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["fp16", "w8"])
-def test_recurrent_layers_are_their_steps(
-    scheme: str, make_quantized: Quantizer, tmp_path: Path
-) -> None:
-    quantized = make_quantized(seeded(Recurrent()), (draw(2, 3, 8),), scheme)
+def test_recurrent_layers_are_their_steps(make_quantized: Quantizer, tmp_path: Path) -> None:
+    args = (draw(2, 3, 8),)
+    names = make_quantized(seeded(Recurrent()), args, "fp32").assignment
+    schemes = {
+        name: "fp16" if name.startswith("lstm") else "fp32" if name.startswith("gru") else "w8"
+        for name in names
+    }
+    quantized = make_quantized(seeded(Recurrent()), args, schemes)
     artifact = TARGET.emit(quantized, tmp_path)
     verification = artifact.verify()
     assert verification.ok, verification.mismatches
     assert verification.layers_total == 8
-    assert artifact.read_back()["lstm.weight_hh_l0"].scheme == (
-        "fp16" if scheme == "fp16" else "fp32"
-    )
+    found = {name: layer.scheme for name, layer in artifact.read_back().items()}
+    assert found == {**schemes, "conv": "fp32"}  # one-dimensional ones take no integers
+    assert sum(scheme == "fp16" for scheme in found.values()) == 4
 
 
 def test_eight_schemes_in_one_package(make_quantized: Quantizer, tmp_path: Path) -> None:
@@ -160,10 +168,10 @@ def test_the_same_plan_gives_the_same_weight_file(
     make_quantized: Quantizer, tmp_path: Path
 ) -> None:
     files: list[bytes] = []
+    schemes = {"layers.0": "w4-g32", "head": "lut4"}
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        schemes = {"layers.0": "w4-g32", "layers.1": "lut4"}
-        TARGET.emit(make_quantized(seeded(Chain(2)), (draw(2, 64),), schemes), tmp_path / name)
+        TARGET.emit(make_quantized(seeded(Chain(1)), (draw(2, 64),), schemes), tmp_path / name)
         (weights,) = (tmp_path / name).rglob("weight.bin")
         files.append(weights.read_bytes())
     assert files[0] == files[1]
