@@ -245,7 +245,9 @@ def _run_converter(
     lowerings.register_lowerings()
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(LEFT_OUT)
-    keep_layers(pipeline, names.layers.values())
+    frozen = {layer.weight for layer in source.layers if layer.frozen is not None}
+    kept = [names.weights[weight] for weight in frozen if weight in names.weights]
+    keep_layers(pipeline, names.layers.values(), kept)
     results: list[torch.Tensor] = [node.meta["val"] for node in output_nodes(program.graph_module)]
     try:
         with quiet():

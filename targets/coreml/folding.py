@@ -1,55 +1,58 @@
 """Constants are computed while converting, but layers stay layers.
 
 A table of positions that is read at indices known beforehand is a constant to coremltools, which
-puts the rows read into the package. The plan has a scheme for that table, and the package must too.
+puts the rows read into the package; so is a constant that is repeated for every sample, where there
+is one. The plan has a scheme for them, and the package must hold them as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from advisor.targets.coreml.names import is_named
+from advisor.targets.coreml.names import inputs_of, is_named
 from advisor.targets.coreml.packages import load
 
 THEIRS: Final = "common::const_elimination"
 OURS: Final = "advisor::fold_around_layers"
 
 
-def keep_layers(pipeline: Any, layers: Iterable[str]) -> None:
-    """Let a pipeline of coremltools fold all constants but what these operators compute.
+def keep_layers(pipeline: Any, layers: Iterable[str], weights: Iterable[str]) -> None:
+    """Let a pipeline of coremltools fold all constants but what layers compute.
 
-    layers: names of operators, as ``Names.layers`` has them.
+    layers: names of operators, as ``Names.layers`` has them. weights: names of constants, as
+    ``Names.weights`` has them, whose readers are layers too.
     """
-    kept = tuple(layers)
-    base = load("coremltools.converters.mil.mil.passes.defs.cleanup.const_elimination")
+    named, read = tuple(layers), frozenset(weights)
+
+    def is_layer(op: Any) -> bool:
+        if any(is_named(op, name) for name in named):
+            return True
+        return op.op_type != "cast" and any(var.name in read for var in inputs_of(op))
+
+    passes = load("coremltools.converters.mil.mil.passes.defs.cleanup.const_elimination")
+    theirs: Any = passes.const_elimination
     register = load("coremltools.converters.mil.mil.passes.pass_registry").register_pass
 
-    class Folding(base.const_elimination):  # type: ignore[misc]  # coremltools has no types
-        """coremltools' own pass, told that more variables must not be replaced."""
-
-        def apply(self, prog: Any) -> None:
-            blocks = list(prog.functions.values())
-            with _irreplaceable(blocks, kept):
-                super().apply(prog)
+    def apply(self: Any, program: Any) -> None:
+        with _irreplaceable(list(program.functions.values()), is_layer):
+            theirs.apply(self, program)
 
     namespace, _, name = OURS.partition("::")
-    register(namespace=namespace, override=True, name=name)(Folding)
+    register(namespace=namespace, override=True)(type(name, (theirs,), {"apply": apply}))
     pipeline.passes = [OURS if each == THEIRS else each for each in pipeline.passes]
 
 
 @contextmanager
-def _irreplaceable(blocks: list[Any], layers: tuple[str, ...]) -> Iterator[None]:
-    """While it lasts, results of these layers count as those of ``constexpr_`` operators do: they
+def _irreplaceable(blocks: list[Any], is_layer: Callable[[Any], bool]) -> Iterator[None]:
+    """While it lasts, results of layers count as those of ``constexpr_`` operators do: they
     and what is computed from them stay."""
     variable = load("coremltools.converters.mil.mil.var").Var
     original = variable._is_nonreplaceable_var
 
     def holds(var: Any) -> bool:
-        if original(var):
-            return True
-        return var.op is not None and any(is_named(var.op, layer) for layer in layers)
+        return original(var) or (var.op is not None and is_layer(var.op))
 
     variable._is_nonreplaceable_var = staticmethod(holds)
     try:

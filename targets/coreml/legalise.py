@@ -101,9 +101,28 @@ LOGICAL: Final = {
 """Operators on bits, and what they are where there is one bit."""
 
 
+NUMBERS: Final = {
+    aten.where.ScalarOther: (2,),
+    aten.where.ScalarSelf: (1,),
+    aten.where.Scalar: (1, 2),
+}
+"""Choices between numbers, and which of their arguments those are."""
+
+
 def respell(module: GraphModule) -> None:
     """Put operators that coremltools has no form of as others that compute the same: bits of
-    truth values, and tensors made like another."""
+    truth values, tensors made like another, and choices of which one is a number."""
+    for target, places in NUMBERS.items():
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            with module.graph.inserting_before(node):
+                for place in places:
+                    dtype = {"dtype": node.meta["val"].dtype}
+                    full = module.graph.call_function(
+                        aten.full.default, ([], argument(node, place)), dtype
+                    )
+                    full.meta["val"] = node.meta["val"].new_empty(())
+                    node.update_arg(place, full)
+            node.target = aten.where.self
     for target, logical in LOGICAL.items():
         for node in module.graph.find_nodes(op="call_function", target=target):
             if node.meta["val"].dtype is torch.bool:
