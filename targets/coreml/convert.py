@@ -21,6 +21,8 @@ from advisor.passes.ops import QUANTIZE_STATIC
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
 from advisor.targets.coreml.folding import keep_layers
+from advisor.targets.coreml.images import Image
+from advisor.targets.coreml.labels import BEST_LABEL
 from advisor.targets.coreml.legalise import (
     bound_constants,
     divide_reciprocals,
@@ -35,6 +37,7 @@ from advisor.targets.coreml.legalise import (
 from advisor.targets.coreml.names import METADATA, STEP, Names, inputs_of, names_of
 from advisor.targets.coreml.operators import LINEAR
 from advisor.targets.coreml.packages import load
+from advisor.targets.coreml.scaling import port_type, scale_pixels
 from advisor.targets.packages import quiet
 from advisor.targets.reexport import reexport
 from advisor.targets.unrolled import UNROLLED
@@ -81,11 +84,20 @@ class Converted:
     names: Names
 
 
-def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) -> Converted:
+def convert(
+    graph: QuantizedGraph,
+    batch: int,
+    deployment: str,
+    compute: str,
+    *,
+    images: Mapping[str, Image],
+    labels: Sequence[str],
+) -> Converted:
     """The graph as a Core ML model of fixed shapes.
 
     deployment: a key of ``deployment.SPECIFICATIONS``. compute: dtype of what the schemes leave
-    to the runtime.
+    to the runtime. images: inputs that are pictures, by name. labels: of the only output's
+    classes; none for a model that gives tensors.
 
     Raises:
         InputError: the model does not accept this batch.
@@ -108,10 +120,15 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
         for name, value in zip(source.input_names, flat, strict=True)
         if isinstance(value, torch.Tensor)
     }
+    scale_pixels(module, [images.get(name) for name in given])
     program = _export(module, source, tuple(given.values()))
     names = _name_parts(program, source)
     ports = name_ports(tuple(given), source.output_names)
-    model = _run_converter(program, source, ports, given, deployment, precision, names)
+    inputs = [
+        port_type(load("coremltools"), ports.inputs[name], tensor, images.get(name))
+        for name, tensor in given.items()
+    ]
+    model = _run_converter(program, source, ports, inputs, labels, deployment, precision, names)
     model.user_defined_metadata[METADATA] = names.to_json()
     return Converted(model=model, ports=ports, names=names)
 
@@ -221,7 +238,8 @@ def _run_converter(
     program: ExportedProgram,
     source: Graph,
     ports: Ports,
-    given: Mapping[str, torch.Tensor],
+    inputs: Sequence[Any],
+    labels: Sequence[str],
     deployment: str,
     precision: Precision,
     names: Names,
@@ -238,12 +256,7 @@ def _run_converter(
         with quiet():
             return ct.convert(
                 program,
-                inputs=[
-                    ct.TensorType(
-                        name=ports.inputs[name], shape=tuple(t.shape), dtype=t.numpy().dtype.type
-                    )
-                    for name, t in given.items()
-                ],
+                inputs=list(inputs),
                 outputs=[
                     ct.TensorType(
                         name=name, dtype=np.float32 if value.is_floating_point() else np.int32
@@ -251,6 +264,13 @@ def _run_converter(
                     for name, value in zip(ports.outputs.values(), results, strict=True)
                 ],
                 minimum_deployment_target=getattr(ct.target, deployment),
+                classifier_config=ct.ClassifierConfig(
+                    class_labels=list(labels),
+                    predicted_feature_name=BEST_LABEL,
+                    predicted_probabilities_output=next(iter(ports.outputs.values())),
+                )
+                if labels
+                else None,
                 compute_precision=_compute_precision(ct, precision, names),
                 pass_pipeline=pipeline,
                 skip_model_load=True,
