@@ -72,8 +72,8 @@ def _find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     """The layers that the simulation computes with an operator of their own, and its quantizers."""
     taps: list[Tap] = []
     for record, node, static in find_calls(module, layers):
-        # A recurrent layer's steps are several operators; a product with a constant is none of MIL's
-        # layers, and is judged with the whole.
+        # A recurrent layer's steps are several operators; a product with a constant is none of
+        # MIL's layers, and is judged with the whole.
         if record.weight and record.op not in RECURRENT and node.target in LAYER_OPS:
             taps.append(Tap(record, (before_quantizers(input_argument(node), static),), node))
     for node in module.graph.find_nodes(op="call_function", target=QUANTIZE_STATIC):

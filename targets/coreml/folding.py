@@ -14,12 +14,13 @@ from typing import Any, Final
 from advisor.targets.coreml.names import inputs_of, is_named
 from advisor.targets.coreml.packages import load
 
-THEIRS: Final = "common::const_elimination"
-OURS: Final = "advisor::fold_around_layers"
+SPARING: Final = ("const_elimination", "noop_elimination")
+"""Passes of coremltools that must spare layers: they compute constants, and take out what changes
+nothing, as a table of zeros that is added."""
 
 
 def keep_layers(pipeline: Any, layers: Iterable[str], weights: Iterable[str]) -> None:
-    """Let a pipeline of coremltools fold all constants but what layers compute.
+    """Let a pipeline of coremltools clean up all but what layers compute.
 
     layers: names of operators, as ``Names.layers`` has them. weights: names of constants, as
     ``Names.weights`` has them, whose readers are layers too.
@@ -31,17 +32,23 @@ def keep_layers(pipeline: Any, layers: Iterable[str], weights: Iterable[str]) ->
             return True
         return op.op_type != "cast" and any(var.name in read for var in inputs_of(op))
 
-    passes = load("coremltools.converters.mil.mil.passes.defs.cleanup.const_elimination")
-    theirs: Any = passes.const_elimination
-    register = load("coremltools.converters.mil.mil.passes.pass_registry").register_pass
+    registry = load("coremltools.converters.mil.mil.passes.pass_registry")
+    for name in SPARING:
+        theirs: Any = type(registry.PASS_REGISTRY[f"common::{name}"])
+        ours = type(name, (theirs,), {"apply": _sparing(theirs, is_layer)})
+        registry.register_pass(namespace="advisor", override=True)(ours)
+    pipeline.passes = [
+        each.replace("common::", "advisor::") if each.removeprefix("common::") in SPARING else each
+        for each in pipeline.passes
+    ]
 
+
+def _sparing(theirs: Any, is_layer: Callable[[Any], bool]) -> Callable[[Any, Any], None]:
     def apply(self: Any, program: Any) -> None:
         with _irreplaceable(list(program.functions.values()), is_layer):
             theirs.apply(self, program)
 
-    namespace, _, name = OURS.partition("::")
-    register(namespace=namespace, override=True)(type(name, (theirs,), {"apply": apply}))
-    pipeline.passes = [OURS if each == THEIRS else each for each in pipeline.passes]
+    return apply
 
 
 @contextmanager
