@@ -29,6 +29,7 @@ from advisor.targets.coreml.runtime import Runner, open_runner
 from advisor.targets.fixedshapes import FixedShapes, cut_pieces, read_shapes
 from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
 from advisor.targets.pieces import run_pieces
+from advisor.targets.plainports import as_port
 from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
     Simulation,
@@ -199,7 +200,7 @@ class CoremlArtifact:
         """One call of the package, with the model's own tensors on both sides."""
         ports = self.settings.ports
         feeds = {
-            ports.inputs[record.name]: _as_port(array)
+            ports.inputs[record.name]: as_port(array)
             for record, array in zip(self.manifest.inputs, arrays, strict=True)
         }
         return self.runner.run(feeds)
@@ -207,8 +208,3 @@ class CoremlArtifact:
     def _check(self, simulation: Simulation, flat: Sequence[torch.Tensor]) -> list[Agreement]:
         pieces = cut_pieces(self.manifest.inputs, self.shapes, list(flat))
         return check_layers(self.package, simulation.module, self.manifest.layers, pieces)
-
-
-def _as_port(array: Array) -> Array:
-    """Core ML takes float32 and int32."""
-    return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
