@@ -22,7 +22,7 @@ from advisor.targets.unrolled import UNROLLED
 RECURRENT: Final = ("lstm", "gru")
 """Kinds of layers whose operator becomes its steps."""
 
-LAYERS: Final = frozenset({LINEAR, *LAYER_OPS})
+LAYERS: Final = frozenset({LINEAR, torch.ops.aten.convolution.default, *LAYER_OPS})
 """Operators of layers, in the spelling of ``export_steps``."""
 
 STEP: Final = "_step_"

@@ -14,7 +14,7 @@ from advisor.passes.graph import WeightTable
 from advisor.targets.manifest import LayerRecord
 
 FLOATS: Final = {"fp32": "fp32", "fp16": "fp16"}
-BITS: Final = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
+BITS: Final = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4, "int2": 2}
 """Schemes and bits by what elements are called in a file."""
 
 

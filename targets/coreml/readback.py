@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from advisor.formats import scheme_named
 from advisor.passes.digest import table_sha256
-from advisor.targets.base import LayerFormat, Mismatch
+from advisor.targets.base import LayerFormat
 from advisor.targets.coreml.mil import read_weight
 from advisor.targets.coreml.mil.constants import type_name
 from advisor.targets.coreml.names import inputs_of
@@ -63,33 +63,6 @@ def read_tensors(package: Package, names: Iterable[str]) -> dict[str, tuple[Tens
         ops = [package.find(mil) for mil in package.names.tensors.get(name, ())]
         found[name] = tuple(_read_tensor(name, op) for op in ops if op is not None)
     return found
-
-
-def compare_compute(
-    layers: Sequence[LayerRecord], formats: Mapping[str, LayerFormat], dtype: str
-) -> list[Mismatch]:
-    """Layers that do not compute in the dtype that the plan says.
-
-    dtype: of layers whose scheme leaves it to the runtime.
-    """
-    mismatches: list[Mismatch] = []
-    for layer in layers:
-        found = formats.get(layer.name)
-        expected = compute_of(layer.scheme, dtype)
-        if found is not None and not found.kernel.endswith(f" in {expected}"):
-            mismatches.append(
-                Mismatch(
-                    name=layer.name,
-                    expected=f"computed in {expected}",
-                    found=found.kernel or "nothing that could be found",
-                )
-            )
-    return mismatches
-
-
-def compute_of(scheme: str, dtype: str) -> str:
-    """The dtype a layer computes in; ``dtype`` is what the runtime is left to choose."""
-    return {"fp32": "float32", "fp16": "float16"}.get(scheme, dtype)
 
 
 def _read(op: Any, layer: LayerRecord) -> LayerFormat | None:
