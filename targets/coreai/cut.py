@@ -11,7 +11,7 @@ from advisor.passes.ops import QUANTIZE_STATIC
 from advisor.targets.agreement import Tap
 from advisor.targets.coreai.packages import load
 from advisor.targets.coreai.program import Program, owner_of
-from advisor.targets.coreai.readback import QUANTIZE, source_integers
+from advisor.targets.coreai.readback import GATHER, QUANTIZE, source_integers
 from advisor.targets.packages import quiet
 from advisor.targets.parts import Names
 
@@ -49,6 +49,8 @@ def _start_of(package: Program, value: Any, ops: list[Any]) -> Any | None:
     op = owner_of(value)
     if op is None or op not in ops:
         return value
+    if op.name == GATHER and package.is_fixed(op.operands[1]):
+        return op.operands[1]
     moving = [each for each in op.operands if not package.is_fixed(each)]
     return _start_of(package, moving[0], ops) if len(moving) == 1 else None
 

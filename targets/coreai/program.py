@@ -63,10 +63,11 @@ class Program:
         """The operators that a node of that name became; those of a later step of it where the
         first was computed ahead."""
         steps = (ops for each, ops in self._made_from.items() if each.startswith(f"{name}{STEP}"))
-        for ops in (self._made_from.get(name, []), *steps):
+        own = self._made_from.get(name, [])
+        for ops in (own, *steps):
             if any(not self.is_fixed(result) for op in ops for result in op.results):
                 return ops
-        return []
+        return own  # such as an embedding of positions that are always the same
 
 
 def owner_of(value: Any) -> Any | None:

@@ -19,6 +19,9 @@ LOOKED_UP: Final = "coreai.lut_to_dense"
 QUANTIZE: Final = "coreai.quantize"
 DEQUANTIZE: Final = "coreai.dequantize"
 
+GATHER: Final = "coreai.gather_nd"
+"""What an embedding becomes: rows of its first operand, by numbers in its second."""
+
 MOVES: Final = frozenset(
     {"coreai.reshape", "coreai.expand_dims", "coreai.shrink_dims", "coreai.cast"}
 )
@@ -113,6 +116,9 @@ def _plain(name: str) -> str:
 def _weights(package: Program, ops: list[Any]) -> Iterator[tuple[Any, Any]]:
     """The fixed values that operators of a layer read beside one that is not, in order."""
     for op in ops:
+        if op.name == GATHER:
+            yield op, op.operands[0]
+            continue
         fixed = [value for value in op.operands if package.is_fixed(value)]
         if len(fixed) < len(op.operands):
             yield from ((op, value) for value in fixed)
