@@ -260,8 +260,8 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
-    delegate: None where there is none. traps: reported faults of devices, for warnings. caution: what
-    every plan for this runtime should say; empty when there is nothing.
+    delegate: None where there is none. traps: reported faults of devices, for warnings. caution:
+    what every plan for this runtime should say; empty when there is nothing.
     """
 
     name: str

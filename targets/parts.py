@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -42,12 +42,22 @@ class Names:
     tensors: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
 
 
-def export_steps(module: GraphModule, source: Graph, tensors: tuple[Any, ...]) -> ExportedProgram:
-    """The module as an exported program of fixed shapes, without recurrent operators."""
+def export_steps(
+    module: GraphModule,
+    source: Graph,
+    tensors: tuple[Any, ...],
+    table: Mapping[Any, Callable[..., Any]] | None = None,
+) -> ExportedProgram:
+    """The module as an exported program of fixed shapes, without recurrent operators.
+
+    table: what else to decompose, Linears never.
+    """
     fixed = replace(source, module=module, args=tensors, kwargs={}, dynamic={})
+    steps = {**(table or {}), **UNROLLED}
+    steps.pop(torch.ops.aten.linear.default, None)
     with quiet():
         exported: Any = reexport(module, fixed)  # its methods' types are incomplete
-        program: ExportedProgram = exported.run_decompositions(dict(UNROLLED))
+        program: ExportedProgram = exported.run_decompositions(steps)
     own_linears(program.graph)
     return program
 

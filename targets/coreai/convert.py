@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 import torch
@@ -13,7 +14,7 @@ from advisor.passes.blame import locate
 from advisor.passes.fx import clone
 from advisor.passes.graph import Graph, QuantizedGraph, name_of
 from advisor.passes.shapes import deployment_inputs
-from advisor.targets.coreai.constants import Array, constant
+from advisor.targets.coreai.constants import constant
 from advisor.targets.coreai.legalise import count_padding
 from advisor.targets.coreai.lowerings import Lowerings
 from advisor.targets.coreai.packages import load
@@ -24,6 +25,9 @@ from advisor.targets.plainports import Ports, flatten_ports, name_ports, port_dt
 
 NARROWED: Final = {torch.int64: torch.int32, torch.float64: torch.float32}
 """Dtypes that Core AI does not have, and what the converter makes of them."""
+
+WRITTEN: Final = frozenset({"float32", "float16", "int32", "int8", "uint8"})
+"""Dtypes of tensors whose constants are written here; the converter writes the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +56,8 @@ def convert(graph: QuantizedGraph, batch: int) -> Converted:
         for name, value in zip(source.input_names, flat, strict=True)
         if isinstance(value, torch.Tensor)
     }
-    torch_part = load("coreai_torch")
-    exported: Any = export_steps(module, source, tuple(given.values()))
-    with quiet():
-        program: ExportedProgram = exported.run_decompositions(torch_part.get_decomp_table())
+    table = load("coreai_torch").get_decomp_table()
+    program = export_steps(module, source, tuple(given.values()), table)
     names = name_parts(program, source)
     ports = name_ports(tuple(given), source.output_names)
     for node in program.graph.nodes:  # else the file tells where the model's source lies
@@ -64,7 +66,10 @@ def convert(graph: QuantizedGraph, batch: int) -> Converted:
 
 
 def _run_converter(program: ExportedProgram, source: Graph, ports: Ports) -> Any:
-    converter: Any = _converter_class()()
+    base: Any = load("coreai_torch").TorchConverter
+    # Only this mode says in the file what an operator was made from, by which layers are found.
+    converter: Any = base(mode=base.Mode.DEBUG)
+    _name_constants(converter)
     Lowerings(program).register(converter)
     try:
         with quiet():
@@ -84,26 +89,19 @@ def _run_converter(program: ExportedProgram, source: Graph, ports: Ports) -> Any
         ) from error
 
 
-def _converter_class() -> type[Any]:
-    """coreai-torch's converter, in the mode whose files name what an operator was made from, with
-    weights under names of their own."""
-    base: Any = load("coreai_torch").TorchConverter
+def _name_constants(converter: Any) -> None:
+    """Let a converter write the model's own numbers as resources with names of their own."""
+    others: Any = converter._constant_from_tensor
+    numbers = count(1)
 
-    class Converter(base):  # type: ignore[misc]  # it has no types
-        def __init__(self) -> None:
-            super().__init__(mode=base.Mode.DEBUG)
-            self._count = 0
+    def write(tensor: torch.Tensor) -> Any:
+        narrow = tensor.detach().cpu().to(NARROWED.get(tensor.dtype, tensor.dtype))
+        dtype = str(narrow.dtype).removeprefix("torch.")
+        if dtype not in WRITTEN:
+            return others(tensor)
+        return constant(narrow.contiguous().numpy(), dtype, f"constant_{next(numbers)}")
 
-        def _constant_from_tensor(self, tensor: torch.Tensor) -> Any:
-            narrow = tensor.detach().cpu().to(NARROWED.get(tensor.dtype, tensor.dtype))
-            dtype = str(narrow.dtype).removeprefix("torch.")
-            if dtype not in {"float32", "float16", "int32", "int8", "uint8"}:
-                return super()._constant_from_tensor(tensor)
-            self._count += 1
-            array: Array = narrow.contiguous().numpy()
-            return constant(array, dtype, f"constant_{self._count}")
-
-    return Converter
+    converter._constant_from_tensor = write
 
 
 def _place(source: Graph, program: ExportedProgram, error: BaseException) -> str:

@@ -48,7 +48,8 @@ class Lowerings:
             node.name
         )
         if target is not None:
-            return self.program.state_dict[target].detach()
+            stored: Any = self.program.state_dict[target]
+            return torch.as_tensor(stored.detach())
         found: torch.Tensor = self.program.constants[
             signature.inputs_to_lifted_tensor_constants[node.name]
         ]

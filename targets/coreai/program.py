@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from advisor.targets.packages import quiet
 from advisor.targets.parts import STEP
 
 PACKAGE: Final = "model.aimodel"
+PROGRAM_FILE: Final = "main.mlirb"
+HASH_FILE: Final = "main.hash"
 FUNCTION: Final = "main"
 CONSTANT: Final = "coreai.constant"
 
@@ -85,6 +88,7 @@ def read_program(path: Path) -> Program:
         MissingDependencyError: Core AI is not installed, or does not exist for this system.
     """
     authoring = load("coreai.authoring")
+    _check_hash(path)
     try:
         with quiet():
             asset = authoring.AIModelAsset.load(path)
@@ -92,3 +96,18 @@ def read_program(path: Path) -> Program:
     except (OSError, RuntimeError, ValueError) as error:
         raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
     return Program(asset=asset, program=program)
+
+
+def _check_hash(path: Path) -> None:
+    """Compare the program with the hash that Core AI wrote beside it: its parser ends the whole
+    process at bytes that it cannot read (measured, coreai-core 1.0.0b3)."""
+    try:
+        data = (path / PROGRAM_FILE).read_bytes()
+        expected = (path / HASH_FILE).read_bytes()
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
+    if hashlib.sha256(data).digest() != expected:
+        raise PlanError(
+            f"{path} is damaged: {PROGRAM_FILE} is not what {HASH_FILE} says; "
+            "compile the plan again"
+        )

@@ -17,8 +17,8 @@ from advisor.passes.capture import capture
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET, CoremlOptions
 from advisor.targets.coreml.deployment import for_platform
-from tests.targets.coreml.models import Chain, draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import Chain, draw, seeded
 
 
 class Eigen(nn.Module):

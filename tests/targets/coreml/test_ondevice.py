@@ -14,8 +14,8 @@ import pytest
 from advisor.errors import MissingDependencyError
 from advisor.targets.coreml import TARGET, ondevice
 from advisor.targets.coreml.artifact import CoremlArtifact
-from tests.targets.coreml.models import Chain, draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import Chain, draw, seeded
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import torch
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET, CoremlOptions
 from advisor.testing import SequenceNet
-from tests.targets.coreml.models import Attention, Chain, Mixed, Recurrent, draw, mark_slow, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import Attention, Chain, Mixed, Recurrent, draw, mark_slow, seeded
 
 SCHEMES = tuple(load_capability("coreml").schemes)
 

@@ -10,8 +10,8 @@ from torch import nn
 from advisor.formats import scheme_named, storage_bits
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET
-from tests.targets.coreml.models import draw, mark_slow, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import draw, mark_slow, seeded
 
 CAPABILITY = load_capability("coreml")
 SHAPE = (768, 1024)
