@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from advisor.passes.candidates import regions_of
-from advisor.passes.graph import QuantizedGraph, WeightTable
-from advisor.passes.quantize import quantize
+from advisor.passes.fx import clone, finish, insert_constant
+from advisor.passes.graph import QuantizedGraph
+from advisor.passes.ops import DEQUANTIZE_AFFINE
 from advisor.targets.capability import load_capability
 from advisor.targets.coreai import TARGET
 from advisor.testing import SequenceNet
@@ -106,23 +106,16 @@ def test_zero_points_survive(make_quantized: Quantizer, tmp_path: Path) -> None:
 
 
 def _with_zero_points(made: QuantizedGraph) -> QuantizedGraph:
-    """The same plan with a zero point of its own for every output."""
-    tables: dict[str, WeightTable] = {}
-    for name, table in made.weights.items():
-        assert table.scale is not None
-        points = torch.arange(len(table.scale), dtype=torch.int8) % 7 - 3
-        tables[name] = replace(table, zero_point=points)
-    return replace(
-        quantize(
-            made.float_graph,
-            made.assignment,
-            weights=tables,
-            params={},
-            regions=regions_of(made.float_graph, load_capability("coreai")),
-            rules=None,
-        ),
-        batch=made.batch,
-    )
+    """The same plan with a zero point of its own for every output, which no algorithm makes yet."""
+    module, tables = clone(made.module), dict(made.weights)
+    for node in module.graph.find_nodes(op="call_function", target=DEQUANTIZE_AFFINE):
+        values, scale, _, *rest = node.args
+        name = str(values.target).removesuffix("_values")
+        points = torch.arange(made.weights[name].values.shape[0], dtype=torch.int8) % 7 - 3
+        tables[name] = replace(tables[name], zero_point=points)
+        stored = insert_constant(module, node, f"{name}_zero_point", points)
+        node.args = (values, scale, stored, *rest)
+    return replace(made, module=finish(module), weights=tables)
 
 
 def test_the_same_plan_gives_the_same_bytes(make_quantized: Quantizer, tmp_path: Path) -> None:
