@@ -85,7 +85,8 @@ def advise(
             default 1 % of the metric, or divergence 0.01), else the least loss; "accuracy",
             "latency" or "memory": that one first (of latency, the least loss within 2 % of the
             fastest plan: no latency is known better).
-        batch, sequence, threads: of the deployment. context: not available yet.
+        batch, sequence, threads: of the deployment. context: tokens whose keys and values a decoder
+            keeps; their bytes, in the runtime's float dtype, count as memory.
         schemes: names to choose from; float32 always stays possible.
         pin: {"*.head": "fp16", "op:embedding": "fp32"}, layer glob or operator type to scheme.
         on_unsupported: "keep" layers that cannot be quantized in float, with a reason, or "error".
@@ -106,9 +107,14 @@ def advise(
     limits = Budget.parse(budget)
     check_whole("trials", trials, 1)
     check_whole("seed", seed, 0)
-    _check_arguments(limits, metric, objective, context, workers)
+    _check_arguments(limits, metric, objective, workers)
     deployment = check_deployment(
-        target=target, runtime=runtime, batch=batch, sequence=sequence, threads=threads
+        target=target,
+        runtime=runtime,
+        batch=batch,
+        sequence=sequence,
+        threads=threads,
+        context=context,
     )
     kept = _cache_folder() if cache else None
     stopwatch = find_stopwatch(deployment.profile, deployment.capability)
@@ -162,6 +168,7 @@ def advise(
             objective=objective,
             batch=batch,
             sequence=sequence,
+            context=context,
             pins=pin or {},
         )
 
@@ -185,7 +192,6 @@ def _check_arguments(
     limits: Budget,
     metric: Metric | None,
     objective: str,
-    context: int | None,
     workers: int | None,
 ) -> None:
     check_objective(objective)
@@ -198,11 +204,6 @@ def _check_arguments(
         raise BudgetError(
             "accuracy_drop is a share of a metric, and no metric was given; "
             "pass metric=callable(module) -> float"
-        )
-    if context is not None:
-        raise UsageError(
-            "context= (the KV cache of a decoder) is not modelled yet; leave it out and add the "
-            "cache's bytes to your own memory budget"
         )
     if workers not in (None, 1):
         raise UsageError(f"workers={workers}: only one worker is possible so far; leave it out")
@@ -217,6 +218,7 @@ def _write(
     objective: str,
     batch: int,
     sequence: int | None,
+    context: int | None,
     pins: Mapping[str, str],
 ) -> Plan:
     """The Plan, tied to the model and its tensors."""
@@ -242,6 +244,7 @@ def _write(
         outcome=chosen.outcome,
         batch=batch,
         sequence=sequence,
+        context=context,
         threads=setting.threads,
         fingerprint=fingerprint(setting.graph),
         layers=layers,
@@ -265,6 +268,10 @@ def _write(
         equalise=bool(winner.knobs.get("equalise", False)),
         input_tree=tree,
         pins=dict(pins),
+        platform=dict(setting.profile.platform),
+        options=dict(setting.profile.options)
+        if setting.profile.runtime == setting.capability.name
+        else {},
         model=evidence.prepared.source,
         tensors_sha256=content_digest(tensors),
     )

@@ -196,8 +196,8 @@ def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:
 def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ...]:
     """What is in memory at every moment that can be the peak: opening the model, and each point.
 
-    Weights as the runtime keeps them, the tensors alive with what its allocator adds to them, and
-    what a layer needs while it runs. The runtime itself is not in it: see
+    Weights as the runtime keeps them, the tensors alive with what its allocator adds to them, what
+    a layer needs while it runs, and a decoder's cache. The runtime itself is not in it: see
     ``profiles.cost.process_overhead_bytes``.
     """
     resident = _sum_weights(setting, lambda cost: cost.resident_bytes)
@@ -207,6 +207,7 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
         for layer in setting.layers_of(group)
     }
     constant = _other_bytes(setting)
+    running = constant + setting.cache_bytes
     points: list[Linear] = []
     seen: set[tuple[object, ...]] = set()
     for point, alive, terms in alive_bytes(setting, indicators):
@@ -217,7 +218,7 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
             options = setting.space.candidates[setting.groups[index].name]
             extra = tuple(setting.cost(layer, o.scheme).scratch_bytes for o in options)
             per_group[index] = resident[index] + np.array(extra, dtype=np.float64)
-        total = constant + alive
+        total = running + alive
         key = (total, terms.tobytes(), point if any(extra) else "")
         if key not in seen:
             seen.add(key)

@@ -31,6 +31,10 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the steps done and the steps in all."""
 
 SYNTHETIC_SAMPLES: Final = 64
+MOST_SAMPLES: Final = 32
+MOST_BYTES: Final = 2**28
+"""Up to this many samples, and bytes of all their activations, small batches are run as one."""
+
 SYNTHETIC_NOTE: Final = (
     "calibration is synthetic: random inputs; ranges and divergences may be far from those of "
     "real data; pass calibration="
@@ -90,7 +94,9 @@ def gather(
     """
     setting, graph = prepared.setting, prepared.setting.graph
     say("calibrate", 0, 1)
-    data = spool_calibration(graph, _flat_batches(prepared, seed), folder)
+    # A loss of the user's may depend on what is in a batch together.
+    most = 1 if loss is not None else samples_at_once(setting)
+    data = spool_calibration(graph, _flat_batches(prepared, seed), folder, most=most)
     tensors = frozenset(site.tensor for site in setting.regions.sites)
     layers = [layer for layer in graph.layers if _has_input_mean(layer)]
     observations = observe(graph, data.scoring, tensors, layers)
@@ -129,6 +135,12 @@ def gather(
         notes=tuple(dict.fromkeys(note for note in notes if note)),
         equalised=equalised,
     )
+
+
+def samples_at_once(setting: Setting) -> int:
+    """How many samples are run together, so that their activations stay small beside the model."""
+    bytes_each = sum(info.size_bytes for info in setting.shapes.values()) / setting.batch
+    return max(1, min(MOST_SAMPLES, int(MOST_BYTES // max(bytes_each, 1.0))))
 
 
 def input_losses(setting: Setting, sensitivity: Sensitivity) -> dict[str, float]:

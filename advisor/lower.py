@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from advisor.binding import quantized_of
 from advisor.errors import OutputError, UnsupportedError, VerificationError
-from advisor.profiles.loader import load_profile, profile_names
 from advisor.targets.base import PlatformAware, Target
 from advisor.targets.options import configure
 from advisor.targets.registry import target_named
@@ -29,12 +28,12 @@ def compile_plan(
     """Lower ``plan`` to ``out_dir``; see ``Plan.compile``."""
     runtime = runtime or plan.runtime
     target = target_named(runtime)
-    target = configure(target, runtime, options, _defaults(plan, runtime, target))
     if runtime != plan.runtime:
         raise UnsupportedError(
             f"the plan is for {plan.runtime}; lowering it to {runtime} is not possible yet; "
             f"plan again with advise(..., runtime={runtime!r})"
         )
+    target = configure(target, runtime, options, _defaults(plan, target))
     out = Path(out_dir)
     quantized = quantized_of(plan)
     try:
@@ -58,17 +57,12 @@ def compile_plan(
     return target.load(out)
 
 
-def _defaults(plan: Plan, runtime: str, target: Target) -> Mapping[str, str]:
-    """Options that the plan's profile asks for; none of a profile that is no longer found."""
-    if plan.target.partition(":")[0] not in profile_names():
-        return {}
-    profile = load_profile(plan.target)
-    defaults: dict[str, str] = {}
-    if isinstance(target, PlatformAware):
-        defaults.update(target.options_for(profile.platform))
-    if profile.runtime == runtime:
-        defaults.update(profile.options)
-    return defaults
+def _defaults(plan: Plan, target: Target) -> Mapping[str, str]:
+    """Options that the profile the plan was made for asks for."""
+    by_platform: Mapping[str, str] = (
+        target.options_for(plan.platform) if isinstance(target, PlatformAware) else {}
+    )
+    return {**by_platform, **plan.options}
 
 
 def check(verification: Verification) -> None:

@@ -141,6 +141,7 @@ def _evaluate(
         batch=plan.batch,
         sequence=plan.sequence,
         threads=plan.threads,
+        context=plan.context,
     )
     setting = make_setting(graph, groups, space, deployment)
     choice = tuple(0 for _ in groups)

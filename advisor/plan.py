@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from advisor.targets.base import Artifact
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of plan.json: raised when a field is added, dropped or changes its meaning. A file of
 another version is refused, never guessed at."""
 
@@ -167,7 +167,8 @@ class Plan:
     bound. measured_regret: best measured divergence among trials against the chosen one's.
     fingerprint: SHA-256 of the model's graph and weights. model: "package.module:factory" or a
     path when known, so that apply and compile can load it again. input_tree: JSON of the example
-    inputs' structure, whose tensors are in plan.safetensors. bias_correction, observer,
+    inputs' structure, whose tensors are in plan.safetensors. platform, options: the profile's
+    systems and how it wants files written, which ``compile`` goes by. bias_correction, observer,
     equalise: the global settings that won the search.
     """
 
@@ -178,6 +179,7 @@ class Plan:
     outcome: str
     batch: int
     sequence: int | None
+    context: int | None
     threads: int | None
     fingerprint: str
     layers: tuple[LayerDecision, ...]
@@ -196,6 +198,8 @@ class Plan:
     equalise: bool = False
     input_tree: str = ""
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
+    platform: Mapping[str, str] = field(default_factory=dict[str, str])
+    options: Mapping[str, str] = field(default_factory=dict[str, str])
     model: str | None = None
     tensors_sha256: str = ""
     schema: int = SCHEMA

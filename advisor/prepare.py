@@ -56,6 +56,7 @@ def check_deployment(
     batch: int,
     sequence: int | None,
     threads: int | None,
+    context: int | None = None,
 ) -> Deployment:
     """Read the target and check the numbers, before the model is touched.
 
@@ -70,12 +71,22 @@ def check_deployment(
         )
     profile = load_profile(target)
     capability = capability_named(runtime or profile.runtime)
-    numbers: dict[str, object] = {"batch": batch, "sequence": sequence, "threads": threads}
+    numbers: dict[str, object] = {
+        "batch": batch,
+        "sequence": sequence,
+        "threads": threads,
+        "context": context,
+    }
     for name, value in numbers.items():
         if value is not None:
             check_whole(name, value, 1)
     return Deployment(
-        profile=profile, capability=capability, batch=batch, sequence=sequence, threads=threads
+        profile=profile,
+        capability=capability,
+        batch=batch,
+        sequence=sequence,
+        threads=threads,
+        context=context,
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from advisor.errors import UsageError
 from advisor.formats import DTYPE_BITS, scheme_named
 from advisor.measure.costs import MeasuredCosts
 from advisor.passes.attention import open_products
 from advisor.passes.candidates import Space, regions_of
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.group import Group
+from advisor.passes.kvcache import cached_elements
 from advisor.passes.layers import find_layers
 from advisor.passes.regions import Regions
 from advisor.passes.shapes import TensorInfo, deployment_inputs, infer_shapes
@@ -24,7 +26,8 @@ class Setting:
     """One planning problem before its sensitivities.
 
     shapes: by node name at the deployment's ``batch`` and ``sequence``. measured: seconds found on
-    this machine, which replace the modelled ones. costs, counts: what was computed so far, by
+    this machine, which replace the modelled ones. cache_bytes: of the keys and values that a
+    decoder keeps at the deployment's context. costs, counts: what was computed so far, by
     (layer, scheme) and elements by tensor name.
     """
 
@@ -38,6 +41,7 @@ class Setting:
     batch: int
     threads: int | None = None
     sequence: int | None = None
+    cache_bytes: float = 0.0
     measured: MeasuredCosts | None = None
     costs: dict[tuple[str, str], LayerCost] = field(
         default_factory=dict[tuple[str, str], LayerCost]
@@ -118,6 +122,7 @@ class Deployment:
     batch: int
     sequence: int | None
     threads: int | None
+    context: int | None = None
 
 
 def make_setting(
@@ -127,6 +132,7 @@ def make_setting(
 
     Raises:
         InputError: the model accepts only one batch or sequence, and another was asked.
+        UsageError: a context was asked, and the model has no self-attention.
     """
     flat = deployment_inputs(graph, deployment.batch, deployment.sequence)
     shapes = infer_shapes(graph.module, flat)
@@ -142,7 +148,21 @@ def make_setting(
         batch=deployment.batch,
         threads=deployment.threads,
         sequence=deployment.sequence,
+        cache_bytes=_cache_bytes(graph, shapes, deployment),
     )
+
+
+def _cache_bytes(graph: Graph, shapes: Mapping[str, TensorInfo], deployment: Deployment) -> float:
+    """Keys and values of the deployment's context, in the runtime's own float dtype."""
+    if deployment.context is None:
+        return 0.0
+    elements = cached_elements(graph, shapes)
+    if not elements:
+        raise UsageError(
+            f"context={deployment.context}: the model has no attention of a sequence over itself "
+            "whose keys and values could be kept; leave context out"
+        )
+    return elements * deployment.context * DTYPE_BITS[deployment.capability.float_dtype] / 8
 
 
 def graph_for(graph: Graph, capability: Capability) -> Graph:

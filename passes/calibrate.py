@@ -61,12 +61,13 @@ class ChannelStats:
 
 
 def spool_calibration(
-    graph: Graph, batches: Iterable[Sequence[Any]], folder: Path
+    graph: Graph, batches: Iterable[Sequence[Any]], folder: Path, *, most: int = 1
 ) -> CalibrationData:
     """Read flat batches once; even ones score, odd ones are held out.
 
-    A single batch is cut in half along its batch dimension; a single sample serves as both, which
-    is noted, because then nothing is really held out.
+    most: samples up to which batches of a half that fit together are made one, since many small
+    runs cost more than few large ones. A single batch is cut in half along its batch dimension; a
+    single sample serves as both, which is noted, because then nothing is really held out.
 
     Raises:
         CalibrationError: no batch at all, or one without samples.
@@ -96,12 +97,51 @@ def spool_calibration(
         else:
             held_out.append(whole, batch=size)
             notes = ("calibration has one sample or one fixed batch: nothing is really held out",)
+    if graph.batch is None:
+        scoring = _join(graph, scoring, folder / "scoring_joined", most)
+        held_out = _join(graph, held_out, folder / "held_out_joined", most)
     return CalibrationData(
         scoring=scoring,
         held_out=held_out,
         references=run_references(graph, held_out, folder / "references"),
         notes=notes,
     )
+
+
+def _join(graph: Graph, data: Spool, folder: Path, most: int) -> Spool:
+    """The same samples in the same order, in as few items of at most ``most`` as they allow."""
+    if len(data) < 2 or any(2 * data.batch(index) > most for index in range(len(data))):
+        return data
+    joined, held, samples = Spool(folder), data.read(0), data.batch(0)
+    for index in range(1, len(data)):
+        flat, size = data.read(index), data.batch(index)
+        both = _concatenate(graph, held, flat) if samples + size <= most else None
+        if both is None:
+            joined.append(held, batch=samples)
+            held, samples = flat, size
+        else:
+            held, samples = both, samples + size
+    joined.append(held, batch=samples)
+    return joined
+
+
+def _concatenate(graph: Graph, first: Sequence[Any], second: Sequence[Any]) -> list[Any] | None:
+    """Two flat batches as one; None where they differ in more than their samples."""
+    joined: list[Any] = []
+    for node, one, two in zip(placeholders(graph.module), first, second, strict=True):
+        if not isinstance(one, torch.Tensor):
+            if one != two:
+                return None
+            joined.append(one)
+        elif _batch_dim(graph, node) is None:
+            if not torch.equal(one, two):
+                return None
+            joined.append(one)
+        elif one.shape[1:] != two.shape[1:]:
+            return None
+        else:
+            joined.append(torch.cat([one, two]))
+    return joined
 
 
 def batch_size(graph: Graph, flat: Sequence[Any]) -> int:

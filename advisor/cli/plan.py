@@ -46,6 +46,10 @@ def plan_command(
     sequence: Annotated[
         int | None, typer.Option(min=1, help="Sequence length of the deployment.")
     ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens whose keys and values a decoder keeps in memory."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads of the deployment.")
     ] = None,
@@ -93,6 +97,7 @@ def plan_command(
         objective=objective.value,
         batch=batch,
         sequence=sequence,
+        context=context,
         threads=threads,
         pins=tuple(pin or ()),
         schemes=schemes,

@@ -31,6 +31,7 @@ class Request:
     objective: str
     batch: int
     sequence: int | None
+    context: int | None
     threads: int | None
     pins: tuple[str, ...]
     schemes: str | None
@@ -127,6 +128,7 @@ def _read_arguments(request: Request) -> dict[str, Any]:
         "objective": request.objective,
         "batch": request.batch,
         "sequence": request.sequence,
+        "context": request.context,
         "threads": request.threads,
         "pin": parse_pins(request.pins) or None,
         "schemes": None if request.schemes is None else _parse_schemes(request.schemes),

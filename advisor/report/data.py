@@ -110,6 +110,7 @@ class ReportData:
     fits: bool | None
     batch: int
     sequence: int | None
+    context: int | None
     threads: int | None
     synthetic: bool
     bits_per_weight: float | None
@@ -159,6 +160,7 @@ def report_data(plan: Plan) -> ReportData:
         fits=fits,
         batch=plan.batch,
         sequence=plan.sequence,
+        context=plan.context,
         threads=plan.threads,
         synthetic=plan.provenance.calibration.synthetic,
         bits_per_weight=bits,

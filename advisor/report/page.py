@@ -111,6 +111,8 @@ def _facts(data: ReportData) -> tuple[tuple[str, str], ...]:
     deployment = [f"batch {data.batch}"]
     if data.sequence is not None:
         deployment.append(f"sequence {data.sequence}")
+    if data.context is not None:
+        deployment.append(f"{data.context} tokens of keys and values")
     if data.threads is not None:
         deployment.append(f"threads {data.threads}")
     own = data.comparison[0].metrics

@@ -12,9 +12,12 @@ it where input channels differ in size, as after ReLU or LayerNorm's gain.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from advisor.formats import PerGroup, TensorFormat
 from advisor.passes.graph import WeightTable
@@ -26,6 +29,9 @@ INT8_LARGEST: Final = 127
 
 CELLS: Final = (256, 1024)
 """Fewest and most cells that the points are gathered into to find the starting clusters."""
+
+STRIDE: Final = 64
+"""Of the cells where a cluster may end, every how many are tried with every beginning."""
 
 CELLS_EACH: Final = 8
 """Cells per cluster, between these bounds."""
@@ -148,18 +154,36 @@ def _start(line: _Line, count: int) -> torch.Tensor:
     error = (square - square[:, None]) - (moment - moment[:, None]).square() / held
     error = torch.where(held > 0, error.clamp_min(0.0), 0.0)
     error.masked_fill_(torch.ones_like(error, dtype=torch.bool).tril(-1), float("inf"))
-    least, came_from = error[0], list[torch.Tensor]()
-    for _ in range(count - 1):
-        least, origin = (least[:, None] + error).min(dim=0)
-        came_from.append(origin)
-    ends = [len(cuts) - 1]
-    for origin in reversed(came_from):
-        ends.append(int(origin[ends[-1]]))
-    stops = torch.tensor(ends[::-1])
+    stops = torch.tensor(best_stops(error.numpy(), count))
     starts = torch.cat([stops.new_zeros(1), stops[:-1]])
     weighed, total = mass[stops] - mass[starts], moment[stops] - moment[starts]
     nowhere = points[cuts[starts].clamp(max=len(points) - 1)]
     return torch.where(weighed > 0, total / weighed, nowhere).sort().values
+
+
+def best_stops(error: NDArray[np.float64], count: int) -> list[int]:
+    """The cuts at which ``count`` clusters of the least total error end.
+
+    error: of one cluster from cut i to cut j. The last cluster of the best ones begins no earlier
+    the later it ends, so that columns between two need only be tried from where those begin.
+    """
+    size = len(error)
+    anchors = np.append(np.arange(0, size - 1, STRIDE), size - 1)
+    at_anchors = np.ascontiguousarray(error[:, anchors].T)
+    least, came_from = error[0], list[NDArray[np.intp]]()
+    for _ in range(count - 1):
+        before, least, origin = least, np.empty(size), np.empty(size, dtype=np.intp)
+        origins = (at_anchors + before).argmin(axis=1)
+        for (start, stop), (low, high) in zip(pairwise(anchors), pairwise(origins), strict=True):
+            tried = before[low : high + 1, None] + error[low : high + 1, start : stop + 1]
+            origin[start : stop + 1] = chosen = tried.argmin(axis=0)
+            least[start : stop + 1] = tried[chosen, np.arange(len(chosen))]
+            origin[start : stop + 1] += low
+        came_from.append(origin)
+    ends = [size - 1]
+    for origin in reversed(came_from):
+        ends.append(int(origin[ends[-1]]))
+    return ends[::-1]
 
 
 def _spread(weight: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,11 @@ from advisor.passes.fx import clone, output_nodes
 from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
+from advisor.targets.coreml.folding import keep_layers
 from advisor.targets.coreml.legalise import (
     bound_constants,
     divide_reciprocals,
+    respell,
     scale_norms,
     spell_out,
 )
@@ -69,6 +71,7 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
     module = clone(graph.module)
     flatten_ports(module, flat)
     spell_out(module)
+    respell(module)
     divide_reciprocals(module)
     if precision.is_half:
         scale_norms(module)
@@ -129,6 +132,9 @@ def _run_converter(
     lowerings.register_lowerings()
     pipeline = ct.PassPipeline.DEFAULT
     pipeline.remove_passes(LEFT_OUT)
+    frozen = {layer.weight for layer in source.layers if layer.frozen is not None}
+    kept = [names.weights[weight] for weight in frozen if weight in names.weights]
+    keep_layers(pipeline, names.layers.values(), kept)
     results: list[torch.Tensor] = [node.meta["val"] for node in output_nodes(program.graph_module)]
     try:
         with quiet():

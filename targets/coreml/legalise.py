@@ -37,6 +37,48 @@ def spell_out(module: GraphModule) -> None:
                 node.args = (node.args[0], node.args[1], node.args[1], *node.args[3:])
 
 
+LOGICAL: Final = {
+    aten.__and__.Tensor: aten.logical_and.default,
+    aten.bitwise_and.Tensor: aten.logical_and.default,
+    aten.__or__.Tensor: aten.logical_or.default,
+    aten.bitwise_or.Tensor: aten.logical_or.default,
+    aten.bitwise_not.default: aten.logical_not.default,
+}
+"""Operators on bits, and what they are where there is one bit."""
+
+
+NUMBERS: Final = {
+    aten.where.ScalarOther: (2,),
+    aten.where.ScalarSelf: (1,),
+    aten.where.Scalar: (1, 2),
+}
+"""Choices between numbers, and which of their arguments those are."""
+
+
+def respell(module: GraphModule) -> None:
+    """Put operators that coremltools has no form of as others that compute the same: bits of
+    truth values, tensors made like another, and choices of which one is a number."""
+    for target, places in NUMBERS.items():
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            with module.graph.inserting_before(node):
+                for place in places:
+                    dtype = {"dtype": node.meta["val"].dtype}
+                    full = module.graph.call_function(
+                        aten.full.default, ([], argument(node, place)), dtype
+                    )
+                    full.meta["val"] = node.meta["val"].new_empty(())
+                    node.update_arg(place, full)
+            node.target = aten.where.self
+    for target, logical in LOGICAL.items():
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            if node.meta["val"].dtype is torch.bool:
+                node.target = logical
+    for target, fill in ((aten.new_ones.default, 1), (aten.new_zeros.default, 0)):
+        for node in module.graph.find_nodes(op="call_function", target=target):
+            node.target, node.args = aten.full.default, (argument(node, 1), fill)
+            node.kwargs = {"dtype": node.meta["val"].dtype}
+
+
 def divide_reciprocals(module: GraphModule) -> None:
     """Spell 1/x as a division: coremltools' own form of it adds 1e-4 to x."""
     for node in module.graph.find_nodes(op="call_function", target=aten.reciprocal.default):

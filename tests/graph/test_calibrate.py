@@ -61,6 +61,37 @@ def test_even_batches_score_and_odd_ones_are_held_out(
     assert data.notes == ()
 
 
+def test_small_batches_are_joined(graph: Graph, model: nn.Module, tmp_path: Path) -> None:
+    """Same samples in the same halves and order, and no item larger than asked."""
+    inputs = images(50, seed=1)[0]
+    parts = list(torch.split(inputs, 3))  # the last one has 2
+    data = spool_calibration(graph, batches(inputs, 3), tmp_path, most=8)
+    assert [len(part) for part in items(data.scoring)] == [6, 6, 6, 8]
+    assert torch.equal(torch.cat(items(data.scoring)), torch.cat(parts[0::2]))
+    assert torch.equal(torch.cat(items(data.held_out)), torch.cat(parts[1::2]))
+    assert [data.held_out.batch(i) for i in range(4)] == [6, 6, 6, 6]
+    assert torch.allclose(
+        torch.cat(items(data.references)), model(torch.cat(parts[1::2])), atol=1e-5
+    )
+
+
+def test_batches_that_do_not_fit_together_stay_apart(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+            return self.layer(x).mean(dim=1) + shift
+
+    x, shift = torch.randn(2, 3, 4), torch.zeros(4)
+    graph = capture(Masked(), (x, shift), {})
+    given = [[x, shift], [x, shift], [x, shift], [x, shift], [x, shift + 1]]
+    data = spool_calibration(graph, given, tmp_path, most=8)
+    assert [len(item[0]) for item in data.scoring] == [4, 2]
+    assert [len(item[0]) for item in data.held_out] == [4]
+
+
 def test_one_batch_is_cut_in_half(graph: Graph, tmp_path: Path) -> None:
     inputs = images(7)[0]
     data = spool_calibration(graph, [[inputs]], tmp_path)

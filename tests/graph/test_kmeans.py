@@ -13,7 +13,7 @@ from advisor.errors import UsageError
 from advisor.formats import PerGroup, ScaleRounding, TensorFormat, scheme_named
 from advisor.passes.apply import dequantize
 from advisor.passes.rounding import round_weight
-from advisor.passes.rounding.kmeans import find_centres, nearest
+from advisor.passes.rounding.kmeans import best_stops, find_centres, nearest
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -151,3 +151,18 @@ def test_what_cannot_be_is_said() -> None:
         round_weight(draw(4, 4), fmt, "kmeans-weighted")
     with pytest.raises(UsageError, match="possible: kmeans, kmeans-weighted"):
         round_weight(draw(4, 4), fmt, "rtn")
+
+
+def test_clusters_of_many_cells_are_the_best_ones() -> None:
+    """More cells than are tried at once, against every beginning of every cluster."""
+    points = draw(200, seed=3).double().sort().values.numpy()
+    sums, squares = (np.concatenate([[0.0], np.cumsum(v)]) for v in (points, points**2))
+    held = np.maximum(np.arange(201) - np.arange(201)[:, None], 1)
+    error = (squares - squares[:, None]) - (sums - sums[:, None]) ** 2 / held
+    error = np.where(np.tri(201, k=-1, dtype=bool), np.inf, np.maximum(error, 0.0))
+    least = error[0]
+    for _ in range(11):
+        least = (least[:, None] + error).min(axis=0)
+    stops = best_stops(error, 12)
+    starts = [0, *stops[:-1]]
+    assert float(error[starts, stops].sum()) == pytest.approx(float(least[-1]), rel=1e-12)

@@ -223,6 +223,7 @@ def test_pin_of_nothing_and_of_the_impossible() -> None:
         {"threads": -1},
         {"workers": 3},
         {"context": 2048},
+        {"context": 0},
         {"on_unsupported": "skip"},
         {"output": "logit"},
         {"output": {"nothing": "logits"}},
@@ -318,9 +319,7 @@ def test_report_of_an_unknown_kind(plan: Plan, tmp_path: Path) -> None:
 
 def test_runtime_without_an_emitter(tmp_path: Path) -> None:
     made = plan_digits(target="tpu-v5e", budget="4GB")
-    with pytest.raises(
-        MissingEmitterError, match=r"XLA.*compiled for: coreai, coreml, onnx"
-    ) as caught:
+    with pytest.raises(MissingEmitterError, match=r"XLA.*: coreai, coreml, onnx") as caught:
         made.compile(tmp_path / "build")
     assert caught.value.exit_code == 4
     assert not list(tmp_path.iterdir())

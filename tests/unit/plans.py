@@ -138,6 +138,7 @@ def make_plan(**changes: Any) -> Plan:
         outcome="Fastest plan inside the budget whose divergence stays within 0.01.",
         batch=1,
         sequence=None,
+        context=None,
         threads=2,
         fingerprint="f" * 64,
         layers=make_layers(),

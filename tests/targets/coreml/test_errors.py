@@ -14,6 +14,7 @@ from advisor import advise
 from advisor.errors import MissingDependencyError, PlanError, UnsupportedError, UsageError
 from advisor.formats import scheme_named
 from advisor.passes.capture import capture
+from advisor.profiles import loader
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET, CoremlOptions
 from advisor.targets.coreml.deployment import for_platform
@@ -129,6 +130,21 @@ def test_compile_keeps_to_the_deployment_and_the_profile(tmp_path: Path) -> None
         plan.compile(tmp_path / "old", options={"deployment": "iOS3"})
     with pytest.raises(MissingDependencyError, match="on the device itself"):
         artifact.benchmark()
+
+
+def test_a_profile_of_the_users_own_decides_the_deployment_too(tmp_path: Path) -> None:
+    """The plan keeps the systems it was made for: the file need not be there any more."""
+    own = tmp_path / "own.toml"
+    text = (Path(loader.__file__).parent / "m2.toml").read_text()
+    older = text.replace('macos = "15"\nios = "18"', 'macos = "14"\nios = "17"')
+    own.write_text(older.replace('"m2"', '"own-m2"').replace('"apple-m2"', '"own-apple-m2"'))
+    data = [draw(8, 64), draw(8, 64, seed=1)]
+    plan = advise(
+        seeded(Chain(1)), target=str(own), calibration=data, schemes=["w8"], trials=1, cache=False
+    )
+    own.unlink()
+    artifact: Any = plan.compile(tmp_path / "build")
+    assert artifact.settings.deployment == "iOS17"
 
 
 def test_a_damaged_package_is_said(make_quantized: Quantizer, tmp_path: Path) -> None:

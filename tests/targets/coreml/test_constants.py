@@ -1,0 +1,65 @@
+"""What is constant in a model, and operators that are written otherwise for coremltools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advisor.targets.coreml import TARGET
+from tests.targets.making import Quantizer
+from tests.targets.models import draw, seeded
+
+
+class Places(nn.Module):
+    """(B, T) ids to (B, T, 8), with a table that is read at places known once T is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(20, 8), nn.Embedding(9, 8)
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        moved: Tensor = self.head(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+        return moved
+
+
+class Choosing(nn.Module):
+    """Operators that coremltools has no form of, on truth values and beside numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        inside = (y > -0.2) & (y < 0.2) | ~(x > 0)
+        kept = torch.where(inside, y, -3.0) + torch.where(inside, 0.5, y)
+        return kept + y.new_ones(8) * y.new_zeros(8) + torch.where(inside, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "fp16", "w8"])
+def test_a_table_read_at_known_places_stays_a_layer(
+    scheme: str, make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    ids = torch.tensor([[1, 19, 0, 7, 7, 3], [2, 2, 5, 11, 4, 6]])
+    model = seeded(Places())
+    artifact = TARGET.emit(make_quantized(model, (ids,), scheme), tmp_path)
+    assert artifact.verify().ok
+    found = artifact.read_back()
+    assert {name: layer.scheme for name, layer in found.items()} == dict.fromkeys(
+        ("words", "places", "head"), scheme
+    )
+    if scheme == "fp32":
+        torch.testing.assert_close(artifact.run(ids), model(ids))
+
+
+def test_operators_without_a_form_compute_the_same(
+    make_quantized: Quantizer, tmp_path: Path
+) -> None:
+    model, x = seeded(Choosing()), draw(4, 8) * 3
+    artifact = TARGET.emit(make_quantized(model, (x,), "fp32"), tmp_path)
+    assert artifact.verify().ok
+    torch.testing.assert_close(artifact.run(x), model(x))
