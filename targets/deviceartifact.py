@@ -12,13 +12,21 @@ import numpy as np
 import torch
 
 from advisor.errors import MissingDependencyError
-from advisor.targets.agreement import Agreement, describe_agreements
+from advisor.targets.acceptance import verify_all, write_acceptance
+from advisor.targets.agreement import (
+    Agreement,
+    Shake,
+    compare_outputs,
+    describe_agreements,
+    run_shaken,
+)
+from advisor.targets.base import LayerFormat, Mismatch, Verification
 from advisor.targets.benchmark import Benchmark, Progress
 from advisor.targets.fixedshapes import FixedShapes, cut_pieces, read_shapes
 from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
 from advisor.targets.pieces import run_pieces
 from advisor.targets.plainports import Ports, as_port
-from advisor.targets.signature import run_called
+from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import Simulation, inputs_or_examples, load_simulation
 
 Array = np.ndarray[Any, Any]
@@ -95,6 +103,51 @@ class DeviceArtifact(ABC, Generic[Settings]):
         simulation = load_simulation(self.path / CHECK_FOLDER)
         flat = inputs_or_examples(self.manifest, simulation, inputs, named)
         return describe_agreements(self.check_layers(simulation, flat))
+
+    def conclude(
+        self,
+        formats: Mapping[str, LayerFormat],
+        mismatches: Sequence[Mismatch],
+        *,
+        executed_by: str,
+        packages: Sequence[str],
+        shake: Shake = run_shaken,
+        notes: Sequence[str] = (),
+        **more: Any,
+    ) -> Verification:
+        """Run every layer alone and the whole, and write acceptance.json with every number.
+
+        formats, mismatches: what was read back, and what of it is not the plan's. shake: see
+        ``compare_outputs``. packages, more: see ``write_acceptance``.
+
+        Raises:
+            PlanError: the files to check against are missing.
+        """
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        flat = inputs_or_examples(self.manifest, simulation, (), {})
+        agreements = self.check_layers(simulation, flat)
+        outputs = [record.name for record in self.manifest.outputs]
+        found = self.run_flat(feed_of(self.manifest, flat))
+        worst, outside = compare_outputs(simulation, flat, outputs, found, shake)
+        verification = verify_all(
+            self.manifest,
+            agreements,
+            (*mismatches, *outside),
+            max_abs_error=worst,
+            executed_by=executed_by,
+            notes=notes,
+        )
+        write_acceptance(
+            self.path,
+            self.manifest,
+            verification,
+            formats,
+            agreements,
+            packages=packages,
+            executed_by=executed_by,
+            **more,
+        )
+        return verification
 
     def check_layers(self, simulation: Simulation, flat: Sequence[torch.Tensor]) -> list[Agreement]:
         """Run every layer alone on what the simulation has for these inputs of the model."""

@@ -9,8 +9,7 @@ from typing import Final
 
 import torch
 
-from advisor.targets.acceptance import verify_all, write_acceptance
-from advisor.targets.agreement import Agreement, compare_outputs
+from advisor.targets.agreement import Agreement
 from advisor.targets.base import LayerFormat, Verification
 from advisor.targets.compare import any_kernel, compare_compute, compare_layers, compare_tensors
 from advisor.targets.coreai.agreement import check_layers
@@ -19,9 +18,7 @@ from advisor.targets.coreai.program import FUNCTION, PACKAGE, Program, read_prog
 from advisor.targets.coreai.readback import read_layers, read_tensors
 from advisor.targets.coreai.runtime import Session, runtime_name
 from advisor.targets.deviceartifact import Array, DeviceArtifact
-from advisor.targets.manifest import CHECK_FOLDER
-from advisor.targets.signature import feed_of
-from advisor.targets.simulation import Simulation, inputs_or_examples, load_simulation
+from advisor.targets.simulation import Simulation
 
 _PACKAGES: Final = ("coreai-core", "coreai-torch", "torch")
 
@@ -67,8 +64,6 @@ class CoreaiArtifact(DeviceArtifact[Settings]):
             PlanError: the files to check against are missing.
             MissingDependencyError: Core AI is not installed, or does not exist for this system.
         """
-        simulation = load_simulation(self.path / CHECK_FOLDER)
-        flat = inputs_or_examples(self.manifest, simulation, (), {})
         formats = self.read_back()
         layers = self.manifest.layers
         mismatches = compare_layers(layers, formats, any_kernel)
@@ -76,29 +71,14 @@ class CoreaiArtifact(DeviceArtifact[Settings]):
         names = [record.name for record in self.manifest.tensors]
         tensors = read_tensors(self.package, self.settings.names, names)
         mismatches += compare_tensors(self.manifest.tensors, tensors)
-        agreements = self.check_layers(simulation, flat)
-        outputs = [record.name for record in self.manifest.outputs]
-        found = self.run_flat(feed_of(self.manifest, flat))
-        worst, outside = compare_outputs(simulation, flat, outputs, found)
-        verification = verify_all(
-            self.manifest,
-            agreements,
-            (*mismatches, *outside),
-            max_abs_error=worst,
-            executed_by=runtime_name(),
-            notes=(EXPERIMENTAL,),
-        )
-        write_acceptance(
-            self.path,
-            self.manifest,
-            verification,
+        return self.conclude(
             formats,
-            agreements,
+            mismatches,
+            executed_by=runtime_name(),
             packages=_PACKAGES,
-            executed_by=verification.executed_by,
+            notes=(EXPERIMENTAL,),
             experimental=EXPERIMENTAL,
         )
-        return verification
 
     @staticmethod
     def read_settings(folder: Path) -> Settings:

@@ -9,10 +9,8 @@ from typing import Final
 
 import torch
 
-from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import (
     Agreement,
-    compare_outputs,
     run_shaken,
 )
 from advisor.targets.base import LayerFormat, Verification
@@ -23,12 +21,8 @@ from advisor.targets.coreml.package import PACKAGE, Package, read_package
 from advisor.targets.coreml.readback import read_layers, read_tensors
 from advisor.targets.coreml.runtime import Runner, open_runner
 from advisor.targets.deviceartifact import Array, DeviceArtifact
-from advisor.targets.manifest import CHECK_FOLDER
-from advisor.targets.signature import feed_of
 from advisor.targets.simulation import (
     Simulation,
-    inputs_or_examples,
-    load_simulation,
 )
 
 _PACKAGES: Final = ("coremltools", "torch")
@@ -72,8 +66,6 @@ class CoremlArtifact(DeviceArtifact[Settings]):
             PlanError: the files to check against are missing.
             MissingDependencyError: coremltools is not installed.
         """
-        simulation = load_simulation(self.path / CHECK_FOLDER)
-        flat = inputs_or_examples(self.manifest, simulation, (), {})
         formats = self.read_back()
         layers, compute = self.manifest.layers, self.settings.compute
         # Which operators compute a layer is coremltools' choice; the rest is compare_compute's.
@@ -81,35 +73,16 @@ class CoremlArtifact(DeviceArtifact[Settings]):
         mismatches += compare_compute(layers, formats, compute)
         names = [record.name for record in self.manifest.tensors]
         mismatches += compare_tensors(self.manifest.tensors, read_tensors(self.package, names))
-        agreements = self.check_layers(simulation, flat)
-        found = self.run_flat(feed_of(self.manifest, flat))
-        worst, outside = compare_outputs(
-            simulation,
-            flat,
-            [record.name for record in self.manifest.outputs],
-            found,
-            run_halved if self._has_halves else run_shaken,
-        )
-        verification = verify_all(
-            self.manifest,
-            agreements,
-            (*mismatches, *outside),
-            max_abs_error=worst,
-            executed_by=self.runner.name,
-        )
-        write_acceptance(
-            self.path,
-            self.manifest,
-            verification,
+        return self.conclude(
             formats,
-            agreements,
+            mismatches,
+            executed_by=self.runner.name,
             packages=_PACKAGES,
-            executed_by=verification.executed_by,
+            shake=run_halved if self._has_halves else run_shaken,
             deployment=self.settings.deployment,
             compute=compute,
             float16_tolerance=HALF_TOLERANCE,
         )
-        return verification
 
     @staticmethod
     def read_settings(folder: Path) -> Settings:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advisor.errors import InputError, MissingDependencyError, PlanError, UnsupportedError
 from advisor.formats import scheme_named
@@ -20,28 +19,7 @@ from advisor.targets.coreai import TARGET
 from advisor.targets.coreai.artifact import CoreaiArtifact
 from advisor.targets.storedweight import pack_bits
 from tests.targets.making import Quantizer
-from tests.targets.models import Chain, draw, seeded
-
-
-class Solver(nn.Module):
-    """An operator that Core AI does not have."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.special.bessel_j0(x)
-        return found
-
-
-class Eigen(nn.Module):
-    """A Linear, then an operator of a module of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-        self.solver = Solver()
-
-    def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = self.solver(self.linear(x))
-        return values
+from tests.targets.models import Chain, Eigen, draw, seeded
 
 
 @pytest.fixture
