@@ -21,6 +21,9 @@ from tests.zoo.models import architecture
 
 SCHEMES = tuple(load_capability("coreai").schemes)
 
+KINDS = ("fp32", "w8", "w4", "w8-g32", "w2-g32", "lut3", "lut8", "lut4-c16", "lut4-i8", "w8a8")
+"""One scheme of each form in the file; the others have other bits or another block."""
+
 
 def test_every_scheme_in_one_package(make_quantized: Quantizer, tmp_path: Path) -> None:
     plan = {f"layers.{index}": scheme for index, scheme in enumerate(SCHEMES)} | {"head": "w8"}
@@ -42,8 +45,8 @@ def test_every_scheme_in_one_package(make_quantized: Quantizer, tmp_path: Path) 
     torch.testing.assert_close(artifact.run(x), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_every_scheme_alone(scheme: str, make_quantized: Quantizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", KINDS)
+def test_every_kind_of_scheme_alone(scheme: str, make_quantized: Quantizer, tmp_path: Path) -> None:
     quantized = make_quantized(seeded(nn.Linear(64, 16)), (draw(2, 64),), scheme)
     (layer,) = quantized.assignment
     assert quantized.assignment[layer].scheme == scheme
@@ -58,7 +61,6 @@ def test_every_scheme_alone(scheme: str, make_quantized: Quantizer, tmp_path: Pa
     ("model", "inputs", "scheme"),
     [
         (Mixed, draw(4, 3, 16, 16), "w8a8"),
-        (Attention, draw(4, 6, 32), "w4-g32"),
         (Recurrent, draw(4, 5, 8), "w8"),
     ],
 )
@@ -76,7 +78,7 @@ def test_real_operators(
     assert verification.layers_matched == len(quantized.assignment)
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("bert", "w8"), ("gpt2", "w4"), ("resnet", "w8a8")])
+@pytest.mark.parametrize(("name", "scheme"), [("gpt2", "w4"), ("resnet", "w8a8")])
 def test_architectures(name: str, scheme: str, make_quantized: Quantizer, tmp_path: Path) -> None:
     entry = architecture(name)
     model, inputs = entry.build(), entry.inputs(2)
@@ -130,7 +132,7 @@ def test_the_same_plan_gives_the_same_bytes(make_quantized: Quantizer, tmp_path:
     assert str(Path(__file__).parent).encode() not in files[0]  # nor where the source lies
 
 
-@pytest.mark.parametrize(("scheme", "bits"), [("w4", 4), ("lut3", 3)])
+@pytest.mark.parametrize(("scheme", "bits"), [("lut3", 3)])
 def test_a_package_is_as_large_as_its_formats(
     scheme: str, bits: int, make_quantized: Quantizer, tmp_path: Path
 ) -> None:
