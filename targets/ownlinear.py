@@ -6,6 +6,7 @@ operator of our own a layer is found by its name.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -15,7 +16,23 @@ from torch.fx import Graph
 from advisor.passes.fx import argument
 from advisor.passes.ops import Operator, define
 
-NAMESPACE: Final = "advisor_targets"
+
+def define_once(
+    qualified: str,
+    signature: str,
+    compute: Callable[..., torch.Tensor],
+    like: Callable[..., torch.Tensor],
+) -> Operator:
+    """An operator "namespace::name" of a target's own, registered when it is not there yet.
+
+    signature: of its arguments. like: its result for tensors without values.
+    """
+    names, _, name = qualified.partition("::")
+    namespace: Any = getattr(torch.ops, names)
+    if not hasattr(namespace, name):
+        define(qualified, f"{signature} -> Tensor", compute, like)
+    found: Operator = getattr(namespace, name).default
+    return found
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -26,16 +43,9 @@ def _linear_like(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
-def _operator() -> Operator:
-    namespace: Any = torch.ops.advisor_targets
-    if not hasattr(namespace, "linear"):
-        schema = "(Tensor x, Tensor weight, Tensor? bias) -> Tensor"
-        define(f"{NAMESPACE}::linear", schema, _linear, _linear_like)
-    found: Operator = namespace.linear.default
-    return found
-
-
-LINEAR: Final = _operator()
+LINEAR: Final = define_once(
+    "advisor_targets::linear", "(Tensor x, Tensor weight, Tensor? bias)", _linear, _linear_like
+)
 """(x, weight, bias) -> x @ weight.T + bias."""
 
 

@@ -21,6 +21,7 @@ from advisor.targets.coreml.legalise import (
     divide_reciprocals,
     respell,
     scale_norms,
+    spell_keywords,
     spell_out,
 )
 from advisor.targets.coreml.names import METADATA, inputs_of, names_of, names_to_json
@@ -72,6 +73,7 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
     flatten_ports(module, flat)
     spell_out(module)
     respell(module)
+    spell_keywords(module)
     divide_reciprocals(module)
     if precision.is_half:
         scale_norms(module)

@@ -17,6 +17,7 @@ from advisor.passes.fx import (
     copy_meta,
     insert_constant,
 )
+from advisor.targets.coreml.operators import GELU_TANH
 
 aten = torch.ops.aten
 
@@ -46,6 +47,8 @@ LOGICAL: Final = {
 }
 """Operators on bits, and what they are where there is one bit."""
 
+
+CORRECTED: Final = {aten.var.correction: aten.var.dim, aten.std.correction: aten.std.dim}
 
 NUMBERS: Final = {
     aten.where.ScalarOther: (2,),
@@ -77,6 +80,49 @@ def respell(module: GraphModule) -> None:
         for node in module.graph.find_nodes(op="call_function", target=target):
             node.target, node.args = aten.full.default, (argument(node, 1), fill)
             node.kwargs = {"dtype": node.meta["val"].dtype}
+
+
+def spell_keywords(module: GraphModule) -> None:
+    """Write out what coremltools leaves unread when it is given by name: factors of a term, the
+    correction of a variance, the form of a GELU."""
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.gelu.default):
+        if node.kwargs.get("approximate") == "tanh":
+            node.target, node.kwargs = GELU_TANH, {}
+    for target in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor):
+        for node in graph.find_nodes(op="call_function", target=target):
+            factor = node.kwargs.get("alpha", 1)
+            if factor == 1:
+                continue
+            place = 0 if target is aten.rsub.Tensor else 1
+            _scale(node, place, factor)
+            node.kwargs = {}
+    for node in graph.find_nodes(op="call_function", target=aten.addcmul.default):
+        _scale(node, 1, node.kwargs.get("value", 1))
+        x, first, second = node.args
+        with graph.inserting_before(node):
+            product = graph.call_function(aten.mul.Tensor, (first, second))
+        product.meta["val"] = node.meta["val"]
+        node.target, node.args, node.kwargs = aten.add.Tensor, (x, product), {}
+    for target, spelled in CORRECTED.items():
+        for node in graph.find_nodes(op="call_function", target=target):
+            x = argument(node, 0)
+            dims = argument(node, 1) if len(node.args) > 1 else None
+            correction = node.kwargs.get("correction")
+            if correction in (None, 0, 1):  # others have no form, and coremltools says so
+                every = list(range(x.meta["val"].ndim))
+                keep = bool(node.kwargs.get("keepdim", False))
+                node.args = (x, dims or every, correction != 0, keep)
+                node.target, node.kwargs = spelled, {}
+
+
+def _scale(node: Node, place: int, factor: float) -> None:
+    """Multiply an operand by a number before the operator reads it."""
+    source = argument(node, place)
+    with node.graph.inserting_before(node):
+        scaled = node.graph.call_function(aten.mul.Tensor, (source, factor))
+    scaled.meta["val"] = source.meta["val"]
+    node.update_arg(place, scaled)
 
 
 def divide_reciprocals(module: GraphModule) -> None:

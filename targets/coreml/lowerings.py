@@ -147,12 +147,18 @@ def _lower_linear(context: Any, node: Any, inputs: list[Any]) -> None:
     context.add(made, torch_name=node.name)
 
 
+def _lower_gelu_tanh(context: Any, node: Any, inputs: list[Any]) -> None:
+    made = _builder().gelu(x=inputs[0], mode="TANH_APPROXIMATION", name=node.name)
+    context.add(made, torch_name=node.name)
+
+
 LOWERINGS: Final[dict[str, Callable[[Any, Any, list[Any]], None]]] = {
     "advisor::dequantize_affine": _lower_affine,
     "advisor::dequantize_lut": _lower_lut,
     "advisor::quantize_static": _lower_quantize,
     "advisor::dequantize_static": _lower_dequantize,
     "advisor_targets::linear": _lower_linear,
+    "advisor_coreml::gelu_tanh": _lower_gelu_tanh,
 }
 """By operator: (context, node, inputs) adds what it becomes."""
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from advisor.targets.coreml import TARGET
 from tests.targets.making import Quantizer
@@ -40,6 +41,21 @@ class Choosing(nn.Module):
         return kept + y.new_ones(8) * y.new_zeros(8) + torch.where(inside, 1.0, 2.0)
 
 
+class Named(nn.Module):
+    """Arguments that torch takes by name only, and coremltools by place or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.head(x)
+        terms = torch.add(y, x, alpha=2) * torch.sub(y, x, alpha=3)
+        terms = terms + torch.rsub(y, x, alpha=2) + torch.addcmul(y, x, y, value=0.5)
+        spread = y.var(-1, correction=0, keepdim=True) + y.std(-1, keepdim=True) + y.var()
+        return terms * spread + functional.gelu(y, approximate="tanh") + functional.gelu(x)
+
+
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "w8"])
 def test_a_table_read_at_known_places_stays_a_layer(
     scheme: str, make_quantized: Quantizer, tmp_path: Path
@@ -56,10 +72,11 @@ def test_a_table_read_at_known_places_stays_a_layer(
         torch.testing.assert_close(artifact.run(ids), model(ids))
 
 
+@pytest.mark.parametrize("kind", [Choosing, Named])
 def test_operators_without_a_form_compute_the_same(
-    make_quantized: Quantizer, tmp_path: Path
+    kind: type[nn.Module], make_quantized: Quantizer, tmp_path: Path
 ) -> None:
-    model, x = seeded(Choosing()), draw(4, 8) * 3
+    model, x = seeded(kind()), draw(4, 8) * 3
     artifact = TARGET.emit(make_quantized(model, (x,), "fp32"), tmp_path)
     assert artifact.verify().ok
     torch.testing.assert_close(artifact.run(x), model(x))
