@@ -50,10 +50,10 @@ class Lowerings:
         if target is not None:
             stored: Any = self.program.state_dict[target]
             return torch.as_tensor(stored.detach())
-        found: torch.Tensor = self.program.constants[
+        found: Any = self.program.constants[
             signature.inputs_to_lifted_tensor_constants[node.name]
         ]
-        return found
+        return torch.as_tensor(found)
 
     def _affine(self, _values: Values, node: Node, loc: Any) -> Any:
         data, scale, zero_point = (self._stored(given) for given in node.args[:3])
