@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from platformdirs import user_cache_path
 
 DISTRIBUTION: Final = "quantadvisor"
+CORE_ML: Final = "Core ML"
 
 CPU_FEATURES: Final = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
@@ -94,6 +95,22 @@ class Diagnosis:
         return tuple(_problems(self))
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What this system adds to what is installed, one sentence each."""
+        has_coreml = any(part.title == CORE_ML and part.ok for part in self.components)
+        if not has_coreml:
+            return ()
+        if not self.platform.startswith("macOS"):
+            return (
+                "Core ML packages are written, read back and evaluated here; only a Mac runs them",
+            )
+        return (
+            "Core ML itself is here: run and verify execute packages with it, by code that has "
+            "never run for this project, which has no Mac; `python benchmark.py` in an artifact's "
+            "folder measures every compute unit, `advisor profiles correct` takes the result",
+        )
+
+    @property
     def ok(self) -> bool:
         """True when there is no problem."""
         return not self.problems
@@ -113,7 +130,7 @@ _KNOWN: Final = (
     _Known("ONNX exporter", ("onnxscript",), "onnxruntime"),
     _Known("LiteRT converter", ("litert-torch",), "tflite"),
     _Known("LiteRT runtime", ("ai-edge-litert",), "tflite"),
-    _Known("Core ML", ("coremltools",), "coreml"),
+    _Known(CORE_ML, ("coremltools",), "coreml"),
     _Known("Core AI", ("coreai-opt",), "coreai"),
     _Known("TensorRT for RTX", ("tensorrt-rtx",), "tensorrt"),
     _Known(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,23 @@ def clone(module: GraphModule) -> GraphModule:
     copied = GraphModule(module, graph, class_name="GraphModule")
     copied.meta = dict(module.meta)
     return copied
+
+
+def with_plain_outputs(module: GraphModule) -> GraphModule:
+    """The module returning its outputs as one flat tuple, whatever class they are in now.
+
+    A saved program that returns a class of another package can only be read where that is loaded.
+    """
+    plain = clone(module)
+    codegen = copy.copy(_signature(module.graph))
+    info = getattr(codegen, "pytree_info", None)
+    if info is None or info.out_spec is None:
+        return plain
+    _, flat = pytree.tree_flatten((0,) * info.out_spec.num_leaves)
+    codegen.pytree_info = info._replace(out_spec=flat)
+    plain.graph.set_codegen(codegen)
+    plain.recompile()
+    return plain
 
 
 def _signature(graph: FxGraph) -> Any:

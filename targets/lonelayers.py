@@ -9,7 +9,7 @@ import torch
 from torch.fx import GraphModule
 
 from advisor.passes.graph import name_of
-from advisor.passes.layers import input_argument
+from advisor.passes.layers import LAYER_OPS, input_argument
 from advisor.passes.ops import QUANTIZE_STATIC
 from advisor.targets.agreement import (
     FLIP_SHARE,
@@ -34,7 +34,9 @@ def find_taps(module: GraphModule, layers: Sequence[LayerRecord]) -> list[Tap]:
     """The layers that the simulation computes with an operator of their own, and its quantizers."""
     taps: list[Tap] = []
     for record, node, static in find_calls(module, layers):
-        if record.weight and record.op not in RECURRENT:  # its steps are several operators
+        # A recurrent layer's steps are several operators; a product with a constant is none of a
+        # converter's layers, and is judged with the whole.
+        if record.weight and record.op not in RECURRENT and node.target in LAYER_OPS:
             taps.append(Tap(record, (before_quantizers(input_argument(node), static),), node))
     for node in module.graph.find_nodes(op="call_function", target=QUANTIZE_STATIC):
         record = LayerRecord(

@@ -16,6 +16,7 @@ from advisor.errors import PlanError
 from advisor.inferred import synthetic_calibration
 from advisor.inputs import Inputs
 from advisor.passes import ops
+from advisor.passes.fx import with_plain_outputs
 from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.pt2 import load_program
 from advisor.targets.manifest import Manifest
@@ -49,7 +50,7 @@ def save_simulation(graph: QuantizedGraph, input_names: tuple[str, ...], folder:
 
     folder.mkdir()
     source = graph.float_graph
-    program = reexport(graph.module, source)
+    program = reexport(with_plain_outputs(graph.module), source)
     program.example_inputs = None  # pickled otherwise; they go to safetensors
     torch.export.save(program, folder / PROGRAM_FILE)
     inputs = check_inputs_of(source)

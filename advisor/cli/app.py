@@ -224,6 +224,33 @@ def measure_command(
         typer.echo(f"profile written to {write_text(output, text)}", err=True)
 
 
+@profiles.command("correct")
+def correct_command(
+    benchmark: Annotated[
+        Path,
+        typer.Argument(metavar="BENCHMARK", help="The benchmark.json that a device wrote."),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="File to write; its name is the profile's.")
+    ],
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The folder that was measured; default: the file's own."),
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML", help="The profile of the plan, where it is a file."),
+    ] = None,
+) -> None:
+    """Correct a plan's profile by what the plan took on the device itself."""
+    from advisor.atomic import check_writable, write_text
+    from advisor.measure.ondevice import correct_by_benchmark
+
+    check_writable(output)
+    text = correct_by_benchmark(benchmark, output.stem, plan=plan, profile=profile)
+    typer.echo(f"profile written to {write_text(output, text)}", err=True)
+
+
 @app.command("targets")
 def targets_command(
     show: Annotated[

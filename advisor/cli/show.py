@@ -196,11 +196,13 @@ def show_diagnosis(diagnosis: Diagnosis) -> Listing:
             **dataclasses.asdict(diagnosis),
             "ok": diagnosis.ok,
             "problems": list(diagnosis.problems),
+            "notes": list(diagnosis.notes),
         },
         lines=(
             f"Python {diagnosis.python} on {diagnosis.platform}",
             f"{cpu.model}, {cpu.cores} cores; {features or 'no integer dot product'}",
             f"cache: {diagnosis.cache.path}",
             *(diagnosis.problems or ("everything that planning needs is here",)),
+            *diagnosis.notes,
         ),
     )

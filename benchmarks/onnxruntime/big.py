@@ -16,9 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +33,7 @@ from advisor.targets.onnxruntime.floatmodel import FLOAT_FILE
 from advisor.targets.onnxruntime.manifest import MODEL_FILE, SESSION_ENTRIES
 from advisor.targets.onnxruntime.memory import measure_memory
 from advisor.targets.onnxruntime.session import runtime_version
-from advisor.targets.resident import peak_bytes, resident_bytes, restart_peak
+from benchmarks.steps import Step, step
 
 RESULTS: Final = Path(__file__).parent / "results"
 BLOCKS: Final = 12
@@ -91,16 +90,6 @@ class Decoder(nn.Module):
         """Logits of every next token."""
         logits: torch.Tensor = self.head(self.last(self.blocks(self.embedding(ids))))
         return logits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What one step took. before_bytes: what the process held when it began."""
-
-    name: str
-    seconds: float
-    before_bytes: int
-    peak_bytes: int
 
 
 def main() -> None:
@@ -196,17 +185,6 @@ def verify(folder: Path) -> dict[str, Any]:
 def example() -> torch.Tensor:
     """Token ids of (1, TOKENS), spread over the vocabulary."""
     return torch.arange(TOKENS)[None] * (VOCABULARY // TOKENS)
-
-
-@contextmanager
-def step(name: str, steps: list[Step]) -> Generator[None]:
-    """Append what the body took."""
-    restart_peak()
-    before, begin = resident_bytes(), time.perf_counter()
-    yield
-    seconds = time.perf_counter() - begin
-    steps.append(Step(name=name, seconds=seconds, before_bytes=before, peak_bytes=peak_bytes()))
-    print(f"{name}: {seconds:.1f} s, peak {peak_bytes() / 1e9:.2f} GB", file=sys.stderr)
 
 
 def print_row(plan: str, row: Mapping[str, Any]) -> None:

@@ -50,9 +50,7 @@ class Lowerings:
         if target is not None:
             stored: Any = self.program.state_dict[target]
             return torch.as_tensor(stored.detach())
-        found: Any = self.program.constants[
-            signature.inputs_to_lifted_tensor_constants[node.name]
-        ]
+        found: Any = self.program.constants[signature.inputs_to_lifted_tensor_constants[node.name]]
         return torch.as_tensor(found)
 
     def _affine(self, _values: Values, node: Node, loc: Any) -> Any:

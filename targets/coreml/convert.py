@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,8 @@ from advisor.passes.graph import Graph, QuantizedGraph
 from advisor.passes.shapes import deployment_inputs
 from advisor.targets.coreml import lowerings
 from advisor.targets.coreml.folding import keep_layers
+from advisor.targets.coreml.images import Image
+from advisor.targets.coreml.labels import BEST_LABEL
 from advisor.targets.coreml.legalise import (
     bound_constants,
     divide_reciprocals,
@@ -26,6 +28,7 @@ from advisor.targets.coreml.legalise import (
 )
 from advisor.targets.coreml.names import METADATA, inputs_of, names_of, names_to_json
 from advisor.targets.coreml.packages import load
+from advisor.targets.coreml.scaling import port_type, scale_pixels
 from advisor.targets.packages import quiet
 from advisor.targets.parts import STEP, Names, export_steps, name_parts, place_of
 from advisor.targets.plainports import Ports, flatten_ports, name_ports, port_dtype
@@ -40,8 +43,9 @@ LEFT_OUT: Final = (
     "common::fuse_matmul_weight_bias",
     "common::fuse_pad_conv",
     "common::fuse_dilated_conv",
-    # These would make one of two layers that compute the same, or change a planned scale.
+    # These would make one of two layers or weights that are the same, or change a planned scale.
     "common::remove_redundant_ops",
+    "common::const_deduplication",
     "common::distributive_quantized_binary_op_scale_normalization",
 )
 """Passes of coremltools that a plan must not go through."""
@@ -56,11 +60,20 @@ class Converted:
     names: Names
 
 
-def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) -> Converted:
+def convert(
+    graph: QuantizedGraph,
+    batch: int,
+    deployment: str,
+    compute: str,
+    *,
+    images: Mapping[str, Image],
+    labels: Sequence[str],
+) -> Converted:
     """The graph as a Core ML model of fixed shapes.
 
     deployment: a key of ``deployment.SPECIFICATIONS``. compute: dtype of what the schemes leave
-    to the runtime.
+    to the runtime. images: inputs that are pictures, by name. labels: of the only output's
+    classes; none for a model that gives tensors.
 
     Raises:
         InputError: the model does not accept this batch.
@@ -83,10 +96,15 @@ def convert(graph: QuantizedGraph, batch: int, deployment: str, compute: str) ->
         for name, value in zip(source.input_names, flat, strict=True)
         if isinstance(value, torch.Tensor)
     }
+    scale_pixels(module, [images.get(name) for name in given])
     program = export_steps(module, source, tuple(given.values()))
     names = name_parts(program, source)
     ports = name_ports(tuple(given), source.output_names)
-    model = _run_converter(program, source, ports, given, deployment, precision, names)
+    inputs = [
+        port_type(load("coremltools"), ports.inputs[name], tensor, images.get(name))
+        for name, tensor in given.items()
+    ]
+    model = _run_converter(program, source, ports, inputs, labels, deployment, precision, names)
     model.user_defined_metadata[METADATA] = names_to_json(names)
     return Converted(model=model, ports=ports, names=names)
 
@@ -125,7 +143,8 @@ def _run_converter(
     program: ExportedProgram,
     source: Graph,
     ports: Ports,
-    given: Mapping[str, torch.Tensor],
+    inputs: Sequence[Any],
+    labels: Sequence[str],
     deployment: str,
     precision: Precision,
     names: Names,
@@ -142,12 +161,7 @@ def _run_converter(
         with quiet():
             return ct.convert(
                 program,
-                inputs=[
-                    ct.TensorType(
-                        name=ports.inputs[name], shape=tuple(t.shape), dtype=t.numpy().dtype.type
-                    )
-                    for name, t in given.items()
-                ],
+                inputs=list(inputs),
                 outputs=[
                     ct.TensorType(
                         name=name, dtype=np.float32 if value.is_floating_point() else np.int32
@@ -155,6 +169,13 @@ def _run_converter(
                     for name, value in zip(ports.outputs.values(), results, strict=True)
                 ],
                 minimum_deployment_target=getattr(ct.target, deployment),
+                classifier_config=ct.ClassifierConfig(
+                    class_labels=list(labels),
+                    predicted_feature_name=BEST_LABEL,
+                    predicted_probabilities_output=next(iter(ports.outputs.values())),
+                )
+                if labels
+                else None,
                 compute_precision=_compute_precision(ct, precision, names),
                 pass_pipeline=pipeline,
                 skip_model_load=True,

@@ -22,11 +22,13 @@ NO_LAYERS: Final = frozenset({"const", "cast", "reshape"})
 
 @dataclass(slots=True, kw_only=True)
 class Package:
-    """What a package holds. version: of its specification. names: see ``names``."""
+    """What a package holds. version: of its specification. names: see ``names``. description: of
+    its inputs and outputs, as its specification has it."""
 
     evaluator: Evaluator
     names: Names
     version: int
+    description: Any
 
     def find(self, name: str) -> Any | None:
         """The operator of that name; a later step of it where the first was computed ahead."""
@@ -78,4 +80,5 @@ def read_package(path: Path) -> Package:
         evaluator=Evaluator(program.functions[FUNCTION]),
         names=read_names(dict(spec.description.metadata.userDefined)),
         version=int(spec.specificationVersion),
+        description=spec.description,
     )

@@ -82,7 +82,8 @@ def test_batches_that_do_not_fit_together_stay_apart(tmp_path: Path) -> None:
             self.layer = nn.Linear(4, 4)
 
         def forward(self, x: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-            return self.layer(x).mean(dim=1) + shift
+            shifted: torch.Tensor = self.layer(x).mean(dim=1) + shift
+            return shifted
 
     x, shift = torch.randn(2, 3, 4), torch.zeros(4)
     graph = capture(Masked(), (x, shift), {})

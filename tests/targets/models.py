@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
-from typing import Any
-
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-
-def mark_slow(names: Iterable[str], *, fast: Collection[str]) -> list[Any]:
-    """Parameters of a test, those that are not ``fast`` marked slow."""
-    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def seeded(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -31,12 +22,12 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Chain(nn.Module):
-    """(B, width) to (B, 8) through ``count`` Linears with ReLU between them."""
+    """(B, width) to (B, outputs) through ``count`` Linears with ReLU between them."""
 
-    def __init__(self, count: int, width: int = 64) -> None:
+    def __init__(self, count: int, width: int = 64, outputs: int = 8) -> None:
         super().__init__()
         self.layers = nn.ModuleList([nn.Linear(width, width) for _ in range(count)])
-        self.head = nn.Linear(width, 8)
+        self.head = nn.Linear(width, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

@@ -157,7 +157,8 @@ def test_plan_passes_everything_on_and_saves(calls: list[dict[str, Any]], tmp_pa
     result = run(
         *("plan", "pkg.mod:make", "--target", "m2", "--budget", "4GB,8ms", "-o", str(saved)),
         *("--runtime", "coreml", "--objective", "latency", "--batch", "2", "--sequence", "64"),
-        *("--threads", "4", "--pin", "*.head=fp16", "--pin", "op:embedding=fp32"),
+        *("--context", "512", "--threads", "4"),
+        *("--pin", "*.head=fp16", "--pin", "op:embedding=fp32"),
         *("--schemes", "w8, w4-g32", "--trials", "7", "--seed", "3", "--output-kind", "logits"),
         *("--calibration", str(tmp_path / "data.npz"), "--on-unsupported", "error", "--no-cache"),
     )
@@ -173,6 +174,7 @@ def test_plan_passes_everything_on_and_saves(calls: list[dict[str, Any]], tmp_pa
         "objective": "latency",
         "batch": 2,
         "sequence": 64,
+        "context": 512,
         "threads": 4,
         "pin": {"*.head": "fp16", "op:embedding": "fp32"},
         "schemes": ("w8", "w4-g32"),

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,14 @@ def test_diagnosis_imports_no_runtime(root: Path) -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("platform", "says"),
+    [("macOS-15.1-arm64-arm-64bit", "never run for this project"), ("Linux-6.1", "only a Mac")],
+)
+def test_core_ml_is_explained(platform: str, says: str) -> None:
+    diagnosis = replace(diagnose(), platform=platform)
+    (note,) = diagnosis.notes
+    assert says in note
+    assert not replace(diagnosis, components=()).notes

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 
 from advisor.errors import UsageError
 from advisor.targets.base import Configurable
-from advisor.targets.options import choices, configure, parse_options
+from advisor.targets.options import Free, choices, configure, parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,9 @@ class Colours:
 
     paint: Literal["red", "green"] = "green"
     finish: Literal["matt", "gloss"] = "matt"
+    coats: Annotated[str, Free("whole numbers", lambda text: [int(n) for n in text.split(",")])] = (
+        "none"
+    )
 
 
 @dataclass
@@ -38,7 +41,11 @@ def painted(options: object, defaults: dict[str, str] | None = None) -> Colours:
 
 
 def test_choices_begin_with_the_default() -> None:
-    assert choices(Colours) == {"paint": ("green", "red"), "finish": ("matt", "gloss")}
+    assert choices(Colours) == {
+        "paint": ("green", "red"),
+        "finish": ("matt", "gloss"),
+        "coats": ("none", "whole numbers"),
+    }
 
 
 def test_given_beats_the_profile_which_beats_the_target() -> None:
@@ -52,9 +59,18 @@ def test_the_targets_own_dataclass_says_everything() -> None:
     assert painted(Colours(paint="red"), {"finish": "gloss"}) == Colours(paint="red")
 
 
+def test_free_options_are_texts_that_their_rule_can_read() -> None:
+    for given in ("2,3", (2, 3), [2, 3]):
+        assert painted({"coats": given}) == Colours(coats="2,3")
+    assert painted({"coats": 2}) == Colours(coats="2")
+    assert painted({"coats": "none"}) == Colours()
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        ({"coats": "two"}, "coats='two' of wall takes whole numbers: invalid literal"),
+        ({"coats": {}}, "coats={} of wall takes whole numbers: not a text"),
         ({"paints": "red"}, "no option 'paints'; did you mean paint?.*paint: green or red"),
         ({"paint": "blue"}, "paint='blue' of wall: possible are green, red"),
         ({"paint": 3}, "paint=3 of wall"),

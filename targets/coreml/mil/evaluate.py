@@ -38,13 +38,19 @@ def dtype_of(var: Any) -> torch.dtype | None:
 class Evaluator:
     """One program that can be run in whole or in part; constants are expanded once.
 
-    function: the loaded program's, as coremltools parses it.
+    function: the loaded program's, as coremltools parses it. labels: of a classifier's classes;
+    its output here is the scores that ``classify`` puts under them.
     """
 
     def __init__(self, function: Any) -> None:
         self.operations: list[Any] = list(function.operations)
         self.inputs: list[str] = list(function.inputs)
         self.outputs: list[Any] = list(function.outputs)
+        self.labels: list[str] = []
+        if self.operations and self.operations[-1].op_type == "classify":
+            last = self.operations.pop()
+            self.outputs = [last.inputs["probabilities"]]
+            self.labels = [str(each) for each in as_list(last.inputs["classes"].val)]
         self._input_dtypes = {name: dtype_of(var) for name, var in function.inputs.items()}
         self._constants: dict[str, Value] = {}
         self._kept = 0

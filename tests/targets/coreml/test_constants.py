@@ -35,7 +35,7 @@ class Choosing(nn.Module):
         self.head = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.head(x)
+        y: Tensor = self.head(x)
         inside = (y > -0.2) & (y < 0.2) | ~(x > 0)
         kept = torch.where(inside, y, -3.0) + torch.where(inside, 0.5, y)
         return kept + y.new_ones(8) * y.new_zeros(8) + torch.where(inside, 1.0, 2.0)
@@ -49,7 +49,7 @@ class Named(nn.Module):
         self.head = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.head(x)
+        y: Tensor = self.head(x)
         terms = torch.add(y, x, alpha=2) * torch.sub(y, x, alpha=3)
         terms = terms + torch.rsub(y, x, alpha=2) + torch.addcmul(y, x, y, value=0.5)
         spread = y.var(-1, correction=0, keepdim=True) + y.std(-1, keepdim=True) + y.var()

@@ -53,6 +53,19 @@ def test_a_block_that_does_not_divide_is_a_reason() -> None:
     assert reason == "16 does not divide 8 outputs"
 
 
+def test_a_block_that_does_not_divide_cannot_be_asked_for() -> None:
+    with pytest.raises(UnsupportedError, match="block 32 does not divide 80 inputs"):
+        advise(
+            nn.Sequential(nn.Linear(80, 8)),
+            target="m2",
+            calibration=[draw(4, 80), draw(4, 80, seed=1)],
+            schemes=["w4-g32"],
+            pin={"0": "w4-g32"},
+            trials=1,
+            cache=False,
+        )
+
+
 @pytest.mark.parametrize(
     ("scheme", "needed", "asked"),
     [("w4", "iOS18", "iOS17"), ("w8a8", "iOS17", "iOS16"), ("w8", "iOS16", "iOS15")],

@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from advisor.errors import MissingDependencyError
+from advisor.errors import MissingDependencyError, UnsupportedError
 from advisor.targets.coreml import TARGET, ondevice
 from advisor.targets.coreml.artifact import CoremlArtifact
+from advisor.targets.coreml.runtime import CoremlRunner, EvaluatorRunner, check_system
 from tests.targets.making import Quantizer
 from tests.targets.models import Chain, draw, seeded
 
 
-@pytest.fixture
-def artifact(make_quantized: Quantizer, tmp_path: Path) -> CoremlArtifact:
-    folder = tmp_path / "artifact"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def artifact(make_quantized: Quantizer, tmp_path_factory: pytest.TempPathFactory) -> CoremlArtifact:
+    folder = tmp_path_factory.mktemp("artifact")
     return TARGET.emit(make_quantized(seeded(Chain(1)), (draw(3, 64),), "w8", batch=3), folder)
 
 
@@ -40,6 +41,24 @@ def test_the_script_stands_alone(artifact: CoremlArtifact) -> None:
     missing = _call(artifact.path, "--package", "nowhere.mlpackage")
     assert missing.returncode == 2
     assert "nowhere.mlpackage does not exist" in missing.stderr
+
+
+def test_a_mac_that_is_too_old_is_told_so() -> None:
+    check_system("iOS18", "15.1")
+    check_system("iOS15", "26.0")
+    with pytest.raises(
+        UnsupportedError, match=r"iOS18 \(macOS 15\), this Mac has macOS 14.2.*iOS17"
+    ):
+        check_system("iOS18", "14.2")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
+def test_core_mls_own_runner_loads_the_package_and_needs_a_mac(artifact: CoremlArtifact) -> None:
+    """As far as Core ML's own path goes elsewhere: coremltools refuses to predict."""
+    assert isinstance(artifact.runner, EvaluatorRunner)
+    runner = CoremlRunner(artifact.path, artifact.settings)
+    with pytest.raises(Exception, match="macOS"):
+        runner.run({"x": draw(3, 64).numpy()})
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="Core ML is here")
@@ -72,6 +91,8 @@ def test_it_measures_every_unit_and_writes_json(artifact: CoremlArtifact) -> Non
     assert ondevice.main([*asked, "--units", "cpu", "npu", "all"], opener) == 1
     found = json.loads(out.read_text())
     assert set(found["units"]) == {"cpu", "all"}
+    assert found["package_sha256"] == ondevice.digest(package)
+    assert datetime.fromisoformat(found["measured"]).utcoffset() == timedelta(0)
     assert found["failed"] == {"npu": "RuntimeError: no Neural Engine"}
     assert found["inputs"] == {"x": [3, 64]}
     for unit in found["units"].values():
