@@ -260,7 +260,8 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
-    delegate: None where there is none. traps: reported faults of devices, for warnings.
+    delegate: None where there is none. traps: reported faults of devices, for warnings. caution:
+    what every plan for this runtime should say; empty when there is nothing.
     """
 
     name: str
@@ -279,6 +280,7 @@ class Capability:
     memory: MemoryRules | None = None
     delegate: DelegateRules | None = None
     traps: tuple[Trap, ...] = ()
+    caution: str = ""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -341,11 +343,12 @@ class Capability:
         return self.delegate.slowdown if self.leaves_out(layer, scheme) else 1.0
 
     def warnings(self, schemes: Collection[str], units: Collection[str]) -> tuple[str, ...]:
-        """What is reported to go wrong with these schemes on these compute units.
+        """What every plan for this runtime should say, and what is reported to go wrong with these
+        schemes on these compute units.
 
         units: those of the device; none where it does not say, when every trap counts.
         """
-        found: list[str] = []
+        found = [f"{self.title}: {self.caution}"] if self.caution else []
         for trap in self.traps:
             hit = [scheme for scheme in trap.schemes if scheme in schemes]
             if hit and (not trap.unit or not units or trap.unit in units):

@@ -77,6 +77,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         memory=None if memory is None else _read_memory(memory, schemes),
         delegate=None if delegate is None else _read_delegate(delegate),
         traps=_read_traps(top, schemes),
+        caution=top.text("caution", default=""),
         notes=top.texts("notes", default=()),
     )
     top.finish()

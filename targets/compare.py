@@ -47,6 +47,33 @@ def compare_layers(
     return mismatches
 
 
+def compare_compute(
+    layers: Sequence[LayerRecord], formats: Mapping[str, LayerFormat], dtype: str
+) -> list[Mismatch]:
+    """Layers that do not compute in the dtype that the plan says.
+
+    dtype: of layers whose scheme leaves it to the runtime.
+    """
+    mismatches: list[Mismatch] = []
+    for layer in layers:
+        found = formats.get(layer.name)
+        expected = compute_of(layer.scheme, dtype)
+        if found is not None and not found.kernel.endswith(f" in {expected}"):
+            mismatches.append(
+                Mismatch(
+                    name=layer.name,
+                    expected=f"computed in {expected}",
+                    found=found.kernel or "nothing that could be found",
+                )
+            )
+    return mismatches
+
+
+def compute_of(scheme: str, dtype: str) -> str:
+    """The dtype a layer computes in; ``dtype`` is what the runtime is left to choose."""
+    return {"fp32": "float32", "fp16": "float16"}.get(scheme, dtype)
+
+
 def any_kernel(_layer: LayerRecord) -> frozenset[str]:
     """For ``compare_layers``, where whatever runs a layer is as good as its numbers."""
     return frozenset()

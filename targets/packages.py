@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 from advisor.errors import MissingDependencyError
 
@@ -24,6 +27,20 @@ def require_packages(title: str, extra: str, names: Sequence[str]) -> None:
             f"the {title} target needs {', '.join(missing)}, not installed here; "
             f'run: pip install "quantadvisor[{extra}]"'
         )
+
+
+def load_quietly(name: str, title: str, extra: str) -> Any:
+    """A module that talks about itself at import, such as a converter without types.
+
+    Raises:
+        MissingDependencyError: it is not installed; names the command.
+    """
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        return loaded
+    require_packages(title, extra, (name.partition(".")[0],))
+    with quiet():
+        return importlib.import_module(name)
 
 
 @contextmanager

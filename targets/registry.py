@@ -17,6 +17,7 @@ from advisor.targets.capability import Capability, capability_names, load_capabi
 GROUP: Final = "advisor.targets"
 
 BUILT_IN: Final = {
+    "coreai": "advisor.targets.coreai:TARGET",
     "coreml": "advisor.targets.coreml:TARGET",
     "onnxruntime": "advisor.targets.onnxruntime:TARGET",
     "tensorrt": "advisor.targets.tensorrt:TARGET",

@@ -11,7 +11,7 @@ from scipy.sparse import csr_array
 from advisor.errors import AdvisorError
 from advisor.search.model import Columns, Model
 from advisor.search.problem import Choice
-from advisor.search.stdout import withheld_lines
+from advisor.streams import withheld_lines
 
 _OPTIMAL = 0
 _INFEASIBLE = 2

@@ -8,39 +8,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from advisor.targets.capability import Capability
+from advisor.targets.builtin import BuiltIn
 from advisor.targets.coreml.options import DEFAULTS, CoremlOptions
 
 if TYPE_CHECKING:
-    import torch
-
     from advisor.passes.graph import QuantizedGraph
-    from advisor.targets.base import Artifact, LayerFormat
     from advisor.targets.coreml.artifact import CoremlArtifact
 
 __all__ = ["TARGET", "CoremlOptions", "CoremlTarget"]
 
-NAME: Final = "coreml"
 PACKAGES: Final = ("coremltools", "safetensors")
 
 
 @dataclass(slots=True)
-class CoremlTarget:
+class CoremlTarget(BuiltIn):
     """Lowers quantized graphs to Core ML, reads them back, and runs them."""
 
+    NAME: ClassVar = "coreml"
+
     options: CoremlOptions = DEFAULTS
-    _capability: Capability | None = None
-
-    @property
-    def capability(self) -> Capability:
-        """What Core ML supports, from coreml.toml."""
-        if self._capability is None:
-            from advisor.targets.capability import load_capability
-
-            self._capability = load_capability(NAME)
-        return self._capability
 
     def with_options(self, options: CoremlOptions) -> CoremlTarget:
         """The target that writes its files so."""
@@ -79,16 +67,6 @@ class CoremlTarget:
         from advisor.targets.coreml.artifact import CoremlArtifact
 
         return CoremlArtifact.load(folder)
-
-    def read_back(self, artifact: Artifact) -> Mapping[str, LayerFormat]:
-        """The precision of every layer, from the files alone."""
-        return self.load(artifact.path).read_back()
-
-    def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-        """Execute with flat named inputs; flat named outputs as torch tensors."""
-        from advisor.targets.signature import run_named
-
-        return run_named(self.load(artifact.path), inputs)
 
 
 TARGET = CoremlTarget()

@@ -23,13 +23,13 @@ from advisor.targets.agreement import (
 )
 from advisor.targets.base import LayerFormat, Mismatch, Verification
 from advisor.targets.benchmark import Benchmark, Progress
-from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
+from advisor.targets.compare import any_kernel, compare_compute, compare_layers, compare_tensors
 from advisor.targets.coreml.agreement import HALF_TOLERANCE, check_layers, run_halved
 from advisor.targets.coreml.emit import Settings, read_settings
 from advisor.targets.coreml.images import Image
 from advisor.targets.coreml.labels import Classification, classify, compare_labels, note_on
 from advisor.targets.coreml.package import PACKAGE, Package, read_package
-from advisor.targets.coreml.readback import compare_compute, read_layers, read_tensors
+from advisor.targets.coreml.readback import read_layers, read_tensors
 from advisor.targets.coreml.runtime import Runner, open_runner
 from advisor.targets.coreml.scaling import compare_images
 from advisor.targets.fixedshapes import FixedShapes, cut_pieces, read_shapes

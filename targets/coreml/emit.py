@@ -10,7 +10,7 @@ from typing import Final
 
 from advisor.errors import VerificationError
 from advisor.passes.graph import QuantizedGraph
-from advisor.targets.coreml.convert import Ports, convert, find_precision
+from advisor.targets.coreml.convert import convert, find_precision
 from advisor.targets.coreml.deployment import SPECIFICATIONS, check_deployment, describe
 from advisor.targets.coreml.images import Image, choose_images
 from advisor.targets.coreml.labels import choose_labels
@@ -21,6 +21,7 @@ from advisor.targets.describe import describe as describe_graph
 from advisor.targets.fixedshapes import at_deployment, write_shapes
 from advisor.targets.manifest import CHECK_FOLDER, damaged, read_json, write_json, write_manifest
 from advisor.targets.packages import quiet
+from advisor.targets.plainports import Ports
 from advisor.targets.signature import describe_inputs
 from advisor.targets.simulation import save_simulation
 

@@ -5,25 +5,19 @@ Every pass takes a GraphModule that it may change; the layers' numbers stay the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from operator import is_not
 from typing import Any, Final
 
 import torch
-from torch.fx import Graph, GraphModule, Node
-from torch.fx.graph import CodeGen
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from advisor.passes.fx import (
     argument,
     constant_value,
     copy_meta,
-    finish,
     insert_constant,
-    output_nodes,
 )
-from advisor.targets.coreml.operators import GELU_TANH, LINEAR
+from advisor.targets.coreml.operators import GELU_TANH
 
 aten = torch.ops.aten
 
@@ -34,53 +28,6 @@ masks are made of would become infinite, and 0 times infinity is no number."""
 HEADROOM: Final = 128.0
 """A row's largest magnitude is taken as at least sqrt(eps) over this in a float16 RMSNorm, so that
 eps over its square stays below float16's end; smaller rows lose nothing by it."""
-
-INTEGERS: Final = frozenset({torch.int64, torch.int16, torch.int8, torch.uint8, torch.bool})
-FLOATS: Final = frozenset({torch.float64, torch.float16, torch.bfloat16})
-
-
-def flatten_ports(module: GraphModule, flat: Sequence[Any]) -> None:
-    """Take tensors alone, in int32 and float32, and return a tuple of such tensors.
-
-    flat: one value per placeholder; those that are no tensors become constants.
-    """
-    graph = module.graph
-    nodes = list(graph.find_nodes(op="placeholder"))
-    for node, value in zip(nodes, flat, strict=True):
-        if not isinstance(value, torch.Tensor):
-            node.replace_all_uses_with(value)
-            graph.erase_node(node)
-            continue
-        port = port_dtype(value.dtype)
-        if port is not value.dtype:
-            with graph.inserting_after(nodes[-1]):
-                cast = graph.call_function(aten._to_copy.default, (node,), {"dtype": value.dtype})
-            node.replace_all_uses_with(cast, delete_user_cb=partial(is_not, cast))
-    (output,) = graph.find_nodes(op="output")
-    results: list[Node] = []
-    with graph.inserting_before(output):
-        for source in output_nodes(module):
-            held: Any = source.meta.get("val")
-            if not isinstance(held, torch.Tensor):
-                continue
-            port = port_dtype(held.dtype)
-            is_new = source.op == "call_function" and source not in results
-            made: Node = source
-            if port is not held.dtype:
-                made = graph.call_function(aten._to_copy.default, (source,), {"dtype": port})
-            elif not is_new:  # one tensor twice, or an input as it is
-                made = graph.call_function(aten.mul.Tensor, (source, 1))
-            results.append(made)
-    output.args = (tuple(results),)
-    graph.set_codegen(CodeGen())
-    finish(module)
-
-
-def port_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which Core ML takes or gives a tensor."""
-    if dtype in INTEGERS:
-        return torch.int32
-    return torch.float32 if dtype in FLOATS else dtype
 
 
 def spell_out(module: GraphModule) -> None:
@@ -185,13 +132,6 @@ def divide_reciprocals(module: GraphModule) -> None:
             ones = module.graph.call_function(aten.ones_like.default, (argument(node, 0),))
         ones.meta["val"] = node.meta.get("val")
         node.target, node.args = aten.div.Tensor, (ones, argument(node, 0))
-
-
-def own_linears(graph: Graph) -> None:
-    """Spell every Linear with this target's operator, whose form in MIL keeps its name."""
-    for node in graph.find_nodes(op="call_function", target=aten.linear.default):
-        node.args = (argument(node, 0), argument(node, 1), argument(node, 2))
-        node.target = LINEAR
 
 
 def bound_constants(module: GraphModule) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from advisor.targets.coreml.packages import load
+from advisor.targets.storedweight import pack_bits
 
 LINEAR_RANK: Final = 3
 """Most dimensions that MIL's linear takes."""
@@ -86,7 +87,7 @@ def _lower_lut(context: Any, node: Any, inputs: list[Any]) -> None:
     width = int(_plain(bits))
     if not _has_blocks():
         made = mb.constexpr_lut_to_dense(
-            indices=_packed(indices, width),
+            indices=pack_bits(indices, width),
             lut=entries.reshape(-1),
             shape=np.array(indices.shape, dtype=np.uint32),
             name=node.name,
@@ -104,12 +105,6 @@ def _lower_lut(context: Any, node: Any, inputs: list[Any]) -> None:
             )
         made = mb.constexpr_lut_to_dense(indices=indices.astype(stored), lut=lut, name=node.name)
     context.add(made, torch_name=node.name)
-
-
-def _packed(indices: np.ndarray[Any, Any], bits: int) -> np.ndarray[Any, Any]:
-    """Indices in as few bytes as they fit, the lowest bits first."""
-    flags = (indices.reshape(-1, 1) >> np.arange(bits, dtype=np.uint8)) & 1
-    return np.packbits(flags.astype(np.uint8).reshape(-1), bitorder="little")
 
 
 def _lower_quantize(context: Any, node: Any, inputs: list[Any]) -> None:
@@ -162,7 +157,7 @@ LOWERINGS: Final[dict[str, Callable[[Any, Any, list[Any]], None]]] = {
     "advisor::dequantize_lut": _lower_lut,
     "advisor::quantize_static": _lower_quantize,
     "advisor::dequantize_static": _lower_dequantize,
-    "advisor_coreml::linear": _lower_linear,
+    "advisor_targets::linear": _lower_linear,
     "advisor_coreml::gelu_tanh": _lower_gelu_tanh,
 }
 """By operator: (context, node, inputs) adds what it becomes."""

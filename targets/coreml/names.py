@@ -4,38 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Final, cast
+
+from advisor.targets.parts import Names
 
 METADATA: Final = "quantadvisor"
 """Key of the names in the package's own metadata."""
-
-STEP: Final = "_step_"
-"""What follows a layer's name in the names of its later steps."""
 
 CAST: Final = "_cast"
 """What coremltools appends, with more behind it, when it changes the dtype of an operator."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Names:
-    """Names in MIL, before coremltools appends to them.
-
-    layers: by layer name the operator that computes it. weights: by weight name the constant.
-    tensors: by tensor name the quantize operators.
-    """
-
-    layers: dict[str, str] = field(default_factory=dict[str, str])
-    weights: dict[str, str] = field(default_factory=dict[str, str])
-    tensors: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-
-    def to_json(self) -> str:
-        """Text for the package's metadata."""
-        return json.dumps(asdict(self), sort_keys=True)
+def names_to_json(names: Names) -> str:
+    """Text for the package's metadata."""
+    return json.dumps(asdict(names), sort_keys=True)
 
 
 def read_names(metadata: Mapping[str, str]) -> Names:
-    """What ``to_json`` wrote; nothing of a package of other making."""
+    """What ``names_to_json`` wrote; nothing of a package of other making."""
     text = metadata.get(METADATA, "")
     if not text:
         return Names()

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from advisor.errors import PlanError
 from advisor.targets.coreml.mil import Evaluator
-from advisor.targets.coreml.names import STEP, Names, inputs_of, is_named, names_of, read_names
+from advisor.targets.coreml.names import inputs_of, is_named, names_of, read_names
 from advisor.targets.coreml.packages import load
 from advisor.targets.packages import quiet
+from advisor.targets.parts import STEP, Names
 
 PACKAGE: Final = "model.mlpackage"
 FUNCTION: Final = "main"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from importlib import import_module
 from typing import Any
 
-from advisor.targets.packages import quiet, require_packages
+from advisor.targets.packages import load_quietly, require_packages
 
 
 def require(*names: str) -> None:
@@ -24,9 +22,4 @@ def load(name: str) -> Any:
     Raises:
         MissingDependencyError: it is not installed.
     """
-    loaded = sys.modules.get(name)
-    if loaded is not None:
-        return loaded
-    require(name.partition(".")[0])
-    with quiet():
-        return import_module(name)
+    return load_quietly(name, "Core ML", "coreml")

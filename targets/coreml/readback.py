@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from math import prod
+from collections.abc import Iterable
 from typing import Any, Final
-
-import torch
 
 from advisor.formats import scheme_named
 from advisor.passes.digest import table_sha256
-from advisor.passes.graph import WeightTable
-from advisor.targets.base import LayerFormat, Mismatch
-from advisor.targets.coreml.mil import Weight, read_weight
+from advisor.targets.base import LayerFormat
+from advisor.targets.coreml.mil import read_weight
 from advisor.targets.coreml.mil.constants import type_name
 from advisor.targets.coreml.names import inputs_of
 from advisor.targets.coreml.package import Package
 from advisor.targets.manifest import LayerRecord, TensorRecord
+from advisor.targets.storedweight import as_planned, scheme_of, table_of
 
-FLOATS: Final = {"fp32": "fp32", "fp16": "fp16"}
-BITS: Final = {"int8": 8, "uint8": 8, "int4": 4, "uint4": 4}
 CUTS: Final = frozenset({"crop", "slice_by_index", "cast"})
 """Operators that coremltools puts behind a layer's own, such as for an output padding."""
 
@@ -70,62 +65,6 @@ def read_tensors(package: Package, names: Iterable[str]) -> dict[str, tuple[Tens
     return found
 
 
-def compare_compute(
-    layers: Sequence[LayerRecord], formats: Mapping[str, LayerFormat], dtype: str
-) -> list[Mismatch]:
-    """Layers that do not compute in the dtype that the plan says.
-
-    dtype: of layers whose scheme leaves it to the runtime.
-    """
-    mismatches: list[Mismatch] = []
-    for layer in layers:
-        found = formats.get(layer.name)
-        expected = compute_of(layer.scheme, dtype)
-        if found is not None and not found.kernel.endswith(f" in {expected}"):
-            mismatches.append(
-                Mismatch(
-                    name=layer.name,
-                    expected=f"computed in {expected}",
-                    found=found.kernel or "nothing that could be found",
-                )
-            )
-    return mismatches
-
-
-def compute_of(scheme: str, dtype: str) -> str:
-    """The dtype a layer computes in; ``dtype`` is what the runtime is left to choose."""
-    return {"fp32": "float32", "fp16": "float16"}.get(scheme, dtype)
-
-
-def table_of(weight: Weight, shape: Sequence[int]) -> WeightTable:
-    """The stored weight as a plan holds it: torch layout, scales without empty axes."""
-    values = weight.values.reshape(tuple(shape))
-    if weight.table is not None:
-        table = weight.table.reshape(-1, weight.table.shape[-1])
-        is_integer = not table.is_floating_point()
-        scale = None
-        if weight.table_scale is not None:
-            scale = weight.table_scale.to(torch.float32).reshape(-1)
-        return WeightTable(
-            values=values, table=table if is_integer else table.to(torch.float32), scale=scale
-        )
-    if weight.scale is None:
-        return WeightTable(values=values)
-    scale = weight.scale.to(torch.float32)
-    wide = [axis for axis, size in enumerate(scale.shape) if size > 1]
-    if len(wide) < 2 and not _block(weight):
-        scale = scale.reshape(-1) if wide else scale.reshape(())
-    offset = None if weight.offset is None else weight.offset.reshape(scale.shape)
-    return WeightTable(values=values, scale=scale, zero_point=offset)
-
-
-def _block(weight: Weight) -> int:
-    """Inputs that share a scale; 0 where all of an output do."""
-    if weight.scale is None or weight.scale.ndim < 2 or weight.scale.shape[1] == 1:
-        return 0
-    return weight.values.shape[1] // weight.scale.shape[1]
-
-
 def _read(op: Any, layer: LayerRecord) -> LayerFormat | None:
     count = 1
     for size in layer.weight_shape:
@@ -137,35 +76,15 @@ def _read(op: Any, layer: LayerRecord) -> LayerFormat | None:
         # Of two constants as large as the weight it is the one with the plan's numbers.
         table = table_of(weight, layer.weight_shape)
         return LayerFormat(
-            scheme=_as_planned(_scheme(op, weight), layer),
+            scheme=as_planned(scheme_of(weight, is_static=_is_static(op)), layer),
             weight_sha256=table_sha256(table),
             kernel=f"{op.op_type} in {DTYPES.get(type_name(op.outputs[0].dtype), 'no float')}",
         )
     return None
 
 
-def _as_planned(found: str, layer: LayerRecord) -> str:
-    """The planned scheme where a run is a whole row, or a group all outputs.
-
-    One scale or table is what the package has then, under either name.
-    """
-    outputs, *inputs = layer.weight_shape
-    names = {f"{found}-g{prod(inputs)}", f"{found}-c{outputs}"}
-    return layer.scheme if layer.scheme in names else found
-
-
-def _scheme(op: Any, weight: Weight) -> str:
-    if weight.dtype in FLOATS and weight.table is None:
-        return FLOATS[weight.dtype]
-    if weight.table is not None:
-        bits = int(weight.dtype.removeprefix("uint"))
-        tables = weight.table.numel() // weight.table.shape[-1]
-        group = f"-c{weight.values.shape[0] // tables}" if tables > 1 else ""
-        return f"lut{bits}{group}{'-i8' if weight.table_dtype == 'int8' else ''}"
-    name = f"w{BITS[weight.dtype]}"
-    block = _block(weight)
-    static = "a8" if source_integers(op) is not None and op.op_type != "gather" else ""
-    return f"{name}{static}{f'-g{block}' if block else ''}"
+def _is_static(op: Any) -> bool:
+    return source_integers(op) is not None and op.op_type != "gather"
 
 
 def source_integers(op: Any) -> Any | None:

@@ -8,35 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from advisor.targets.capability import Capability
+from advisor.targets.builtin import BuiltIn
 
 if TYPE_CHECKING:
-    import torch
-
     from advisor.passes.graph import QuantizedGraph
-    from advisor.targets.base import Artifact, LayerFormat, Timing
+    from advisor.targets.base import Timing
     from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
 
-NAME = "onnxruntime"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime", "safetensors")
 
 
 @dataclass(slots=True)
-class OnnxRuntimeTarget:
+class OnnxRuntimeTarget(BuiltIn):
     """Lowers quantized graphs to ONNX, reads them back, and runs them."""
 
-    _capability: Capability | None = None
-
-    @property
-    def capability(self) -> Capability:
-        """What ONNX Runtime supports, from onnxruntime.toml."""
-        if self._capability is None:
-            from advisor.targets.capability import load_capability
-
-            self._capability = load_capability(NAME)
-        return self._capability
+    NAME: ClassVar = "onnxruntime"
 
     def emit(self, graph: QuantizedGraph, out: Path) -> OnnxRuntimeArtifact:
         """Write the artifact into the existing, empty folder ``out``.
@@ -63,16 +51,6 @@ class OnnxRuntimeTarget:
         from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
 
         return OnnxRuntimeArtifact.load(folder)
-
-    def read_back(self, artifact: Artifact) -> Mapping[str, LayerFormat]:
-        """The precision of every layer, from the files alone."""
-        return self.load(artifact.path).read_back()
-
-    def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-        """Execute with flat named inputs; flat named outputs as torch tensors."""
-        from advisor.targets.signature import run_named
-
-        return run_named(self.load(artifact.path), inputs)
 
     def time_models(
         self,

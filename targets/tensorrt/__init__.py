@@ -9,40 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from advisor.targets.capability import Capability
+from advisor.targets.builtin import BuiltIn
 from advisor.targets.tensorrt.options import DEFAULTS, TensorrtOptions
 
 if TYPE_CHECKING:
-    import torch
-
     from advisor.passes.graph import QuantizedGraph
-    from advisor.targets.base import Artifact, LayerFormat
     from advisor.targets.tensorrt.artifact import TensorrtArtifact
 
 __all__ = ["TARGET", "TensorrtOptions", "TensorrtTarget"]
 
-NAME: Final = "tensorrt"
 PACKAGES: Final = ("onnx", "onnx_ir", "onnxscript", "onnxruntime", "safetensors")
 """What writing and checking the numbers takes; compiling takes tensorrt_rtx besides."""
 
 
 @dataclass(slots=True)
-class TensorrtTarget:
+class TensorrtTarget(BuiltIn):
     """Lowers quantized graphs to ONNX for TensorRT, reads them back, and has them compiled."""
 
+    NAME: ClassVar = "tensorrt"
+
     options: TensorrtOptions = DEFAULTS
-    _capability: Capability | None = None
-
-    @property
-    def capability(self) -> Capability:
-        """What TensorRT supports, from tensorrt.toml."""
-        if self._capability is None:
-            from advisor.targets.capability import load_capability
-
-            self._capability = load_capability(NAME)
-        return self._capability
 
     def with_options(self, options: TensorrtOptions) -> TensorrtTarget:
         """The target that writes its files so."""
@@ -62,7 +50,7 @@ class TensorrtTarget:
         """
         from advisor.targets.packages import require_packages
 
-        require_packages("TensorRT", NAME, PACKAGES)
+        require_packages("TensorRT", self.NAME, PACKAGES)
         from advisor.targets.tensorrt.emit import write_artifact
 
         write_artifact(graph, out, self.options)
@@ -77,16 +65,6 @@ class TensorrtTarget:
         from advisor.targets.tensorrt.artifact import TensorrtArtifact
 
         return TensorrtArtifact.load(folder)
-
-    def read_back(self, artifact: Artifact) -> Mapping[str, LayerFormat]:
-        """The precision of every layer, from the file and the compiler."""
-        return self.load(artifact.path).read_back()
-
-    def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-        """Execute with flat named inputs; flat named outputs as torch tensors."""
-        from advisor.targets.signature import run_named
-
-        return run_named(self.load(artifact.path), inputs)
 
 
 TARGET = TensorrtTarget()

@@ -8,39 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from advisor.targets.capability import Capability
+from advisor.targets.builtin import BuiltIn
 from advisor.targets.tflite.options import DEFAULTS, TfliteOptions
 
 if TYPE_CHECKING:
-    import torch
-
     from advisor.passes.graph import QuantizedGraph
-    from advisor.targets.base import Artifact, LayerFormat, Timing
+    from advisor.targets.base import Timing
     from advisor.targets.tflite.artifact import TfliteArtifact
 
 __all__ = ["TARGET", "TfliteOptions", "TfliteTarget"]
 
-NAME: Final = "tflite"
 PACKAGES: Final = ("litert_torch", "ai_edge_litert", "safetensors")
 
 
 @dataclass(slots=True)
-class TfliteTarget:
+class TfliteTarget(BuiltIn):
     """Lowers quantized graphs to TFLite, reads them back, and runs them."""
 
+    NAME: ClassVar = "tflite"
+
     options: TfliteOptions = DEFAULTS
-    _capability: Capability | None = None
-
-    @property
-    def capability(self) -> Capability:
-        """What LiteRT supports, from tflite.toml."""
-        if self._capability is None:
-            from advisor.targets.capability import load_capability
-
-            self._capability = load_capability(NAME)
-        return self._capability
 
     def with_options(self, options: TfliteOptions) -> TfliteTarget:
         """The target that writes its files so."""
@@ -72,16 +61,6 @@ class TfliteTarget:
         from advisor.targets.tflite.artifact import TfliteArtifact
 
         return TfliteArtifact.load(folder)
-
-    def read_back(self, artifact: Artifact) -> Mapping[str, LayerFormat]:
-        """The precision of every layer, from the files alone."""
-        return self.load(artifact.path).read_back()
-
-    def run(self, artifact: Artifact, inputs: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
-        """Execute with flat named inputs; flat named outputs as torch tensors."""
-        from advisor.targets.signature import run_named
-
-        return run_named(self.load(artifact.path), inputs)
 
     def time_models(
         self,

@@ -66,7 +66,7 @@ def reason(runtime: str, op: str, scheme: str, platform: dict[str, str] | None =
 
 
 def test_every_runtime_of_the_product_is_described() -> None:
-    assert capability_names() == ("coreml", "onnxruntime", "tensorrt", "tflite", "xla")
+    assert capability_names() == ("coreai", "coreml", "onnxruntime", "tensorrt", "tflite", "xla")
 
 
 @pytest.mark.parametrize("name", capability_names())
@@ -529,7 +529,7 @@ def test_a_scheme_is_not_both_offered_and_refused() -> None:
 def test_unknown_runtimes_get_the_nearest_name(find: Callable[[str], object]) -> None:
     with pytest.raises(UsageError, match="unknown runtime 'onnx-runtime'; did you mean onnxrunt"):
         find("onnx-runtime")
-    with pytest.raises(UsageError, match="unknown runtime ''; known runtimes: coreml, onnxruntime"):
+    with pytest.raises(UsageError, match="unknown runtime ''; known runtimes: coreai, coreml"):
         find("")
     with pytest.raises(UsageError, match=r"unknown runtime '\.\./targets/xla'"):
         find("../targets/xla")
@@ -592,7 +592,7 @@ TARGET = Demo()
 def test_another_package_adds_a_runtime(install: Callable[[str, str, str], None]) -> None:
     install("quantadvisor_demo", TARGET_SOURCE, "demo = quantadvisor_demo:TARGET")
     assert registry.runtime_names() == (
-        *("coreml", "demo", "onnxruntime", "tensorrt", "tflite", "xla"),
+        *("coreai", "coreml", "demo", "onnxruntime", "tensorrt", "tflite", "xla"),
     )
     target = registry.target_named("demo")
     assert isinstance(target.capability, Capability)

@@ -10,7 +10,7 @@ import pytest
 from advisor.errors import UsageError
 from advisor.search.milp import QUANTITIES, solve, value_of, within
 from advisor.search.problem import Candidate, Linear, Problem, evaluate
-from advisor.search.stdout import withheld_lines
+from advisor.streams import withheld_lines
 from tests.unit.problems import enumerate_plans, layered_problem, small_problem
 
 

@@ -6,8 +6,8 @@ no code with coremltools beyond the parser of the file. A float16 value is compu
 then rounded; Apple's hardware may round more often.
 """
 
-from advisor.targets.coreml.mil.constants import Weight, read_weight
+from advisor.targets.coreml.mil.constants import read_weight
 from advisor.targets.coreml.mil.evaluate import Evaluator, dtype_of
 from advisor.targets.coreml.mil.registry import OPERATORS
 
-__all__ = ["OPERATORS", "Evaluator", "Weight", "dtype_of", "read_weight"]
+__all__ = ["OPERATORS", "Evaluator", "dtype_of", "read_weight"]

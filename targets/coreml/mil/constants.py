@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from advisor.targets.storedweight import Weight, unpack_bits
+
 BLOCKWISE = "constexpr_blockwise_shift_scale"
 AFFINE = "constexpr_affine_dequantize"
 LOOKUP = "constexpr_lut_to_dense"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """One constant as it is stored. dtype: MIL's name of the elements'.
-
-    values: integers or indices (int8 or uint8, unpacked), or floats. scale: of the rank of
-    values, one entry per run of elements that share it. offset: zero points of the same shape.
-    table: (tables..., entries) for indices, whose own scale is table_scale.
-    """
-
-    values: torch.Tensor
-    dtype: str
-    scale: torch.Tensor | None = None
-    offset: torch.Tensor | None = None
-    table: torch.Tensor | None = None
-    table_scale: torch.Tensor | None = None
-    table_dtype: str = ""
-
-    def expand(self) -> torch.Tensor:
-        """The numbers that it stands for, float32."""
-        if self.table is not None:
-            return self._look_up(self.table)
-        real = self.values.to(torch.float32)
-        if self.scale is None:
-            return real
-        if self.offset is not None:
-            real = real - _widen(self.offset.to(torch.float32), real.shape)
-        return real * _widen(self.scale.to(torch.float32), real.shape)
-
-    def _look_up(self, table: torch.Tensor) -> torch.Tensor:
-        entries = table.to(torch.float32)
-        if self.table_scale is not None:
-            entries = entries * _widen(self.table_scale.to(torch.float32), entries.shape)
-        shape = (*self.values.shape, entries.shape[-1])
-        wide = _widen(entries, shape) if entries.ndim == len(shape) else entries.expand(shape)
-        return torch.gather(wide, -1, self.values.to(torch.int64).unsqueeze(-1)).squeeze(-1)
 
 
 def read_weight(var: Any) -> Weight | None:
@@ -109,7 +73,7 @@ def _read_lookup(op: Any) -> Weight | None:
         shape = [int(size) for size in op.inputs["shape"].val]
         entries = _tensor(op.inputs["lut"].val).reshape(-1)
         bits = len(entries).bit_length() - 1
-        values = _unpack(np.asarray(op.inputs["indices"].val), bits, int(np.prod(shape)))
+        values = unpack_bits(np.asarray(op.inputs["indices"].val), bits, int(np.prod(shape)))
         return Weight(
             values=torch.as_tensor(values).reshape(shape),
             dtype=f"uint{bits}",
@@ -126,22 +90,6 @@ def _read_lookup(op: Any) -> Weight | None:
         table_scale=None if table.scale is None else table.scale[..., 0],
         table_dtype=table.dtype,
     )
-
-
-def _unpack(packed: np.ndarray[Any, Any], bits: int, count: int) -> np.ndarray[Any, Any]:
-    """Indices from bytes, the lowest bits first."""
-    stream = np.unpackbits(packed.reshape(-1).view(np.uint8), bitorder="little")[: count * bits]
-    places = (1 << np.arange(bits)).astype(np.uint8)
-    indices: np.ndarray[Any, Any] = (stream.reshape(count, bits) * places).sum(1, dtype=np.uint8)
-    return indices
-
-
-def _widen(part: torch.Tensor, shape: tuple[int, ...] | torch.Size) -> torch.Tensor:
-    """Repeat every entry along each axis as often as it takes."""
-    for axis, (have, want) in enumerate(zip(part.shape, shape, strict=True)):
-        if have not in (1, want):
-            part = part.repeat_interleave(want // have, dim=axis)
-    return part.expand(shape)
 
 
 def _optional(op: Any, name: str) -> torch.Tensor | None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advisor.targets.coreml import TARGET
-from tests.targets.coreml.models import draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import draw, seeded
 
 
 class Places(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from advisor import advise
-from tests.targets.coreml.models import seeded
+from tests.targets.models import seeded
 
 
 class Language(nn.Module):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from advisor import advise
 from advisor.errors import MissingDependencyError, PlanError, UnsupportedError, UsageError
@@ -18,27 +17,8 @@ from advisor.profiles import loader
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET, CoremlOptions
 from advisor.targets.coreml.deployment import for_platform
-from tests.targets.coreml.models import Chain, draw, seeded
 from tests.targets.making import Quantizer
-
-
-class Eigen(nn.Module):
-    """An operator that MIL does not have, inside a module of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(8, 8)
-        self.solver = Solver()
-
-    def forward(self, x: Tensor) -> Tensor:
-        values: Tensor = self.solver(self.linear(x))
-        return values
-
-
-class Solver(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = torch.special.bessel_j0(x)
-        return found
+from tests.targets.models import Chain, Eigen, draw, seeded
 
 
 def test_a_missing_package_names_the_command(

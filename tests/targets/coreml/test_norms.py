@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from advisor.targets.coreml import TARGET, CoremlOptions
-from tests.targets.coreml.models import draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import draw, seeded
 
 EPS = (1e-5, 1e-6)
 

@@ -16,8 +16,8 @@ from advisor.errors import MissingDependencyError, UnsupportedError
 from advisor.targets.coreml import TARGET, ondevice
 from advisor.targets.coreml.artifact import CoremlArtifact
 from advisor.targets.coreml.runtime import CoremlRunner, EvaluatorRunner, check_system
-from tests.targets.coreml.models import Chain, draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import Chain, draw, seeded
 
 
 @pytest.fixture(scope="module")

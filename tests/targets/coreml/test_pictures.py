@@ -23,8 +23,8 @@ from advisor.plan import Plan
 from advisor.targets.coreml import TARGET, CoremlOptions, ondevice
 from advisor.targets.coreml.artifact import CoremlArtifact
 from advisor.targets.coreml.runtime import picture_of
-from tests.targets.coreml.models import Chain, Mixed, draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import Chain, Mixed, draw, seeded
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SCALE, BIAS = (1 / 58, 1 / 57, 0.0175), (-2.1, -2.0, -1.8)

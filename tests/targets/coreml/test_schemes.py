@@ -11,8 +11,8 @@ from torch import nn
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET, CoremlOptions
 from advisor.testing import SequenceNet
-from tests.targets.coreml.models import Attention, Chain, Mixed, Recurrent, draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import Attention, Chain, Mixed, Recurrent, draw, seeded
 
 SCHEMES = tuple(load_capability("coreml").schemes)
 

@@ -14,8 +14,8 @@ from advisor.formats import scheme_named, storage_bits
 from advisor.targets.capability import load_capability
 from advisor.targets.coreml import TARGET
 from advisor.targets.coreml.artifact import CoremlArtifact
-from tests.targets.coreml.models import draw, seeded
 from tests.targets.making import Quantizer
+from tests.targets.models import draw, seeded
 
 CAPABILITY = load_capability("coreml")
 SCHEMES = tuple(CAPABILITY.schemes)

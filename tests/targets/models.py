@@ -92,3 +92,24 @@ class Recurrent(nn.Module):
         steps = self.head(self.gru(self.lstm(x)[0])[0])
         scores: Tensor = self.conv(steps.transpose(1, 2)).mean(dim=-1)
         return scores
+
+
+class Solver(nn.Module):
+    """An operator that Apple's formats do not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = torch.special.bessel_j0(x)
+        return found
+
+
+class Eigen(nn.Module):
+    """A Linear, then an operator of a module of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.solver = Solver()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = self.solver(self.linear(x))
+        return values
