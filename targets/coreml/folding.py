@@ -7,9 +7,9 @@ is one. The plan has a scheme for them, and the package must hold them as they a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from advisor.targets.coreml.names import inputs_of, is_named
 from advisor.targets.coreml.packages import load
@@ -34,7 +34,7 @@ def keep_layers(pipeline: Any, layers: Iterable[str], weights: Iterable[str]) ->
 
     registry = load("coremltools.converters.mil.mil.passes.pass_registry")
     for name in SPARING:
-        theirs: Any = type(registry.PASS_REGISTRY[f"common::{name}"])
+        theirs = cast("Any", type(registry.PASS_REGISTRY[f"common::{name}"]))
         ours = type(name, (theirs,), {"apply": _sparing(theirs, is_layer)})
         registry.register_pass(namespace="advisor", override=True)(ours)
     pipeline.passes = [
@@ -52,7 +52,7 @@ def _sparing(theirs: Any, is_layer: Callable[[Any], bool]) -> Callable[[Any, Any
 
 
 @contextmanager
-def _irreplaceable(blocks: list[Any], is_layer: Callable[[Any], bool]) -> Iterator[None]:
+def _irreplaceable(blocks: list[Any], is_layer: Callable[[Any], bool]) -> Generator[None]:
     """While it lasts, results of layers count as those of ``constexpr_`` operators do: they
     and what is computed from them stay."""
     variable = load("coremltools.converters.mil.mil.var").Var
