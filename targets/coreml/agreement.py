@@ -27,6 +27,9 @@ HALF_TOLERANCE: Final = 4e-3
 """Largest difference over the largest magnitude of a layer that computes in float16: its input, its
 weights and its output are each rounded once, by up to 2**-11 of themselves."""
 
+SMALLEST_NORMAL: Final = 2.0**-14
+"""Below it float16 has fixed steps: the smaller a tensor, the more of it rounding costs."""
+
 HALF_FLIP_SHARE: Final = 0.05
 """Share of integers that may differ by one step where floats are float16: rounding x to 11 bits
 moves x / scale by up to 1/32 of a step at its largest."""
@@ -47,13 +50,19 @@ def check_layers(
     """
     taps = find_taps(module, layers)
     cuts = {tap.layer.name: _cut(package, tap) for tap in taps}
+    largest: dict[str, float] = {}  # of what each layer reads
 
     def run(tap: Tap, feed: torch.Tensor) -> Array | None:
-        cut = cuts[tap.layer.name]
+        name, cut = tap.layer.name, cuts[tap.layer.name]
+        if feed.is_floating_point():
+            largest[name] = max(largest.get(name, 0.0), float(feed.abs().max()))
         return None if cut is None else _run(package, cut, feed).numpy()
 
     pairs = collect_pairs(module, taps, pieces, run)
-    return [_judge(tap, cuts[tap.layer.name], pairs[tap.layer.name]) for tap in taps]
+    return [
+        _judge(tap, cuts[tap.layer.name], pairs[tap.layer.name], largest.get(tap.layer.name, 1.0))
+        for tap in taps
+    ]
 
 
 def _cut(package: Package, tap: Tap) -> _Cut | None:
@@ -88,13 +97,19 @@ def _run(package: Package, cut: _Cut, feed: torch.Tensor) -> torch.Tensor:
     return found.to(torch.float32) if found.is_floating_point() else found
 
 
-def _judge(tap: Tap, cut: _Cut | None, pairs: Sequence[Pair]) -> Agreement:
+def _judge(tap: Tap, cut: _Cut | None, pairs: Sequence[Pair], largest: float) -> Agreement:
+    """largest: magnitude of what the layer reads."""
     if cut is None:
         return judge_pairs(tap, pairs, is_there=False)
     ports = cut[0] if tap.end.target is QUANTIZE_STATIC else cut[2]
     if dtype_of(ports) is not torch.float16:
         return judge_pairs(tap, pairs, is_there=True)
-    return judge_pairs(tap, pairs, is_there=True, share=HALF_FLIP_SHARE, tolerance=HALF_TOLERANCE)
+    results = (float(abs(expected).max()) for _, expected in pairs if expected.size)
+    scale = min(largest, max(results, default=1.0))
+    coarse = max(1.0, SMALLEST_NORMAL / scale) if scale else 1.0
+    return judge_pairs(
+        tap, pairs, is_there=True, share=HALF_FLIP_SHARE, tolerance=HALF_TOLERANCE * coarse
+    )
 
 
 def run_halved(module: GraphModule, flat_inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
