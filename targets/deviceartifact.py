@@ -81,7 +81,7 @@ class DeviceArtifact(ABC, Generic[Settings]):
             InputError: an input is missing, unknown, or of another shape or dtype.
             MissingDependencyError: the runtime is not installed.
         """
-        return run_called(self, inputs, named)
+        return run_called(self.taking(inputs, named), inputs, named)
 
     def run_flat(self, arrays: Mapping[str, Array]) -> list[Array]:
         """Execute on arrays by input name; the outputs in order, in the model's own dtypes."""
@@ -101,7 +101,8 @@ class DeviceArtifact(ABC, Generic[Settings]):
             PlanError: the files to check against are missing.
         """
         simulation = load_simulation(self.path / CHECK_FOLDER)
-        flat = inputs_or_examples(self.manifest, simulation, inputs, named)
+        manifest = self.taking(inputs, named).manifest
+        flat, _ = self.as_taken(inputs_or_examples(manifest, simulation, inputs, named))
         return describe_agreements(self.check_layers(simulation, flat))
 
     def conclude(
@@ -124,18 +125,19 @@ class DeviceArtifact(ABC, Generic[Settings]):
             PlanError: the files to check against are missing.
         """
         simulation = load_simulation(self.path / CHECK_FOLDER)
-        flat = inputs_or_examples(self.manifest, simulation, (), {})
+        flat, said = self.as_taken(inputs_or_examples(self.manifest, simulation, (), {}))
         agreements = self.check_layers(simulation, flat)
         outputs = [record.name for record in self.manifest.outputs]
         found = self.run_flat(feed_of(self.manifest, flat))
-        worst, outside = compare_outputs(simulation, flat, outputs, found, shake)
+        reference = self.reference_for(simulation, flat)
+        worst, outside = compare_outputs(reference, flat, outputs, found, shake)
         verification = verify_all(
             self.manifest,
             agreements,
             (*mismatches, *outside),
             max_abs_error=worst,
             executed_by=executed_by,
-            notes=notes,
+            notes=(*notes, *said, *self.notes_on(found)),
         )
         write_acceptance(
             self.path,
@@ -170,6 +172,30 @@ class DeviceArtifact(ABC, Generic[Settings]):
         """
         raise MissingDependencyError(self.how_to_measure())
 
+    def taking(self, inputs: Sequence[Any], named: Mapping[str, Any]) -> Self:
+        """This artifact, with the dtypes that a call with these arguments has."""
+        del inputs, named
+        return self
+
+    def as_taken(self, flat: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[str]]:
+        """The inputs with numbers that the file can take, and what there is to say about them."""
+        return list(flat), []
+
+    def reference_for(self, simulation: Simulation, flat: Sequence[torch.Tensor]) -> Simulation:
+        """What the whole is held against on these inputs."""
+        del flat
+        return simulation
+
+    def notes_on(self, outputs: Sequence[Array]) -> list[str]:
+        """What there is to say about the outputs."""
+        del outputs
+        return []
+
+    def to_port(self, name: str, array: Array) -> Array:
+        """An input as the file takes it. name: the model's own."""
+        del name
+        return as_port(array)
+
     @staticmethod
     @abstractmethod
     def read_settings(folder: Path) -> Settings:
@@ -196,7 +222,7 @@ class DeviceArtifact(ABC, Generic[Settings]):
     def _run_once(self, arrays: Sequence[Array]) -> list[Array]:
         """One call of the file, with the model's own tensors on both sides."""
         feeds = {
-            self.settings.ports.inputs[record.name]: as_port(array)
+            self.settings.ports.inputs[record.name]: self.to_port(record.name, array)
             for record, array in zip(self.manifest.inputs, arrays, strict=True)
         }
         return self.execute(feeds)
