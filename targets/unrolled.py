@@ -1,4 +1,5 @@
-"""Recurrent operators as their steps one after another, for files of fixed shapes."""
+"""Operators that no converter has a form of, as others: recurrent ones step by step, for files of
+fixed shapes, and bilinear ones."""
 
 from __future__ import annotations
 
@@ -67,5 +68,17 @@ def _in_order(steps: Any, reverse: bool) -> list[Tensor]:
     return found[::-1] if reverse else found
 
 
-UNROLLED: Final[dict[Any, Callable[..., Tensor]]] = {LSTM: unroll_lstm, GRU: unroll_gru}
+def spell_bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One product with every slice of the weight, which stays as it is."""
+    rows = left.reshape(-1, left.shape[-1]) @ weight
+    made = (rows * right.reshape(-1, right.shape[-1])).sum(-1).transpose(0, 1)
+    made = made.reshape(*left.shape[:-1], weight.shape[0])
+    return made if bias is None else made + bias
+
+
+UNROLLED: Final[dict[Any, Callable[..., Tensor]]] = {
+    LSTM: unroll_lstm,
+    GRU: unroll_gru,
+    torch.ops.aten.bilinear.default: spell_bilinear,
+}
 """By operator, the same in others."""

@@ -19,6 +19,7 @@ from advisor.targets.coreml.folding import keep_layers
 from advisor.targets.coreml.images import Image
 from advisor.targets.coreml.labels import BEST_LABEL
 from advisor.targets.coreml.legalise import (
+    DECOMPOSITIONS,
     bound_constants,
     divide_reciprocals,
     respell,
@@ -97,7 +98,7 @@ def convert(
         if isinstance(value, torch.Tensor)
     }
     scale_pixels(module, [images.get(name) for name in given])
-    program = export_steps(module, source, tuple(given.values()))
+    program = export_steps(module, source, tuple(given.values()), DECOMPOSITIONS)
     names = name_parts(program, source)
     ports = name_ports(tuple(given), source.output_names)
     inputs = [

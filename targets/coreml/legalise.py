@@ -82,6 +82,27 @@ def respell(module: GraphModule) -> None:
             node.kwargs = {"dtype": node.meta["val"].dtype}
 
 
+def _keep_above(x: torch.Tensor, diagonal: int = 0) -> torch.Tensor:
+    return torch.where(_places_right_of(x) >= diagonal, x, torch.zeros_like(x))
+
+
+def _keep_below(x: torch.Tensor, diagonal: int = 0) -> torch.Tensor:
+    return torch.where(_places_right_of(x) <= diagonal, x, torch.zeros_like(x))
+
+
+def _places_right_of(x: torch.Tensor) -> torch.Tensor:
+    """How far every element is to the right of the diagonal."""
+    rows, columns = (torch.arange(size, device=x.device) for size in x.shape[-2:])
+    return columns - rows[:, None]
+
+
+DECOMPOSITIONS: Final[dict[Any, Any]] = {
+    aten.triu.default: _keep_above,
+    aten.tril.default: _keep_below,
+}
+"""Operators that coremltools makes of differences: infinity less infinity, in a causal mask."""
+
+
 def spell_keywords(module: GraphModule) -> None:
     """Write out what coremltools leaves unread when it is given by name: factors of a term, the
     correction of a variance, the form of a GELU."""

@@ -29,14 +29,6 @@ SAFE_RANK: Final = 3
 """Dimensions before the last one that are too many where the last of them has size 1."""
 
 
-def _bilinear(left: Tensor, right: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """One product with every slice of the weight, which stays as it is."""
-    rows = left.reshape(-1, left.shape[-1]) @ weight
-    made = (rows * right.reshape(-1, right.shape[-1])).sum(-1).transpose(0, 1)
-    made = made.reshape(*left.shape[:-1], weight.shape[0])
-    return made if bias is None else made + bias
-
-
 def _conv1d_padded(
     x: Tensor,
     weight: Tensor,
@@ -55,7 +47,6 @@ def _conv1d_padded(
 
 DECOMPOSITIONS: Final[dict[Any, Callable[..., Tensor]]] = {
     **UNROLLED,
-    aten.bilinear.default: _bilinear,
     aten.conv1d.padding: _conv1d_padded,
 }
 """By operator, the same in others."""

@@ -209,9 +209,9 @@ def _pad(call: Call) -> Tensor:
     match call.text("mode", "constant"):
         case "constant":
             return F.pad(x, pads, value=call.float("constant_val"))
-        case "reflect":
-            return F.pad(x, pads, mode="reflect")
         case mode:
+            while len(pads) > 2 and not any(pads[-2:]):  # torch takes but the dimensions of space
+                pads = pads[:-2]
             return F.pad(x, pads, mode=mode)
 
 

@@ -72,11 +72,27 @@ def test_a_table_read_at_known_places_stays_a_layer(
         torch.testing.assert_close(artifact.run(ids), model(ids))
 
 
-@pytest.mark.parametrize("kind", [Choosing, Named])
+class Masked(nn.Module):
+    """A causal mask of infinities, built in forward; a bilinear layer; reflected edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.pair = nn.Linear(8, 8), nn.Bilinear(8, 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(x)
+        mask = torch.full((4, 4), float("-inf")).triu(1)
+        seen = torch.softmax(y @ x.transpose(-2, -1) + mask, dim=-1) @ y
+        edged = functional.pad(seen.unsqueeze(1), (1, 2, 2, 1), mode="reflect")
+        paired: Tensor = self.pair(seen, x)
+        return torch.cat([edged.flatten(1), paired.flatten(1), y.tril(-1).flatten(1)], dim=1)
+
+
+@pytest.mark.parametrize("kind", [Choosing, Named, Masked])
 def test_operators_without_a_form_compute_the_same(
     kind: type[nn.Module], make_quantized: Quantizer, tmp_path: Path
 ) -> None:
-    model, x = seeded(kind()), draw(4, 8) * 3
+    model, x = seeded(kind()), (draw(2, 4, 8) if kind is Masked else draw(4, 8)) * 3
     artifact = TARGET.emit(make_quantized(model, (x,), "fp32"), tmp_path)
     assert artifact.verify().ok
     torch.testing.assert_close(artifact.run(x), model(x))
