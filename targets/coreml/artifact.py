@@ -87,7 +87,7 @@ class CoremlArtifact(DeviceArtifact[Settings]):
             if arrays[name].dtype != np.uint8:
                 image.check(name, arrays[name])
         # A dataclass with slots is a class made anew, of which super() does not know.
-        return DeviceArtifact.run_flat(self, arrays)
+        return DeviceArtifact[Settings].run_flat(self, arrays)
 
     def read_back(self) -> dict[str, LayerFormat]:
         """The format of every layer and the dtype it computes in, from the package alone."""

@@ -96,11 +96,22 @@ def _places_right_of(x: torch.Tensor) -> torch.Tensor:
     return columns - rows[:, None]
 
 
+def _cosine(one: torch.Tensor, two: torch.Tensor, dim: int = 1, eps: float = 1e-8) -> torch.Tensor:
+    """Of vectors whose largest element is 1, so that float16 holds their squares; 0 for a vector
+    of zeros, as ``eps``, which float16 does not have, makes it."""
+    del eps
+    one, two = (x / x.abs().amax(dim, keepdim=True).clamp_min(1e-6) for x in (one, two))
+    first, second = (x.square().sum(dim).sqrt().clamp_min(1e-4) for x in (one, two))
+    return (one * two).sum(dim) / first / second
+
+
 DECOMPOSITIONS: Final[dict[Any, Any]] = {
     aten.triu.default: _keep_above,
     aten.tril.default: _keep_below,
+    aten.cosine_similarity.default: _cosine,
 }
-"""Operators that coremltools makes of differences: infinity less infinity, in a causal mask."""
+"""Operators that coremltools makes of differences, infinity less infinity in a causal mask, and one
+whose arguments it wants all of."""
 
 
 def spell_keywords(module: GraphModule) -> None:

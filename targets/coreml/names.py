@@ -15,6 +15,9 @@ METADATA: Final = "quantadvisor"
 CAST: Final = "_cast"
 """What coremltools appends, with more behind it, when it changes the dtype of an operator."""
 
+SHAPED: Final = "_has_output_shape"
+"""What coremltools appends when it writes down the size of a transposed convolution's result."""
+
 
 def names_to_json(names: Names) -> str:
     """Text for the package's metadata."""
@@ -51,4 +54,5 @@ def names_of(op: Any) -> list[str]:
 
 def is_named(op: Any, name: str) -> bool:
     """Whether an operator is the one that was given this name."""
-    return any(each == name or each.startswith(f"{name}{CAST}") for each in names_of(op))
+    made = (f"{name}{CAST}", f"{name}{SHAPED}")
+    return any(each == name or each.startswith(made) for each in names_of(op))

@@ -73,7 +73,7 @@ def test_a_table_read_at_known_places_stays_a_layer(
 
 
 class Masked(nn.Module):
-    """A causal mask of infinities, built in forward; a bilinear layer; reflected edges."""
+    """A causal mask of infinities, built in forward; a bilinear layer; edges; a cosine."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +85,9 @@ class Masked(nn.Module):
         seen = torch.softmax(y @ x.transpose(-2, -1) + mask, dim=-1) @ y
         edged = functional.pad(seen.unsqueeze(1), (1, 2, 2, 1), mode="reflect")
         paired: Tensor = self.pair(seen, x)
-        return torch.cat([edged.flatten(1), paired.flatten(1), y.tril(-1).flatten(1)], dim=1)
+        alike = functional.cosine_similarity(seen, x)
+        parts = (edged, paired, y.tril(-1), alike)
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
 
 
 @pytest.mark.parametrize("kind", [Choosing, Named, Masked])
