@@ -56,7 +56,8 @@ class Lowerings:
     def _affine(self, _values: Values, node: Node, loc: Any) -> Any:
         data, scale, zero_point = (self._stored(given) for given in node.args[:3])
         axis, block, dtype = node.args[3:6]
-        assert data is not None and scale is not None  # noqa: PT018  # the graph's own form
+        assert data is not None  # it always has both
+        assert scale is not None
         shape = list(scale.shape)
         if not block:
             shape = [1] * data.ndim
@@ -79,7 +80,8 @@ class Lowerings:
 
     def _lut(self, _values: Values, node: Node, loc: Any) -> Any:
         indices, table, scale = (self._stored(given) for given in node.args[:3])
-        assert indices is not None and table is not None  # noqa: PT018  # the graph's own form
+        assert indices is not None  # it always has both
+        assert table is not None
         ones = [1] * (indices.ndim - 1)
         entries = table.reshape(len(table), *ones, table.shape[1], 1)
         if scale is None:

@@ -48,6 +48,9 @@ LOGICAL: Final = {
 """Operators on bits, and what they are where there is one bit."""
 
 
+FACTORED: Final = {aten.add.Tensor: 1, aten.sub.Tensor: 1, aten.rsub.Tensor: 0}
+"""Operators with a factor, and which operand it multiplies."""
+
 CORRECTED: Final = {aten.var.correction: aten.var.dim, aten.std.correction: aten.std.dim}
 
 NUMBERS: Final = {
@@ -121,13 +124,9 @@ def spell_keywords(module: GraphModule) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.gelu.default):
         if node.kwargs.get("approximate") == "tanh":
             node.target, node.kwargs = GELU_TANH, {}
-    for target in (aten.add.Tensor, aten.sub.Tensor, aten.rsub.Tensor):
+    for target, place in FACTORED.items():
         for node in graph.find_nodes(op="call_function", target=target):
-            factor = node.kwargs.get("alpha", 1)
-            if factor == 1:
-                continue
-            place = 0 if target is aten.rsub.Tensor else 1
-            _scale(node, place, factor)
+            _scale(node, place, node.kwargs.get("alpha", 1))
             node.kwargs = {}
     for node in graph.find_nodes(op="call_function", target=aten.addcmul.default):
         _scale(node, 1, node.kwargs.get("value", 1))
@@ -149,7 +148,9 @@ def spell_keywords(module: GraphModule) -> None:
 
 
 def _scale(node: Node, place: int, factor: float) -> None:
-    """Multiply an operand by a number before the operator reads it."""
+    """Multiply an operand by a number before the operator reads it; by 1 is left out."""
+    if factor == 1:
+        return
     source = argument(node, place)
     with node.graph.inserting_before(node):
         scaled = node.graph.call_function(aten.mul.Tensor, (source, factor))
