@@ -280,14 +280,16 @@ def _write(
 
 
 def _as_data(evidence: Evidence, chosen: Chosen, trial: Trial) -> Alternative:
-    knobs = ", ".join(f"{name}={value}" for name, value in sorted(trial.knobs.items()))
+    said = [trial.origin, ", ".join(f"{name}={v}" for name, v in sorted(trial.knobs.items()))]
+    if trial.at_least is not None:
+        said.append(f"given up at a divergence of at least {trial.at_least:.4g}")
     return alternative(
         evidence.prepared.setting,
         f"trial {trial.number}",
         trial.choice,
         metrics_of(evidence, trial.choice, trial.evaluation, trial.divergence, None),
         fits=trial.number in chosen.fitting,
-        note=f"{trial.origin}; {knobs}" if knobs else trial.origin,
+        note="; ".join(filter(None, said)),
     )
 
 

@@ -21,6 +21,7 @@ from advisor.plan import Alternative, Metrics
 from advisor.planfile import Measurement
 from advisor.race import hold_race, is_raced, widened
 from advisor.search.ladder import further_starts
+from advisor.search.measurements import Measurements
 from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
@@ -32,8 +33,8 @@ from advisor.search.objective import (
     select,
     start,
 )
-from advisor.search.problem import Choice, Evaluation, evaluate
-from advisor.search.study import Knobs, Trial, refine
+from advisor.search.problem import Choice, Evaluation, Knobs, evaluate
+from advisor.search.study import Trial, refine
 from advisor.setting import Setting
 from advisor.uniform import uniform_choices
 
@@ -98,7 +99,8 @@ def choose(
     """
     bounds = budget.bounds()
     journal = None if cache is None else journal_path(cache, evidence, objective)
-    foresight = foresee(evidence, budget, objective, trials, journal, say)
+    kept = Measurements(folder=None if journal is None else journal.with_suffix(".measured"))
+    foresight = foresee(evidence, budget, objective, trials, kept, say)
     evidence = replace(evidence, problem=foresight.problem)
     problem, begun = foresight.problem, foresight.begun
     if contest is not None and not is_raced(objective, budget):
@@ -123,6 +125,7 @@ def choose(
         trials=count,
         seed=seed,
         storage_path=journal,
+        kept=kept,
         knobs=knobs,
         variants=variants,
         score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),

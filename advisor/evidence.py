@@ -21,8 +21,7 @@ from advisor.passes.group import class_tensors
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Column, Question, Sensitivity, probe
 from advisor.prepare import Prepared
-from advisor.search.problem import Problem
-from advisor.search.study import Knobs
+from advisor.search.problem import Knobs, Problem
 from advisor.setting import Setting
 from advisor.simulate import Loss, Simulator, can_equalise, channel_importance
 from advisor.targets.capability import DynamicRules

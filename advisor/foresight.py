@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from advisor.assemble import error_columns
-from advisor.atomic import write_text
 from advisor.budget import Budget
 from advisor.evidence import PROBE_KNOBS, Evidence, Progress
 from advisor.indicators import Indicators
 from advisor.search.descent import Descent
+from advisor.search.measurements import Job, Measurements, Outcome, plan_name
 from advisor.search.model import columns_of
 from advisor.search.objective import DIVERGENCE_LIMIT, Start, is_measured, score_for, start
-from advisor.search.problem import Choice, FloatArray, Problem
-from advisor.search.recheck import Alone, Checked, recheck
-from advisor.search.study import Knobs, Trial
+from advisor.search.problem import Choice, FloatArray, Knobs, Problem
+from advisor.search.products import MOST_PRODUCTS, count_products, with_products
+from advisor.search.recheck import Checked, recheck
+from advisor.search.study import Trial
 from advisor.search.surrogate import HALF, fit_surrogate
 from advisor.search.table import as_array, table_of
 from advisor.setting import Setting
@@ -40,7 +38,8 @@ LARGE: Final = 120
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foresight:
     """problem: with divergences corrected by ``recheck``. scores: of its columns, likewise. begun:
-    the exact start. starts: local optima with interactions. checked: choices that were measured
+    the exact start. starts: optima with interactions, local ones
+    where the problem is large. checked: choices that were measured
     alone. equalised: problem and scores of the model equalised, where there is one.
     """
 
@@ -89,13 +88,12 @@ def foresee(
     budget: Budget,
     objective: str,
     most: int,
-    journal: Path | None,
+    kept: Measurements,
     say: Progress,
 ) -> Foresight:
     """Correct the predictions around the plans they lead to, and find where to start.
 
-    most: choices that may be measured alone, on the scoring half. journal: of the study, beside
-    which those measurements are kept.
+    most: choices that may be measured alone, on the scoring half. kept: those measurements.
 
     Raises:
         InfeasibleError: nothing fits the budget.
@@ -104,11 +102,19 @@ def foresee(
     scores = column_scores(setting, problem, evidence.sensitivity)
     done = 0
 
-    def measure(choice: Choice) -> float:
+    def job(choice: Choice) -> Job:
+        return lambda: Outcome(value=evidence.simulator.measure_scoring(choice, PROBE_KNOBS))
+
+    def measure(choices: Sequence[Choice]) -> list[float]:
         nonlocal done
-        say("check", done, most)
-        done += 1
-        return evidence.simulator.measure_scoring(choice, PROBE_KNOBS)
+        named = {plan_name(problem, choice, PROBE_KNOBS, "scoring"): choice for choice in choices}
+        jobs = {name: job(choice) for name, choice in named.items()}
+        found: list[float] = []
+        for name in jobs:
+            say("check", min(done, most), most)
+            done += 1
+            found.append(kept.get(name, jobs).value)
+        return found
 
     is_large = len(problem.groups) > LARGE
 
@@ -118,9 +124,7 @@ def foresee(
             return [begun.choice]
         return [begun.choice, _improve(problem, scores, budget, objective, begun, HALF)]
 
-    path = None if journal is None else journal.with_suffix(".checked.json")
-    kept = remembered(measure, problem, path)
-    checked: Checked = recheck(problem, scores, plans, kept, most=most)
+    checked: Checked = recheck(problem, scores, plans, measure, most=most)
     begun = start(checked.problem, budget, objective)
     starts = [
         _improve(checked.problem, checked.scores, budget, objective, begun, share)
@@ -140,30 +144,6 @@ def foresee(
         if other is None
         else (other.problem, column_scores(setting, other.problem, other.sensitivity)),
     )
-
-
-def remembered(measure: Alone, problem: Problem, path: Path | None) -> Alone:
-    """``measure`` that keeps what it found in a file, so that a second run need not measure.
-
-    problem: whose choices they are. path: None keeps nothing.
-    """
-    if path is None:
-        return measure
-    named = repr((problem.groups, problem.candidates))
-    key = hashlib.sha256(named.encode()).hexdigest()[:16]
-    known: dict[str, float] = {}
-    if path.exists():
-        known = json.loads(path.read_text(encoding="utf-8"))
-
-    def kept(choice: Choice) -> float:
-        name = f"{key}:{','.join(map(str, choice))}"
-        if name not in known:
-            known[name] = measure(choice)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(known, indent=1) + "\n")
-        return known[name]
-
-    return kept
 
 
 def column_scores(setting: Setting, problem: Problem, sensitivity: Sensitivity) -> FloatArray:
@@ -200,7 +180,11 @@ def _improve(
     begun: Start,
     share: float,
 ) -> Choice:
-    """The local optimum near the exact start, with that share of the interactions."""
+    """The best plan with that share of the interactions: proven where the problem is small, else
+    the local optimum near the exact start."""
+    surrogate = fit_surrogate(scores, kept=share)
+    if count_products(problem, surrogate) <= MOST_PRODUCTS:
+        return start(with_products(problem, surrogate), budget, objective).choice
     descent = _descent(problem, scores, budget, objective, begun, share)
     return descent.run(begun.choice).choice
 

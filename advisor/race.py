@@ -12,8 +12,8 @@ from advisor.evidence import Evidence
 from advisor.measure.finalists import Contest, Entrant, TimedPlans
 from advisor.planfile import Measurement
 from advisor.search.objective import is_measured
-from advisor.search.problem import Choice, evaluate
-from advisor.search.study import Knobs, Trial
+from advisor.search.problem import Choice, Knobs, evaluate
+from advisor.search.study import Trial
 
 RACED: Final = ("auto", "latency")
 """Objectives under which plans are timed before one is picked; under a latency limit all are."""

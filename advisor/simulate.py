@@ -40,8 +40,8 @@ from advisor.passes.rounding import NEEDS_DATA
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.smooth import Site, find_sites, find_smoothing
 from advisor.passes.spool import Spool
-from advisor.search.problem import Choice
-from advisor.search.study import Knobs
+from advisor.search.measurements import Report
+from advisor.search.problem import Choice, Knobs
 from advisor.setting import Setting
 
 Loss = Callable[[Any, Any], Any]
@@ -219,14 +219,19 @@ class Simulator:
             biases=biases,
         )
 
-    def measure(self, choice: Choice, knobs: Knobs) -> float:
-        """Mean divergence over the held-out samples (or the user's loss)."""
-        return self.measure_graph(self.quantized(choice, knobs))
+    def measure(self, choice: Choice, knobs: Knobs, report: Report | None = None) -> float:
+        """Mean divergence over the held-out samples (or the user's loss).
 
-    def measure_graph(self, quantized: QuantizedGraph) -> float:
+        report: called after every batch with the least that the mean can still be; not for a
+        loss, of which nothing is known.
+        """
+        return self.measure_graph(self.quantized(choice, knobs), report)
+
+    def measure_graph(self, quantized: QuantizedGraph, report: Report | None = None) -> float:
         """The same for a graph that is already built."""
         data = self.data
-        return self._mean(quantized, data.held_out, data.references, self._distance)
+        said = None if self.loss is not None else report
+        return self._mean(quantized, data.held_out, data.references, self._distance, said)
 
     def measure_scoring(self, choice: Choice, knobs: Knobs) -> float:
         """Mean divergence over the scoring half, whatever loss the user gave: to correct
@@ -247,6 +252,7 @@ class Simulator:
         data: Spool,
         references: Spool,
         distance: Callable[[Any, Sequence[Any], Sequence[Any]], float],
+        report: Report | None = None,
     ) -> float:
         tracer = _Replay(quantized, self.setting.batch)
         total, samples = 0.0, 0
@@ -256,6 +262,8 @@ class Simulator:
                 outputs = tracer.run_batch(data.read(index), batch)
                 total += distance(quantized.module, outputs, references.read(index)) * batch
                 samples += batch
+                if report is not None:
+                    report(total / data.samples)
         return total / samples
 
     def _distance(self, module: Any, outputs: Sequence[Any], references: Sequence[Any]) -> float:

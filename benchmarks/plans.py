@@ -23,8 +23,8 @@ from advisor.measure.measure import kept_costs
 from advisor.passes.graph import QuantizedGraph
 from advisor.prepare import Prepared, check_deployment, prepare
 from advisor.search.feasibility import check_feasible
-from advisor.search.problem import Choice, Problem, evaluate
-from advisor.search.study import Knobs
+from advisor.search.measurements import Report
+from advisor.search.problem import Choice, Knobs, Problem, evaluate
 from advisor.setting import Deployment, Setting
 from advisor.simulate import Simulator
 from benchmarks.measure import Variant
@@ -75,7 +75,7 @@ class _RememberingSimulator(Simulator):
 
     known: dict[tuple[Choice, str], float] = field(default_factory=dict[tuple[Choice, str], float])
 
-    def measure(self, choice: Choice, knobs: Knobs) -> float:
+    def measure(self, choice: Choice, knobs: Knobs, report: Report | None = None) -> float:
         key = (choice, repr(sorted(knobs.items())))
         if key not in self.known:
             self.known[key] = Simulator.measure(self, choice, knobs)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import ceil, log
+from typing import Any, Final
 
 import torch
 from torch.fx import Node
@@ -40,6 +41,12 @@ from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
 from advisor.passes.taps import Taps
 from advisor.targets.capability import DynamicRules
+
+LARGEST_ERROR: Final = 0.25
+"""Of the predicted divergences of all choices, as a share, as far as it comes from the probes."""
+
+MOST_PROBES: Final = 4
+"""Per sample: more of them measure the same few samples better, which made no plan better."""
 
 Column = tuple[str, str, str]
 """("weight", layer, "scheme/algorithm"), ("dynamic", layer, label of the rules), ("edge", tensor,
@@ -95,13 +102,14 @@ def probe(
     rounded: RoundedWeights,
     kinds: Sequence[OutputKind],
     powers: Sequence[float],
-    probes: int = 4,
+    probes: int | None = None,
     max_samples: int = 128,
     chunk: int = 32,
     seed: int = 0,
 ) -> Sensitivity:
     """Score every column of ``question`` on the scoring half of the calibration data.
 
+    probes: backward passes per sample; None: as many as ``enough_probes`` says.
     chunk: samples run at once; memory is one forward and backward of that many, plus ``probes``
     gradients of every layer output. Where rules couple samples, whole batches of the deployment
     are run at once.
@@ -114,6 +122,7 @@ def probe(
     names |= {layer.name for layer, _ in question.dynamic}
     names |= {reader for site in question.sites for reader in site.readers}
     tensors = frozenset(site.tensor for site in question.sites)
+    probes = probes or enough_probes(_count_columns(question), min(data.samples, max_samples))
     collected: dict[Column, list[torch.Tensor]] = {}
     seen = 0
     # The caller may have switched gradients off; then every score would silently be zero.
@@ -135,6 +144,23 @@ def probe(
         samples=seen,
         probes=probes,
     )
+
+
+def enough_probes(columns: int, samples: int) -> int:
+    """Probes per sample so that no predicted divergence is off by much because of the probes.
+
+    A score is a sum of many random signs, so nearly normal, and the mean of n squares of one is off
+    by a share of √(2/n) (variance of a chi-squared variable). Of ``columns`` such errors the
+    largest is about √(2 ln columns) times that; n = samples x probes keeps it within
+    ``LARGEST_ERROR``.
+    """
+    wanted = 4 * log(max(columns, 2)) / LARGEST_ERROR**2
+    return min(max(ceil(wanted / max(samples, 1)), 1), MOST_PROBES)
+
+
+def _count_columns(question: Question) -> int:
+    edges = sum(1 + len(site.readers) for site in question.sites)
+    return len(question.weights) + len(question.dynamic) + edges
 
 
 def _pieces(

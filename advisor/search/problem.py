@@ -8,6 +8,7 @@ as int8" (which depends on several layers) is exact both in ``evaluate`` and in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,7 +48,10 @@ class Indicator:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear:
-    """constant + sum of per_group[g][choice[g]] + sum of per_indicator[i] where i holds."""
+    """constant + sum of per_group[g][choice[g]] + sum of per_indicator[i] where i holds.
+
+    Indicators beyond the length of ``per_indicator`` add nothing.
+    """
 
     constant: float = 0.0
     per_group: tuple[FloatArray, ...]
@@ -75,6 +79,10 @@ class Problem:
 
 Choice = tuple[int, ...]
 """Index of the chosen candidate, one per group."""
+
+Knob = str | bool | int | float
+Knobs = Mapping[str, Knob]
+"""Global settings of a plan, such as how ranges are found, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +121,7 @@ def evaluate(problem: Problem, choice: Choice) -> Evaluation:
 def total(linear: Linear, choice: Choice, holds: npt.NDArray[np.bool_]) -> float:
     """Value of one quantity under ``choice``."""
     chosen = sum(float(terms[index]) for terms, index in zip(linear.per_group, choice, strict=True))
-    fixed = float(linear.per_indicator[holds].sum()) if linear.per_indicator.size else 0.0
+    fixed = float(linear.per_indicator[holds[: linear.per_indicator.size]].sum())
     return linear.constant + chosen + fixed
 
 

@@ -20,8 +20,8 @@ from advisor.search.table import Table, as_array, table_of
 Plans = Callable[[Problem, FloatArray], Sequence[Choice]]
 """From a problem and the scores of its columns to the plans that look best."""
 
-Alone = Callable[[Choice], float]
-"""Measured divergence of a choice."""
+Alone = Callable[[Sequence[Choice]], Sequence[float]]
+"""Measured divergences of choices that do not depend on each other."""
 
 WORTH: Final = 0.03
 """Share of a plan's loss below which a choice is not worth measuring."""
@@ -52,7 +52,6 @@ def recheck(
     """
     table = table_of(problem)
     base = tuple(int(np.argmin(terms)) for terms in problem.divergence.per_group)
-    floor: float | None = None
     factors: dict[tuple[int, int], float] = {}
     now = Checked(problem=problem, scores=scores, factors=factors)
     tried: set[tuple[int, int]] = set()
@@ -62,11 +61,11 @@ def recheck(
         wanted = wanted[: max(2, len(problem.groups) // 5)]
         if not wanted:
             break
-        for group, candidate in wanted:
-            tried.add((group, candidate))
-            floor = measure(base) if floor is None else floor
-            alone = (*base[:group], candidate, *base[group + 1 :])
-            lost = measure(alone) - floor
+        tried.update(wanted)
+        alone = [(*base[:group], candidate, *base[group + 1 :]) for group, candidate in wanted]
+        floor, *measured = measure([base, *alone])
+        for (group, candidate), found in zip(wanted, measured, strict=True):
+            lost = found - floor
             predicted = float(problem.divergence.per_group[group][candidate])
             if np.isfinite(lost) and lost > 0:
                 limit = _LARGEST_FACTOR

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +15,8 @@ from advisor.errors import OutputError
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
+
+logger = logging.getLogger("advisor")
 
 
 def open_storage(path: Path | None) -> BaseStorage:
@@ -33,10 +38,35 @@ def open_storage(path: Path | None) -> BaseStorage:
         lock = JournalFileOpenLock(str(path)) if os.name == "nt" else None
         return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
     except OSError as error:
-        raise OutputError(
-            f"the search cannot keep its journal at {path}: {error.strerror or error}; choose a "
-            f"folder that can be written, or run without a journal"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+@contextmanager
+def sole_writer(path: Path | None) -> Generator[Path | None]:
+    """``path`` while no other process writes that journal; None, and no journal, while one does.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    if path is None:
+        yield None
+        return
+    lock = FileLock(path.with_name(f"{path.name}.writer"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.info("another process writes %s; this one makes the same search beside it", path)
+        yield None
+        return
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        yield path
+    finally:
+        lock.release()
 
 
 def fail_unfinished(study: Study) -> None:
@@ -51,6 +81,13 @@ def fail_unfinished(study: Study) -> None:
         study.ask()  # takes the oldest waiting trial
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"the search cannot keep its journal at {path}: {error.strerror or error}; choose a "
+        f"folder that can be written, or run without a journal"
+    )
 
 
 def _mend(path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Everything a trial depends on is in the study's storage and in the seed: the sampler is made anew
 before each trial from (seed, number of finished trials), so an interrupted study continues as if
-it had never stopped. One process at a time may use a storage path.
+it had never stopped. Of several processes that share a storage path one writes the journal; the
+others make the same trials from the same measurements (``Measurements``).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -21,10 +23,18 @@ import numpy as np
 
 from advisor.budget import Budget
 from advisor.errors import UsageError
+from advisor.search.measurements import (
+    Abandoned,
+    Job,
+    Measurements,
+    Outcome,
+    Report,
+    plan_name,
+)
 from advisor.search.milp import value_of, within
-from advisor.search.problem import Choice, Evaluation, Problem, evaluate
+from advisor.search.problem import Choice, Evaluation, Knob, Knobs, Problem, evaluate
 from advisor.search.region import Region, region_around, repair
-from advisor.search.storage import fail_unfinished, open_storage
+from advisor.search.storage import fail_unfinished, open_storage, sole_writer
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -35,12 +45,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("advisor")
 
-Knob = str | bool | int | float
-Knobs = Mapping[str, Knob]
-Measure = Callable[[Choice, Knobs], float]
+Measure = Callable[[Choice, Knobs, Report], float]
+"""Divergence of a plan under knobs; may say on the way what it is at least."""
+
 Score = Callable[[float, Evaluation], float]
-Suggest = Callable[[Sequence["Trial"]], tuple[Choice, Knobs] | None]
+Plan = tuple[Choice, Knobs]
+Suggest = Callable[[Sequence["Trial"]], Plan | None]
 """From the trials so far to a plan to try next that is not among them, or None."""
+
+HOPELESS: Final = 1.5
+"""A plan that is known to score so many times the best one is not measured to the end."""
 
 PATIENCE: Final = 32
 """Plans in a row that are no better, after which more of them are not worth their time."""
@@ -53,7 +67,8 @@ _REPEATS: Final = 20
 class Trial:
     """One plan tried. number: its place, from 0.
 
-    divergence: measured; None: not measured, because it breaks a limit (``feasible`` False).
+    divergence: measured; None: not measured, because it breaks a limit (``feasible`` False), or
+    abandoned, because it is already known to be ``at_least`` so much and cannot win.
     evaluation: predicted quantities. origin "start": passed in; "search": suggested.
     """
 
@@ -64,6 +79,7 @@ class Trial:
     evaluation: Evaluation
     feasible: bool
     origin: Literal["start", "search"]
+    at_least: float | None = None
 
 
 def refine(
@@ -75,6 +91,7 @@ def refine(
     trials: int,
     seed: int,
     storage_path: Path | None = None,
+    kept: Measurements | None = None,
     knobs: Mapping[str, Sequence[Knob]] | None = None,
     variants: Sequence[tuple[Choice, Knobs]] = (),
     trust_radius: int = 1,
@@ -96,13 +113,15 @@ def refine(
         problem: choices and predicted quantities.
         starts: the first is the exact solution, around which the study searches; others (uniform
             baselines, say) may lie anywhere. Their knobs are the first of each knob's values.
-        evaluate_choice: measures a choice under knobs: the divergence; not finite: unusable.
+        evaluate_choice: measures a choice under knobs: the divergence; not finite: unusable. What
+            it reports on the way ends the measurement of a suggested plan that is ``HOPELESS``.
         budget: limits that ``problem`` can check.
         trials: how many in all, reused ones included.
         seed: same seed, same trials.
         storage_path: a journal file to resume from; None: in memory. Only trials of the same
             problem, starts, budget, knobs, region and seed are reused; the caller keys the path
             by whatever else the measurement depends on (model, calibration).
+        kept: measurements that are kept and shared with other processes; None: none are.
         knobs: global settings to try, name to values.
         variants: plans to try right after the starts, under knobs that differ from the first ones
             as given.
@@ -136,12 +155,13 @@ def refine(
         knobs=settings,
         seed=seed,
         measure=evaluate_choice,
+        kept=kept or Measurements(),
         score=score or (lambda divergence, _: divergence),
         problem_under=problem_under or (lambda _: problem),
         suggest=suggest,
     )
-    with _quiet_optuna():
-        return _continue(run, trials, storage_path, on_trial, on_end or logger.info)
+    with _quiet_optuna(), sole_writer(storage_path) as journal:
+        return _continue(run, trials, journal, on_trial, on_end or logger.info)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +173,7 @@ class _Run:
     knobs: Mapping[str, tuple[Knob, ...]]
     seed: int
     measure: Measure
+    kept: Measurements
     score: Score
     problem_under: Callable[[Knobs], Problem]
     suggest: Suggest | None
@@ -191,16 +212,16 @@ def _continue(
     for trial in reused[: max(trials, len(run.starts))]:
         keep(trial)
 
-    def given(choice: Choice, knobs: Knobs, origin: Literal["start", "search"]) -> None:
+    def given(choice: Choice, knobs: Knobs, beside: Sequence[Plan], *, is_start: bool) -> None:
         study = inside if run.region.contains(choice) else outside
         if study is inside:
             inside.enqueue_trial(_params(run, choice, knobs))
         inside.sampler = _sampler(run, inside)
         asked = study.ask(_space(run) if study is inside else {})
-        keep(_try(run, study, asked, choice, knobs, len(found), origin))
+        keep(_try(run, study, asked, (choice, knobs), found, beside, is_start=is_start))
 
     while len(found) < len(run.starts):
-        given(*run.starts[len(found)], "start")
+        given(*run.starts[len(found)], run.starts[len(found) + 1 :], is_start=True)
     while len(found) < trials:
         idle = _idle(run, found)
         if idle >= PATIENCE:
@@ -209,13 +230,13 @@ def _continue(
         turn = (len(found) - len(run.starts)) % 2 == 0
         foreseen = run.suggest(found) if run.suggest is not None and turn else None
         if foreseen is not None:
-            given(*foreseen, "search")
+            given(*foreseen, (), is_start=False)
             continue
         suggested = _suggest(run, inside, found)
         if isinstance(suggested, str):
             on_end(suggested)
             break
-        keep(_try(run, inside, *suggested, len(found), "search"))
+        keep(_try(run, inside, *suggested, found, (), is_start=False))
     return tuple(found)
 
 
@@ -223,8 +244,7 @@ def _idle(run: _Run, found: Sequence[Trial]) -> int:
     """Plans that the search tried since the last one that was better than all before."""
     best, since = math.inf, 0
     for trial in found:
-        measured = trial.divergence
-        value = math.inf if measured is None else run.score(measured, trial.evaluation)
+        value = _score(run, trial)
         if value < best:
             best, since = value, 0
         elif trial.origin == "search":
@@ -232,9 +252,7 @@ def _idle(run: _Run, found: Sequence[Trial]) -> int:
     return since
 
 
-def _suggest(
-    run: _Run, study: Study, found: list[Trial]
-) -> tuple[OptunaTrial, Choice, dict[str, Knob]] | str:
+def _suggest(run: _Run, study: Study, found: list[Trial]) -> tuple[OptunaTrial, Plan] | str:
     """The next plan not tried yet, with its open Optuna trial; or why there is none."""
     tried = {_key(trial.choice, trial.knobs): trial for trial in found}
     space = _space(run)
@@ -251,7 +269,7 @@ def _suggest(
         choice = repair(run.problem_under(knobs), run.region, wanted, run.bounds) or wanted
         known = tried.get(_key(choice, knobs))
         if known is None:
-            return asked, choice, knobs
+            return asked, (choice, knobs)
         # Told to the sampler, which learns from it, but neither measured nor counted again.
         asked.set_user_attr("repeat_of", number)
         _tell(run, study, asked, known)
@@ -262,25 +280,71 @@ def _try(
     run: _Run,
     study: Study,
     asked: OptunaTrial,
-    choice: Choice,
-    knobs: Knobs,
-    number: int,
-    origin: Literal["start", "search"],
+    plan: Plan,
+    found: Sequence[Trial],
+    beside: Sequence[Plan],
+    *,
+    is_start: bool,
 ) -> Trial:
-    evaluation = evaluate(run.problem_under(knobs), choice)
-    feasible = within(evaluation, run.bounds)
-    measured = float(run.measure(choice, knobs)) if feasible else None
-    record = {
-        "number": number,
+    """beside: plans that may be measured while another process measures this one."""
+    choice, knobs = plan
+    worst = math.inf if is_start else HOPELESS * min(map(partial(_score, run), found))
+    record: dict[str, Any] = {
+        "number": len(found),
         "choice": list(choice),
         "knobs": dict(knobs),
-        "divergence": measured if measured is None or math.isfinite(measured) else str(measured),
-        "origin": origin,
+        "divergence": None,
+        "origin": "start" if is_start else "search",
     }
+    if within(evaluate(run.problem_under(knobs), choice), run.bounds):
+        outcome = _measure(run, plan, beside, worst)
+        value = outcome.value if math.isfinite(outcome.value) else str(outcome.value)
+        record["divergence" if outcome.is_whole else "at_least"] = value
     asked.set_user_attr("record", record)
     trial = _read(run, {"record": record})
     _tell(run, study, asked, trial)
     return trial
+
+
+def _measure(run: _Run, plan: Plan, beside: Sequence[Plan], worst: float) -> Outcome:
+    """worst: score above which the plan is abandoned."""
+
+    def job(plan: Plan, worst: float) -> Job:
+        choice, knobs = plan
+        evaluation = evaluate(run.problem_under(knobs), choice)
+
+        def report(at_least: float) -> None:
+            if run.score(at_least, evaluation) > worst:
+                raise Abandoned(at_least)
+
+        def make() -> Outcome:
+            try:
+                return Outcome(value=float(run.measure(choice, knobs, report)))
+            except Abandoned as end:
+                return Outcome(value=end.at_least, is_whole=False)
+
+        return make
+
+    inside = [p for p in beside if within(evaluate(run.problem_under(p[1]), p[0]), run.bounds)]
+    named = {_name(run, each): job(each, math.inf) for each in inside}
+    name = _name(run, plan)
+    outcome = run.kept.get(name, {name: job(plan, worst), **named})
+    evaluation = evaluate(run.problem_under(plan[1]), plan[0])
+    if outcome.is_whole or run.score(outcome.value, evaluation) > worst:
+        return outcome
+    # Another study gave this plan up where this one would not.
+    return run.kept.replace(name, job(plan, worst))
+
+
+def _name(run: _Run, plan: Plan) -> str:
+    return plan_name(run.problem, *plan, "held-out")
+
+
+def _score(run: _Run, trial: Trial) -> float:
+    """What the study minimises; infinite for what was not measured to the end."""
+    if trial.divergence is None or not math.isfinite(trial.divergence):
+        return math.inf
+    return run.score(trial.divergence, trial.evaluation)
 
 
 def _tell(run: _Run, study: Study, asked: OptunaTrial, trial: Trial) -> None:
@@ -288,11 +352,13 @@ def _tell(run: _Run, study: Study, asked: OptunaTrial, trial: Trial) -> None:
 
     for name, bound in run.bounds.items():
         asked.set_constraint(name, value_of(trial.evaluation, name) / bound - 1.0)
-    value = None if trial.divergence is None else run.score(trial.divergence, trial.evaluation)
-    if value is None or not math.isfinite(value):
-        study.tell(asked, state=TrialState.PRUNED)
-    else:
+    value = _score(run, trial)
+    if math.isfinite(value):
         study.tell(asked, value)
+        return
+    if trial.at_least is not None:
+        asked.report(run.score(trial.at_least, trial.evaluation), step=0)
+    study.tell(asked, state=TrialState.PRUNED)
 
 
 def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
@@ -300,7 +366,7 @@ def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
     choice = tuple(int(index) for index in record["choice"])
     knobs: Knobs = dict(record["knobs"])
     evaluation = evaluate(run.problem_under(knobs), choice)
-    divergence = record["divergence"]
+    divergence, at_least = record["divergence"], record.get("at_least")
     return Trial(
         number=int(record["number"]),
         choice=choice,
@@ -309,6 +375,7 @@ def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
         evaluation=evaluation,
         feasible=within(evaluation, run.bounds),
         origin=record["origin"],
+        at_least=None if at_least is None else float(at_least),
     )
 
 

@@ -18,8 +18,8 @@ from advisor.passes.apply import dequantize
 from advisor.passes.divergence import divergence
 from advisor.passes.fx import Tracer, attribute, clone, finish, flatten_inputs, set_constant
 from advisor.passes.graph import Graph
-from advisor.search.problem import Choice
-from advisor.search.study import Knobs
+from advisor.search.measurements import Report
+from advisor.search.problem import Choice, Knobs
 from advisor.simulate import Simulator
 from benchmarks.models import Inputs
 from benchmarks.planning.questions import BATCH
@@ -41,7 +41,7 @@ class WeightSimulator(Simulator):
     module: Any = None
     runs: int = 0
 
-    def measure(self, choice: Choice, knobs: Knobs) -> float:
+    def measure(self, choice: Choice, knobs: Knobs, report: Report | None = None) -> float:
         """Mean divergence over the held-out half."""
         return float(self.each(choice, "held_out").mean())
 

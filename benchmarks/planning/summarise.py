@@ -34,6 +34,7 @@ python -m benchmarks.planning.plans bytes MODEL
 PEERS/bin/python -m benchmarks.planning.peers METHOD MODEL MODEL.bytes.json MODEL.METHOD.json
 python -m benchmarks.planning.plans run MODEL
 python -m benchmarks.planning.plans judge MODEL
+python -m benchmarks.planning.clairvoyant MODEL
 python -m benchmarks.planning.ranking MODEL random      # and equal, and cost
 python -m benchmarks.planning.optimum mlp               # and cnn, and transformer
 python -m benchmarks.planning.solver
@@ -86,6 +87,9 @@ def render(results: Path) -> str:
     ]
     parts += ["## Plans at equal bytes\n", _missing(judged), _quality(judged)]
     parts += ["### By budget\n", _by_budget(judged)]
+    bounds = {m: r["clairvoyant"] for m, r in plans.items() if r and "clairvoyant" in r}
+    if bounds:
+        parts += ["### How good a plan could be\n", _clairvoyant(judged, bounds)]
     if ranking:
         parts += ["## Ranking\n", _ranking(ranking)]
     if any("cost" in each for each in ranking.values()):
@@ -298,6 +302,38 @@ def _by_budget(judged: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "over best tool",
     ]
     return table(heads, rows)
+
+
+def _clairvoyant(
+    judged: Mapping[str, Sequence[Mapping[str, Any]]], bounds: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """Ratios to a plan that was searched for on the judge's own samples."""
+    rows: list[list[str]] = []
+    for model, found in bounds.items():
+        for share in BUDGETS:
+            own = [cell for cell in judged[model] if cell["share"] == share]
+            least = found[f"{share:g}"]["divergence"]
+            ours = _geometric([cell["methods"]["ours"]["divergence"] for cell in own])
+            direct = _geometric([cell["methods"]["direct"]["divergence"] for cell in own])
+            peers = [
+                min(each)
+                for cell in own
+                if (
+                    each := [
+                        cell["methods"][name]["divergence"]
+                        for name in PEERS
+                        if cell["methods"].get(name) is not None
+                    ]
+                )
+            ]
+            best = f"{least / _geometric(peers):.3f}" if peers else ""
+            rows.append([model, f"{share:g}", f"{least / ours:.3f}", f"{least / direct:.3f}", best])
+    said = (
+        "The plan that a local search on the unused samples themselves ends with, which no planner "
+        "sees: its divergence over ours, over direct measurement and over the best other tool of "
+        "each cell. Nothing that plans from other samples can be expected below it.\n\n"
+    )
+    return said + table(["model", "budget", "over ours", "over direct", "over best tool"], rows)
 
 
 def _ranking(ranking: Mapping[str, Mapping[str, Any]]) -> str:

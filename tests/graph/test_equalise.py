@@ -22,7 +22,7 @@ from advisor.passes.graph import Graph
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.spool import Spool
 from advisor.passes.verify import verify
-from advisor.search.study import Knob
+from advisor.search.problem import Knob
 from tests.graph.small import images, make_setting, make_workbench
 
 IMAGE = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))

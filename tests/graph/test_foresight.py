@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from advisor.assemble import build_problem, error_columns
-from advisor.foresight import column_scores, remembered
+from advisor.foresight import column_scores
 from advisor.indicators import Indicators
 from advisor.passes.sensitivity import Column, Sensitivity
 from advisor.search.problem import Choice, evaluate, holding
@@ -80,29 +76,3 @@ def test_the_form_is_the_problem_without_interactions_and_the_probe_with_them(
             assert together[index] == pytest.approx(sensitivity.divergence(*columns), rel=1e-5)
         else:
             assert together[index] == 0.0
-
-
-def test_what_was_measured_alone_is_not_measured_again(
-    setting: Setting, sensitivity: Sensitivity, tmp_path: Path
-) -> None:
-    problem = build_problem(setting, sensitivity)
-    measured: list[Choice] = []
-
-    def measure(choice: Choice) -> float:
-        measured.append(choice)
-        return float(sum(choice))
-
-    path = tmp_path / "folder" / "study.checked.json"
-    first = tuple(0 for _ in problem.groups)
-    second = (1, *first[1:])
-    for _ in range(2):
-        kept = remembered(measure, problem, path)
-        assert kept(first) == 0.0
-        assert kept(second) == 1.0
-    assert measured == [first, second]
-    assert len(json.loads(path.read_text())) == 2
-    # Choices of another problem are others, whatever their numbers.
-    other = replace(problem, groups=tuple(f"{name}'" for name in problem.groups))
-    remembered(measure, other, path)(first)
-    assert measured == [first, second, first]
-    assert remembered(measure, problem, None)(second) == 1.0

@@ -21,7 +21,7 @@ from advisor.passes.sensitivity import Sensitivity
 from advisor.passes.smooth import LEVELS, expected_error, find_sites, find_smoothing, smooth
 from advisor.passes.spool import Spool
 from advisor.passes.verify import verify
-from advisor.search.study import Knob
+from advisor.search.problem import Knob
 from advisor.simulate import can_equalise, rescalable
 from tests.graph.small import images, make_setting, make_workbench, trained_cnn
 

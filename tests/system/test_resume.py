@@ -50,7 +50,10 @@ def test_killed_twice_and_resumed_it_is_the_same_plan(tmp_path: Path) -> None:
     finish(begin(tmp_path / "whole", tmp_path / "whole.json"))
     cache = tmp_path / "cut"
     # Once while choices are measured alone, once in the middle of the trials.
-    for pattern, word, count in (("*.checked.json", b":", 2), ("*.journal", b'"record"', 3)):
+    for pattern, word, count in (
+        ("*.measured/*.json", b"scoring:", 2),
+        ("*.journal", b'"record"', 3),
+    ):
         process = begin(cache, tmp_path / "never.json")
         ends = time.monotonic() + DEADLINE_S
         while kept(cache, pattern, word) < count and time.monotonic() < ends:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from advisor.search.problem import (
     evaluate,
     holding,
 )
+from advisor.search.products import count_products, with_products
 from advisor.search.recheck import recheck
 from advisor.search.surrogate import Surrogate, fit_surrogate, ledoit_wolf
 from advisor.search.table import as_array, table_of
@@ -153,6 +155,32 @@ def test_errors_that_cancel_are_put_together() -> None:
         assert descent.run(exact.choice).choice == (1, 1, 0, 0)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_plan_with_interactions_is_proven(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    problem = small_problem(rng, groups=4)
+    form = fit_surrogate(random_scores(rng, problem), kept=0.5)
+    linear = with_products(problem, form)
+    assert len(linear.indicators) == len(problem.indicators) + count_products(problem, form)
+    plans = enumerate_plans(problem)
+    lost = form.divergence(table_of(problem).features(as_array([choice for choice, _ in plans])))
+    for (choice, _), value in zip(plans, lost, strict=True):
+        assert evaluate(linear, choice).divergence == pytest.approx(value, rel=1e-9, abs=1e-9)
+    for share in (0.2, 0.6):
+        bounds = {
+            "size_bytes": float(np.quantile([each.size_bytes for _, each in plans], share)),
+            "memory_bytes": float(np.quantile([each.memory_bytes for _, each in plans], 0.9)),
+        }
+        inside = [value for (_, e), value in zip(plans, lost, strict=True) if within(e, bounds)]
+        found = solve(linear, minimise="divergence", bounds=bounds)
+        if not inside:
+            assert found is None
+            continue
+        assert found is not None
+        assert found.value == pytest.approx(min(inside), rel=1e-6, abs=1e-9)
+        assert found.bound <= min(inside) * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_measuring_alone_corrects_what_decides(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -169,9 +197,9 @@ def test_measuring_alone_corrects_what_decides(seed: int) -> None:
     def lost(choice: Choice) -> float:
         return sum(float(row[index]) for row, index in zip(truth, choice, strict=True))
 
-    def measure(choice: Choice) -> float:
-        measured.append(choice)
-        return lost(choice)
+    def measure(choices: Sequence[Choice]) -> list[float]:
+        measured.extend(choices)
+        return [lost(choice) for choice in choices]
 
     def plans(problem: Problem, _: FloatArray) -> list[Choice]:
         found = solve(problem, minimise="divergence", bounds=bounds)
@@ -203,7 +231,7 @@ def test_nothing_is_measured_where_nothing_is_lost() -> None:
     problem = replace(problem, divergence=tiny)
     scores = np.zeros((table_of(problem).columns.total, 4))
 
-    def refuse(_: Choice) -> float:
+    def refuse(_: Sequence[Choice]) -> list[float]:
         raise AssertionError("measured")
 
     def plans(problem: Problem, _: FloatArray) -> list[Choice]:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from advisor.budget import Budget
 from advisor.errors import OutputError, UsageError
+from advisor.search.measurements import Measurements, Outcome, Report
 from advisor.search.milp import within
 from advisor.search.objective import (
     Start,
@@ -18,9 +20,9 @@ from advisor.search.objective import (
     select,
     start,
 )
-from advisor.search.problem import Choice, Problem, evaluate
+from advisor.search.problem import Choice, Knob, Problem, evaluate
 from advisor.search.region import region_around, repair
-from advisor.search.study import PATIENCE, Knob, Trial, refine
+from advisor.search.study import HOPELESS, PATIENCE, Trial, refine
 from tests.unit.problems import enumerate_plans, layered_problem
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
@@ -38,15 +40,21 @@ class Bench:
 
     problem: Problem
     dies_at: tuple[int, ...] = ()
+    reports: bool = False
+    parts: int = 0
     calls: list[Call] = field(default_factory=list[Call])
 
-    def __call__(self, choice: Choice, knobs: Mapping[str, Knob]) -> float:
+    def __call__(self, choice: Choice, knobs: Mapping[str, Knob], report: Report) -> float:
         self.calls.append((choice, tuple(sorted(knobs.items()))))
         if len(self.calls) in self.dies_at:
             raise KeyboardInterrupt
         bent = 1 + 0.3 * np.sin(sum((i + 1) * c for i, c in enumerate(choice)))
         gain = 0.8 if knobs.get("observer") == "mse" else 1.0
-        return float(evaluate(self.problem, choice).divergence * bent * gain)
+        found = float(evaluate(self.problem, choice).divergence * bent * gain)
+        for share in (0.25, 0.5, 0.75, 1.0) if self.reports else ():
+            report(share * found)
+            self.parts += 1
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -264,10 +272,113 @@ def test_a_small_region_is_searched_once_and_no_more(budget: Budget) -> None:
     assert refine(problem, [anchor], bench, budget=budget, trials=5, seed=0, max_groups=0)
 
 
+def test_a_plan_that_cannot_win_is_not_measured_to_the_end(
+    problem: Problem, budget: Budget, exact: Start, tmp_path: Path
+) -> None:
+    starts = [exact.choice, uniform(problem, 7)]
+    plain, bench = Bench(problem), Bench(problem, reports=True)
+
+    def run(bench: Bench, journal: Path | None = None) -> tuple[Trial, ...]:
+        return refine(
+            problem, starts, bench, budget=budget, trials=24, seed=1, storage_path=journal
+        )
+
+    whole, cut = run(plain), run(bench, tmp_path / "study.log")
+    given_up = [trial for trial in cut if trial.at_least is not None]
+    assert given_up
+    assert bench.parts < 4 * len(bench.calls) - len(given_up)
+    for trial in given_up:
+        lost = Bench(problem)(trial.choice, trial.knobs, lambda _: None)
+        known = [t.divergence for t in cut[: trial.number] if t.divergence is not None]
+        assert trial.divergence is None
+        assert trial.origin == "search"
+        assert HOPELESS * min(known) < (trial.at_least or 0) <= lost
+    # Starts are what others are compared with: they are measured whatever they lose.
+    assert all(trial.divergence is not None for trial in cut[:2])
+    assert select(cut).trial.divergence is not None
+    # Until the first is given up the searches are one; then the sampler knows less.
+    first = given_up[0].number
+    assert cut[:first] == whole[:first]
+    assert run(bench, tmp_path / "study.log") == cut
+
+
+def test_processes_that_share_a_folder_measure_nothing_twice(
+    problem: Problem, budget: Budget, exact: Start, tmp_path: Path
+) -> None:
+    program = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from advisor.budget import Budget
+from advisor.search.measurements import Measurements
+from advisor.search.objective import start
+from advisor.search.problem import evaluate
+from advisor.search.study import refine
+from tests.unit.problems import layered_problem
+
+problem = layered_problem(np.random.default_rng(2), groups=10, points=5)
+budget = Budget(size_bytes=float(sys.argv[2]))
+folder = Path(sys.argv[1])
+
+def measure(choice, knobs, report):
+    with open(folder / "calls.txt", "a") as file:
+        file.write(f"{choice}\\n")
+    time.sleep(0.05)
+    return evaluate(problem, choice).divergence * (1 + 0.3 * np.sin(sum(choice)))
+
+starts = [start(problem, budget, "accuracy").choice, *((i,) * 10 for i in range(3, 8))]
+trials = refine(
+    problem, starts, measure, budget=budget, trials=14, seed=0,
+    storage_path=folder / "study.log", kept=Measurements(folder=folder / "measured"),
+)
+print([(t.choice, t.divergence) for t in trials])
+"""
+    arguments = [sys.executable, "-c", program, str(tmp_path), str(budget.bounds()["size_bytes"])]
+    both = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] != ""
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert len(calls) == len(set(calls)) >= 10
+    assert not list((tmp_path / "measured").glob("*.lock"))
+    # A third one that comes later measures nothing at all.
+    again = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True)
+    assert again.stdout == said[0]
+    assert (tmp_path / "calls.txt").read_text().splitlines() == calls
+
+
+def test_what_a_dead_process_was_measuring_is_measured_again(tmp_path: Path) -> None:
+    kept = Measurements(folder=tmp_path / "new" / "measured")
+
+    def dies() -> Outcome:
+        raise KeyboardInterrupt
+
+    made: list[str] = []
+
+    def make(name: str) -> Outcome:
+        made.append(name)
+        return Outcome(value=float("nan") if name == "odd" else float(len(name)))
+
+    with pytest.raises(KeyboardInterrupt):
+        kept.get("first", {"first": dies})
+    jobs = {name: partial(make, name) for name in ("first", "odd")}
+    assert kept.get("first", jobs) == kept.get("first", jobs) == Outcome(value=5.0)
+    assert str(kept.get("odd", jobs).value) == "nan"
+    assert made == ["first", "odd"]
+    assert Measurements().get("first", jobs).value == 5.0
+    for path in (tmp_path / "new" / "measured").glob("*.json"):
+        path.write_text("{}")
+    with pytest.raises(OutputError, match="is not a measurement"):
+        kept.get("first", jobs)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="choose a folder"):
+        Measurements(folder=tmp_path / "file" / "measured").get("first", jobs)
+
+
 def test_a_search_that_finds_nothing_better_says_so_and_ends(
     problem: Problem, budget: Budget, exact: Start, tmp_path: Path
 ) -> None:
-    def measure(choice: Choice, knobs: Mapping[str, Knob]) -> float:
+    def measure(choice: Choice, knobs: Mapping[str, Knob], report: Report) -> float:
         return 0.0 if choice == exact.choice else 1.0
 
     for _ in range(2):  # the second time from the journal
@@ -289,7 +400,7 @@ def test_a_search_that_finds_nothing_better_says_so_and_ends(
 def test_a_measurement_that_is_not_finite_is_kept_and_never_chosen(
     problem: Problem, budget: Budget, exact: Start, tmp_path: Path
 ) -> None:
-    def measure(choice: Choice, knobs: Mapping[str, Knob]) -> float:
+    def measure(choice: Choice, knobs: Mapping[str, Knob], report: Report) -> float:
         return float("nan") if choice == exact.choice else 1.0
 
     for _ in range(2):
