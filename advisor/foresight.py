@@ -12,6 +12,7 @@ from advisor.assemble import error_columns
 from advisor.budget import Budget
 from advisor.evidence import PROBE_KNOBS, Evidence, Progress
 from advisor.indicators import Indicators
+from advisor.search.belief import believe
 from advisor.search.descent import Descent
 from advisor.search.measurements import Job, Measurements, Outcome, plan_name
 from advisor.search.model import columns_of
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
 SHARES: Final = (HALF, 0.25, 1.0)
 """Shares of the interactions under which a start is looked for; the first is believed most."""
 
+
+CENTRES: Final = 3
+"""Best trials around which a suggestion is looked for."""
+
+NEIGHBOURS: Final = 256
+"""Of each of them, the best predicted."""
 
 LARGE: Final = 120
 """Groups from which on local search takes too long to be run more than once."""
@@ -66,21 +73,46 @@ class Foresight:
         return found
 
     def suggest(self, trials: Sequence[Trial]) -> tuple[Choice, Knobs] | None:
-        """The best predicted neighbour of the best trial, with its knobs, that was not tried yet.
+        """The plan near the best trials from which most is expected, given all that was measured.
 
-        None: there is none, or nothing was measured.
+        It has the knobs of the best trial, and was not tried with them. None: nothing was measured,
+        or nothing better is expected.
         """
         score = score_for(self.objective, DIVERGENCE_LIMIT, self.begun.evaluation.latency_s)
         usable = [trial for trial in trials if is_measured(trial)]
         if not usable:
             return None
-        best = min(usable, key=lambda t: (score(t.divergence or 0.0, t.evaluation), t.number))
-        tried = {trial.choice for trial in trials if dict(trial.knobs) == dict(best.knobs)}
-        descent = _descent(self.problem, self.scores, self.budget, self.objective, self.begun, HALF)
-        for near in descent.neighbours(best.choice):
-            if near.choice not in tried:
-                return near.choice, best.knobs
-        return None
+        ranked = sorted(usable, key=lambda t: (score(t.divergence or 0.0, t.evaluation), t.number))
+        knobs = dict(ranked[0].knobs)
+        alike = [trial for trial in ranked if dict(trial.knobs) == knobs]
+        tried = {trial.choice for trial in trials if dict(trial.knobs) == knobs}
+        descent = self._descent(knobs)
+        near = dict.fromkeys(
+            found.choice
+            for trial in (alike[:1] if len(self.problem.groups) > LARGE else alike[:CENTRES])
+            for found in descent.neighbours(trial.choice)[:NEIGHBOURS]
+        )
+        plans = [choice for choice in near if choice not in tried]
+        if not plans:
+            return None
+        table = descent.table
+        belief = believe(
+            descent.surrogate,
+            table.features(as_array([trial.choice for trial in alike])),
+            np.array([trial.divergence for trial in alike], dtype=np.float64),
+        )
+        features = table.features(as_array(plans))
+        best = score(alike[0].divergence or 0.0, alike[0].evaluation)
+        gains = belief.expected_gain(features, table.evaluate(features), score, best)
+        at = int(np.argmax(gains))
+        return (plans[at], knobs) if gains[at] > 0 else None
+
+    def _descent(self, knobs: Knobs) -> Descent:
+        problem, scores = self.problem, self.scores
+        equalised, its_scores = self.equalised
+        if knobs.get("equalise", False) and equalised is not None and its_scores is not None:
+            problem, scores = equalised, its_scores
+        return _descent(problem, scores, self.budget, self.objective, self.begun, HALF)
 
 
 def foresee(

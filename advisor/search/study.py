@@ -56,6 +56,9 @@ Suggest = Callable[[Sequence["Trial"]], Plan | None]
 HOPELESS: Final = 1.5
 """A plan that is known to score so many times the best one is not measured to the end."""
 
+SAMPLED: Final = 2
+"""Every so many plans after the starts the sampler suggests one, whatever else is suggested."""
+
 PATIENCE: Final = 32
 """Plans in a row that are no better, after which more of them are not worth their time."""
 
@@ -227,7 +230,7 @@ def _continue(
         if idle >= PATIENCE:
             on_end(f"the last {idle} plans were no better")
             break
-        turn = (len(found) - len(run.starts)) % 2 == 0
+        turn = (len(found) - len(run.starts)) % SAMPLED != SAMPLED - 1
         foreseen = run.suggest(found) if run.suggest is not None and turn else None
         if foreseen is not None:
             given(*foreseen, (), is_start=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from advisor.search.measurements import Report
 from advisor.search.problem import Choice, Knobs
 from advisor.simulate import Simulator
 from benchmarks.models import Inputs
-from benchmarks.planning.questions import BATCH
+
+TOGETHER: Final = 256
+"""Samples that are judged at once."""
 
 FLOAT = -1
 """In a choice: the group stays as it is, which is none of its candidates."""
@@ -73,8 +75,8 @@ class WeightSimulator(Simulator):
         self._exchange(tuple(FLOAT for _ in self.setting.groups))
         count = len(next(iter(inputs.values())))
         found: list[tuple[Sequence[Any], Sequence[Any]]] = []
-        for start in range(0, count, BATCH):
-            batch = {name: value[start : start + BATCH] for name, value in inputs.items()}
+        for start in range(0, count, TOGETHER):
+            batch = {name: value[start : start + TOGETHER] for name, value in inputs.items()}
             flat = flatten_inputs(self.setting.graph.module, (), batch)
             found.append((flat, self._run(flat)))
         self.sets["unused"] = found

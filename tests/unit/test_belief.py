@@ -1,0 +1,128 @@
+"""Beliefs about plans: the covariance written once more, and what measurements do to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Kernel
+
+from advisor.search.belief import NOISE, OF_COLUMNS, OF_PAIRS, believe
+from advisor.search.problem import Choice, Evaluation, FloatArray, Linear, Problem
+from advisor.search.surrogate import Surrogate, fit_surrogate
+from advisor.search.table import as_array, table_of
+from tests.unit.problems import layered_problem
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    problem = layered_problem(np.random.default_rng(1), groups=5, most=4, points=1)
+    zero = tuple(np.zeros(4) for _ in problem.groups)
+    return Problem(
+        groups=problem.groups,
+        candidates=problem.candidates,
+        size_bytes=problem.size_bytes,
+        latency_s=Linear(per_group=zero),
+        memory_bytes=(),
+        divergence=problem.divergence,
+    )
+
+
+@pytest.fixture(scope="module")
+def form() -> Surrogate:
+    rng = np.random.default_rng(2)
+    scores = rng.normal(size=(20, 50)) + rng.normal(size=(1, 50))
+    return fit_surrogate(scores * 10 ** rng.uniform(-2, 0, size=(20, 1)))
+
+
+def covariance(form: Surrogate, plans: list[Choice]) -> FloatArray:
+    """By the sums of the definition."""
+    moments = form.moments
+    columns = [[4 * group + index for group, index in enumerate(plan)] for plan in plans]
+    whole = [float(moments[np.ix_(taken, taken)].sum()) for taken in columns]
+    found = np.zeros((len(plans), len(plans)))
+    for a, first in enumerate(columns):
+        for b, second in enumerate(columns):
+            both = sorted(set(first) & set(second))
+            for i in both:
+                shares = moments[i, first].sum() / whole[a] * moments[i, second].sum() / whole[b]
+                found[a, b] += OF_COLUMNS**2 * shares
+                for j in both:
+                    if i < j:
+                        pair = 4 * moments[i, i] * moments[j, j] / (whole[a] * whole[b])
+                        found[a, b] += OF_PAIRS**2 * pair
+    return found
+
+
+class Known(Kernel):
+    """A covariance that was worked out before; points are numbers of plans."""
+
+    def __init__(self, matrix: FloatArray) -> None:
+        self.matrix = matrix
+
+    def __call__(self, X: FloatArray, Y: FloatArray | None = None) -> FloatArray:
+        other = X if Y is None else Y
+        chosen: FloatArray = self.matrix[np.ix_(X[:, 0].astype(int), other[:, 0].astype(int))]
+        return chosen
+
+    def diag(self, X: FloatArray) -> FloatArray:
+        at = X[:, 0].astype(int)
+        chosen: FloatArray = self.matrix[at, at]
+        return chosen
+
+    def is_stationary(self) -> bool:
+        return False
+
+
+def test_it_is_the_process_that_another_library_fits(problem: Problem, form: Surrogate) -> None:
+    rng = np.random.default_rng(3)
+    plans: list[Choice] = [tuple(int(i) for i in row) for row in rng.integers(4, size=(30, 5))]
+    features = table_of(problem).features(as_array(plans))
+    prior = np.log(form.divergence(features))
+    truth = prior + rng.normal(scale=0.3, size=30)
+    belief = believe(form, features[:12], np.exp(truth[:12]))
+    mean, deviation = belief.of(features)
+    other = GaussianProcessRegressor(
+        Known(covariance(form, plans)), alpha=NOISE**2, optimizer=None, normalize_y=False
+    )
+    at = np.arange(30)[:, None]
+    other.fit(at[:12], truth[:12] - prior[:12])
+    residual, spread = other.predict(at, return_std=True)
+    assert mean == pytest.approx(prior + residual, rel=1e-6, abs=1e-6)
+    assert deviation == pytest.approx(spread, rel=1e-4, abs=1e-4)
+    # What was measured is known, up to the noise.
+    assert np.abs(mean[:12] - truth[:12]).max() < 3 * NOISE
+    assert deviation[:12].max() <= NOISE * 1.001
+
+
+def test_the_expected_gain_is_that_of_many_draws(problem: Problem, form: Surrogate) -> None:
+    plans: list[Choice] = [(0, 1, 2, 3, 0), (1, 1, 2, 3, 1), (2, 3, 0, 1, 2), (3, 3, 3, 3, 3)]
+    table = table_of(problem)
+    features = table.features(as_array(plans))
+    lost = form.divergence(features)
+    belief = believe(form, features[:1], lost[:1] * 0.7)
+    mean, deviation = belief.of(features)
+    best = float(np.exp(mean[1]))
+
+    def score(divergence: float, _: Evaluation) -> float:
+        return divergence
+
+    gains = belief.expected_gain(features, table.evaluate(features), score, best)
+    drawn = np.random.default_rng(0).normal(size=200_000)
+    for at in range(len(plans)):
+        values = np.maximum(best - np.exp(mean[at] + deviation[at] * drawn), 0)
+        assert gains[at] == pytest.approx(values.mean(), rel=0.15, abs=1e-3 * best)
+
+
+def test_a_plan_better_than_foreseen_makes_its_relatives_better(
+    problem: Problem, form: Surrogate
+) -> None:
+    table = table_of(problem)
+    seen = table.features(as_array([(3, 3, 0, 0, 0)]))
+    near = table.features(as_array([(3, 3, 1, 0, 0)]))
+    far = table.features(as_array([(0, 0, 1, 1, 1)]))
+    belief = believe(form, seen, form.divergence(seen) / 3)
+    for features, least, most in ((near, 0.3, 0.9), (far, 0.95, 1.05)):
+        mean, _ = belief.of(features)
+        ratio = float(np.exp(mean[0]) / form.divergence(features)[0])
+        assert least < ratio < most
