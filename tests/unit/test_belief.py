@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import Kernel
 
 from advisor.search.belief import NOISE, OF_COLUMNS, OF_PAIRS, believe
 from advisor.search.problem import Choice, Evaluation, FloatArray, Linear, Problem
@@ -54,27 +52,7 @@ def covariance(form: Surrogate, plans: list[Choice]) -> FloatArray:
     return found
 
 
-class Known(Kernel):
-    """A covariance that was worked out before; points are numbers of plans."""
-
-    def __init__(self, matrix: FloatArray) -> None:
-        self.matrix = matrix
-
-    def __call__(self, X: FloatArray, Y: FloatArray | None = None) -> FloatArray:
-        other = X if Y is None else Y
-        chosen: FloatArray = self.matrix[np.ix_(X[:, 0].astype(int), other[:, 0].astype(int))]
-        return chosen
-
-    def diag(self, X: FloatArray) -> FloatArray:
-        at = X[:, 0].astype(int)
-        chosen: FloatArray = self.matrix[at, at]
-        return chosen
-
-    def is_stationary(self) -> bool:
-        return False
-
-
-def test_it_is_the_process_that_another_library_fits(problem: Problem, form: Surrogate) -> None:
+def test_it_is_the_process_of_the_textbook(problem: Problem, form: Surrogate) -> None:
     rng = np.random.default_rng(3)
     plans: list[Choice] = [tuple(int(i) for i in row) for row in rng.integers(4, size=(30, 5))]
     features = table_of(problem).features(as_array(plans))
@@ -82,12 +60,11 @@ def test_it_is_the_process_that_another_library_fits(problem: Problem, form: Sur
     truth = prior + rng.normal(scale=0.3, size=30)
     belief = believe(form, features[:12], np.exp(truth[:12]))
     mean, deviation = belief.of(features)
-    other = GaussianProcessRegressor(
-        Known(covariance(form, plans)), alpha=NOISE**2, optimizer=None, normalize_y=False
-    )
-    at = np.arange(30)[:, None]
-    other.fit(at[:12], truth[:12] - prior[:12])
-    residual, spread = other.predict(at, return_std=True)
+    # Rasmussen and Williams, equations 2.23 and 2.24, with an explicit inverse.
+    whole = covariance(form, plans)
+    inverse = np.linalg.inv(whole[:12, :12] + NOISE**2 * np.eye(12))
+    residual = whole[:, :12] @ inverse @ (truth[:12] - prior[:12])
+    spread = np.sqrt(np.diag(whole - whole[:, :12] @ inverse @ whole[:12]))
     assert mean == pytest.approx(prior + residual, rel=1e-6, abs=1e-6)
     assert deviation == pytest.approx(spread, rel=1e-4, abs=1e-4)
     # What was measured is known, up to the noise.
