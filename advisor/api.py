@@ -255,7 +255,7 @@ def _write(
             sensitivity,
         ),
         predicted=costs_of(setting, winner.choice, winner.evaluation),
-        measured=measured_of(evidence, winner.divergence, chosen.metric),
+        measured=measured_of(evidence, winner.held_out, chosen.metric),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,
         baselines=chosen.baselines,
@@ -287,7 +287,7 @@ def _as_data(evidence: Evidence, chosen: Chosen, trial: Trial) -> Alternative:
         evidence.prepared.setting,
         f"trial {trial.number}",
         trial.choice,
-        metrics_of(evidence, trial.choice, trial.evaluation, trial.divergence, None),
+        metrics_of(evidence, trial.choice, trial.evaluation, trial.held_out, None),
         fits=trial.number in chosen.fitting,
         note="; ".join(filter(None, said)),
     )

@@ -120,7 +120,7 @@ def choose(
     found = refine(
         problem,
         starts,
-        evidence.simulator.measure,
+        evidence.simulator.measure_all,
         budget=searched,
         trials=count,
         seed=seed,
@@ -257,7 +257,7 @@ def _measure_uniform(
     bounds: Mapping[str, float],
     say: Progress,
 ) -> tuple[Alternative, ...]:
-    known = {t.choice: t.divergence for t in trials if dict(t.knobs) == dict(knobs)}
+    known = {t.choice: t.held_out for t in trials if dict(t.knobs) == dict(knobs)}
     results: list[Alternative] = []
     for index, (scheme, (choice, unable)) in enumerate(uniform.items()):
         say("baselines", index, len(uniform))

@@ -45,9 +45,9 @@ LARGE: Final = 120
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foresight:
     """problem: with divergences corrected by ``recheck``. scores: of its columns, likewise. begun:
-    the exact start. starts: optima with interactions, local ones
-    where the problem is large. checked: choices that were measured
-    alone. equalised: problem and scores of the model equalised, where there is one.
+    the exact start. starts: optima with interactions, local ones where the problem is large.
+    checked: choices that were measured alone. learns: whether what is measured is the divergence
+    that is predicted. equalised: problem and scores of the model equalised, where there is one.
     """
 
     problem: Problem
@@ -57,6 +57,7 @@ class Foresight:
     checked: Mapping[tuple[int, int], float]
     budget: Budget
     objective: str
+    learns: bool = True
     equalised: tuple[Problem | None, FloatArray | None] = (None, None)
 
     def predict(self, trials: Sequence[Trial]) -> dict[int, float]:
@@ -75,8 +76,9 @@ class Foresight:
     def suggest(self, trials: Sequence[Trial]) -> tuple[Choice, Knobs] | None:
         """The plan near the best trials from which most is expected, given all that was measured.
 
-        It has the knobs of the best trial, and was not tried with them. None: nothing was measured,
-        or nothing better is expected.
+        It has the knobs of the best trial, and was not tried with them. Where a user's loss is
+        measured, which is not what is predicted: the best predicted one. None: nothing was
+        measured, or nothing better is expected.
         """
         score = score_for(self.objective, DIVERGENCE_LIMIT, self.begun.evaluation.latency_s)
         usable = [trial for trial in trials if is_measured(trial)]
@@ -95,6 +97,8 @@ class Foresight:
         plans = [choice for choice in near if choice not in tried]
         if not plans:
             return None
+        if not self.learns:
+            return plans[0], knobs
         table = descent.table
         belief = believe(
             descent.surrogate,
@@ -102,7 +106,8 @@ class Foresight:
             np.array([trial.divergence for trial in alike], dtype=np.float64),
         )
         features = table.features(as_array(plans))
-        best = score(alike[0].divergence or 0.0, alike[0].evaluation)
+        seen, _ = belief.of(table.features(as_array([alike[0].choice])))
+        best = score(float(np.exp(seen[0])), alike[0].evaluation)
         gains = belief.expected_gain(features, table.evaluate(features), score, best)
         at = int(np.argmax(gains))
         return (plans[at], knobs) if gains[at] > 0 else None
@@ -172,6 +177,7 @@ def foresee(
         checked=checked.factors,
         budget=budget,
         objective=objective,
+        learns=evidence.simulator.loss is None,
         equalised=(None, None)
         if other is None
         else (other.problem, column_scores(setting, other.problem, other.sensitivity)),

@@ -40,7 +40,7 @@ from advisor.passes.rounding import NEEDS_DATA
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.smooth import Site, find_sites, find_smoothing
 from advisor.passes.spool import Spool
-from advisor.search.measurements import Report
+from advisor.search.measurements import Measured, Report
 from advisor.search.problem import Choice, Knobs
 from advisor.setting import Setting
 
@@ -219,56 +219,75 @@ class Simulator:
             biases=biases,
         )
 
-    def measure(self, choice: Choice, knobs: Knobs, report: Report | None = None) -> float:
-        """Mean divergence over the held-out samples (or the user's loss).
+    def measure(self, choice: Choice, knobs: Knobs) -> float:
+        """Mean divergence over the held-out samples (or the user's loss)."""
+        return self.measure_graph(self.quantized(choice, knobs))
 
-        report: called after every batch with the least that the mean can still be; not for a
-        loss, of which nothing is known.
-        """
-        return self.measure_graph(self.quantized(choice, knobs), report)
-
-    def measure_graph(self, quantized: QuantizedGraph, report: Report | None = None) -> float:
+    def measure_graph(self, quantized: QuantizedGraph) -> float:
         """The same for a graph that is already built."""
         data = self.data
-        said = None if self.loss is not None else report
-        return self._mean(quantized, data.held_out, data.references, self._distance, said)
+        return self._total(quantized, data.held_out, data.references) / data.held_out.samples
+
+    def measure_all(self, choice: Choice, knobs: Knobs, report: Report) -> Measured:
+        """Mean divergence over both halves, and over the held-out one; a user's loss over that
+        alone.
+
+        report: called after every batch with the least that the mean over both can still be; not
+        for a loss, of which nothing is known.
+        """
+        quantized = self.quantized(choice, knobs)
+        held_out, scoring = self.data.held_out, self.data.scoring
+        if self.loss is not None:
+            lost = self.measure_graph(quantized)
+            return Measured(divergence=lost, held_out=lost)
+        samples = held_out.samples + scoring.samples
+        first = self._total(
+            quantized, held_out, self.data.references, lambda so_far: report(so_far / samples)
+        )
+        other = self._total(
+            quantized, scoring, self._scored(), lambda so_far: report((first + so_far) / samples)
+        )
+        return Measured(divergence=(first + other) / samples, held_out=first / held_out.samples)
 
     def measure_scoring(self, choice: Choice, knobs: Knobs) -> float:
         """Mean divergence over the scoring half, whatever loss the user gave: to correct
         predictions, which are of the divergence, without touching the held-out half."""
-        scoring = self.data.scoring
+        scoring, references = self.data.scoring, self._scored()
+        return self._total(self.quantized(choice, knobs), scoring, references) / scoring.samples
+
+    def _scored(self) -> Spool:
         if self.scored is None:
+            scoring = self.data.scoring
             folder = scoring.folder.with_name("scoring_references")
             self.scored = run_references(self.setting.graph, scoring, folder)
+        return self.scored
 
-        def distance(_: Any, outputs: Sequence[Any], references: Sequence[Any]) -> float:
-            return float(divergence(outputs, references, self.kinds, self.powers).mean())
-
-        return self._mean(self.quantized(choice, knobs), scoring, self.scored, distance)
-
-    def _mean(
+    def _total(
         self,
         quantized: QuantizedGraph,
         data: Spool,
         references: Spool,
-        distance: Callable[[Any, Sequence[Any], Sequence[Any]], float],
         report: Report | None = None,
     ) -> float:
+        """Divergence summed over samples; a user's loss only over those that are held out."""
+        distance = self._divergence if data is self.data.scoring else self._distance
         tracer = _Replay(quantized, self.setting.batch)
-        total, samples = 0.0, 0
+        total = 0.0
         with torch.no_grad():
             for index in range(len(data)):
                 batch = data.batch(index)
                 outputs = tracer.run_batch(data.read(index), batch)
                 total += distance(quantized.module, outputs, references.read(index)) * batch
-                samples += batch
                 if report is not None:
-                    report(total / data.samples)
-        return total / samples
+                    report(total)
+        return total
+
+    def _divergence(self, _: Any, outputs: Sequence[Any], references: Sequence[Any]) -> float:
+        return float(divergence(outputs, references, self.kinds, self.powers).mean())
 
     def _distance(self, module: Any, outputs: Sequence[Any], references: Sequence[Any]) -> float:
         if self.loss is None:
-            return float(divergence(outputs, references, self.kinds, self.powers).mean())
+            return self._divergence(module, outputs, references)
         spec = module.graph._codegen.pytree_info.out_spec
         value = self.loss(
             pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(references, spec)

@@ -23,7 +23,7 @@ from advisor.measure.measure import kept_costs
 from advisor.passes.graph import QuantizedGraph
 from advisor.prepare import Prepared, check_deployment, prepare
 from advisor.search.feasibility import check_feasible
-from advisor.search.measurements import Report
+from advisor.search.measurements import Measured, Report
 from advisor.search.problem import Choice, Knobs, Problem, evaluate
 from advisor.setting import Deployment, Setting
 from advisor.simulate import Simulator
@@ -73,12 +73,15 @@ class Answer:
 class _RememberingSimulator(Simulator):
     """Measures no assignment twice: every question tries the uniform ones again."""
 
-    known: dict[tuple[Choice, str], float] = field(default_factory=dict[tuple[Choice, str], float])
+    known: dict[tuple[Choice, str], Measured] = field(
+        default_factory=dict[tuple[Choice, str], Measured]
+    )
 
-    def measure(self, choice: Choice, knobs: Knobs, report: Report | None = None) -> float:
+    def measure_all(self, choice: Choice, knobs: Knobs, report: Report) -> Measured:
         key = (choice, repr(sorted(knobs.items())))
         if key not in self.known:
-            self.known[key] = Simulator.measure(self, choice, knobs)
+            # To the end, whatever is reported: the next question may want to know.
+            self.known[key] = Simulator.measure_all(self, choice, knobs, lambda _: None)
         return self.known[key]
 
 

@@ -35,6 +35,10 @@ OF_COLUMNS: Final = 0.3
 OF_PAIRS: Final = 0.3
 """The same of an interaction, in units of the most that it can be."""
 
+TRUST: Final = 2 / 3
+"""Share of a measured surprise that unseen samples show too: the rest is luck with the samples, and
+a search that believes all of it ends with the luckiest plan."""
+
 NOISE: Final = 0.05
 """Of a measurement: two plans that differ in nothing that matters are measured this far apart."""
 
@@ -54,7 +58,8 @@ class _Plans:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Belief:
-    """The form, corrected by measurements. weights: inverse covariance times residuals."""
+    """The form, corrected by ``TRUST`` of what measurements say. weights: inverse covariance times
+    residuals."""
 
     surrogate: Surrogate
     seen: _Plans
@@ -67,7 +72,7 @@ class Belief:
         with_seen = _covariance(plans, self.seen)
         own = _variances(plans)
         known = np.einsum("ps,sp->p", with_seen, cho_solve(self.factor, with_seen.T))
-        mean: FloatArray = plans.log_prior + with_seen @ self.weights
+        mean: FloatArray = plans.log_prior + TRUST * (with_seen @ self.weights)
         return mean, np.sqrt(np.maximum(own - known, 0.0))
 
     def expected_gain(

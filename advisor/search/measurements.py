@@ -33,11 +33,21 @@ class Abandoned(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Divergence of a plan on all calibration samples, and on the held-out ones alone."""
+
+    divergence: float
+    held_out: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a measurement gave. is_whole: False where it was abandoned, at a divergence of at least
-    ``value``."""
+    """What a measurement gave. value: the divergence that was asked for. held_out: that of the
+    held-out samples, where both are of interest. is_whole: False where it was abandoned, at a
+    divergence of at least ``value``."""
 
     value: float
+    held_out: float | None = None
     is_whole: bool = True
 
 
@@ -50,6 +60,11 @@ def plan_name(problem: Problem, choice: Choice, knobs: Knobs, samples: str) -> s
     return (
         f"{samples}:{what}:{','.join(map(str, choice))}:{json.dumps(dict(knobs), sort_keys=True)}"
     )
+
+
+def spell(value: float | None) -> float | str | None:
+    """For JSON, which has no word for what is not finite; ``float`` reads it back."""
+    return value if value is None or math.isfinite(value) else str(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,17 +135,25 @@ class Measurements:
         path = self._path(name)
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            return Outcome(value=float(found["divergence"]), is_whole=bool(found["is_whole"]))
+            held_out = found["held_out"]
+            return Outcome(
+                value=float(found["divergence"]),
+                held_out=None if held_out is None else float(held_out),
+                is_whole=bool(found["is_whole"]),
+            )
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise OutputError(f"{path} is not a measurement ({error}); delete it") from error
 
     def _write(self, name: str, outcome: Outcome) -> None:
-        # JSON has no word for what is not finite.
-        value = outcome.value if math.isfinite(outcome.value) else str(outcome.value)
-        text = json.dumps({"of": name, "divergence": value, "is_whole": outcome.is_whole})
-        write_text(self._path(name), text + "\n")
+        record = {
+            "of": name,
+            "divergence": spell(outcome.value),
+            "held_out": spell(outcome.held_out),
+            "is_whole": outcome.is_whole,
+        }
+        write_text(self._path(name), json.dumps(record) + "\n")
 
     def _path(self, name: str) -> Path:
         assert self.folder is not None  # callers have returned before

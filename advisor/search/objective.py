@@ -10,6 +10,7 @@ from typing import Final
 
 from advisor.budget import Budget, format_amount
 from advisor.errors import AdvisorError, UsageError
+from advisor.search.belief import TRUST
 from advisor.search.feasibility import check_feasible
 from advisor.search.milp import Solution, solve, value_of
 from advisor.search.problem import Choice, Evaluation, Problem
@@ -113,11 +114,11 @@ def select(
 
     timed: seconds by trial number where whole models were timed; only those trials can win, and
     how fast they are goes by it.
-    predicted: divergence by trial number, interactions included, from other samples than those
-    that measured. Trials within ``NEAR`` of the least divergence differ by little more than the
-    choice of samples, so of these the geometric mean of both decides, which says more about unseen
-    data than either. ceiling: a measured divergence above which this is not done, such as that of
-    the best uniform precision.
+    predicted: divergence by trial number, interactions included. Trials within ``NEAR`` of the
+    least divergence differ by little more than the choice of samples, so of these a geometric mean
+    decides, which says more about unseen data than either: ``TRUST`` for what was measured, the
+    rest for what is predicted. ceiling: a measured divergence above which this is not done, such
+    as that of the best uniform precision.
 
     Ties go to less divergence, then less latency, less size, and the first choice in order; of
     several trials of one choice and one set of knobs the earliest counts.
@@ -286,7 +287,8 @@ def _least_lossy(
         return best
 
     def merit(trial: Trial) -> float:
-        return math.sqrt(max(_divergence(trial), _TINY) * max(predicted[trial.number], _TINY))
+        seen, foreseen = max(_divergence(trial), _TINY), max(predicted[trial.number], _TINY)
+        return float(seen**TRUST * foreseen ** (1 - TRUST))
 
     return min(near, key=lambda trial: (merit(trial), *_ties(trial)))
 

@@ -26,10 +26,12 @@ from advisor.errors import UsageError
 from advisor.search.measurements import (
     Abandoned,
     Job,
+    Measured,
     Measurements,
     Outcome,
     Report,
     plan_name,
+    spell,
 )
 from advisor.search.milp import value_of, within
 from advisor.search.problem import Choice, Evaluation, Knob, Knobs, Problem, evaluate
@@ -45,7 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("advisor")
 
-Measure = Callable[[Choice, Knobs, Report], float]
+Measure = Callable[[Choice, Knobs, Report], Measured]
 """Divergence of a plan under knobs; may say on the way what it is at least."""
 
 Score = Callable[[float, Evaluation], float]
@@ -56,8 +58,11 @@ Suggest = Callable[[Sequence["Trial"]], Plan | None]
 HOPELESS: Final = 1.5
 """A plan that is known to score so many times the best one is not measured to the end."""
 
-SAMPLED: Final = 2
+SAMPLED: Final = 4
 """Every so many plans after the starts the sampler suggests one, whatever else is suggested."""
+
+SAMPLED_WITH_KNOBS: Final = 2
+"""The same where there are knobs, which only the sampler turns."""
 
 PATIENCE: Final = 32
 """Plans in a row that are no better, after which more of them are not worth their time."""
@@ -70,8 +75,9 @@ _REPEATS: Final = 20
 class Trial:
     """One plan tried. number: its place, from 0.
 
-    divergence: measured; None: not measured, because it breaks a limit (``feasible`` False), or
-    abandoned, because it is already known to be ``at_least`` so much and cannot win.
+    divergence: measured on all calibration samples, held_out: on the held-out ones; None: not
+    measured, because it breaks a limit (``feasible`` False), or abandoned, because it is already
+    known to be ``at_least`` so much and cannot win.
     evaluation: predicted quantities. origin "start": passed in; "search": suggested.
     """
 
@@ -82,6 +88,7 @@ class Trial:
     evaluation: Evaluation
     feasible: bool
     origin: Literal["start", "search"]
+    held_out: float | None = None
     at_least: float | None = None
 
 
@@ -116,8 +123,8 @@ def refine(
         problem: choices and predicted quantities.
         starts: the first is the exact solution, around which the study searches; others (uniform
             baselines, say) may lie anywhere. Their knobs are the first of each knob's values.
-        evaluate_choice: measures a choice under knobs: the divergence; not finite: unusable. What
-            it reports on the way ends the measurement of a suggested plan that is ``HOPELESS``.
+        evaluate_choice: measures a choice under knobs; not finite: unusable. What it reports on
+            the way ends the measurement of a suggested plan that is ``HOPELESS``.
         budget: limits that ``problem`` can check.
         trials: how many in all, reused ones included.
         seed: same seed, same trials.
@@ -132,8 +139,9 @@ def refine(
         max_groups: how many groups may leave the first start.
         score: what the study minimises, of (divergence, evaluation); None: the divergence.
         problem_under: predicted quantities under knobs that change them; None: always ``problem``.
-        suggest: asked for every second plan after the starts; the sampler suggests the others. It
-            must depend on the trials alone, so that an interrupted study goes on as it would have.
+        suggest: asked for most plans after the starts; the sampler suggests every ``SAMPLED``-th.
+            It must depend on the trials alone, so that an interrupted study goes on as it would
+            have.
         on_trial: called once per trial, reused ones included.
         on_end: called with the reason when the search ends before ``trials``: the region has no
             more plans, nothing new is suggested, or ``PATIENCE`` plans in a row were no better.
@@ -230,8 +238,9 @@ def _continue(
         if idle >= PATIENCE:
             on_end(f"the last {idle} plans were no better")
             break
-        turn = (len(found) - len(run.starts)) % SAMPLED != SAMPLED - 1
-        foreseen = run.suggest(found) if run.suggest is not None and turn else None
+        every = SAMPLED_WITH_KNOBS if run.knobs else SAMPLED
+        is_sampled = (len(found) - len(run.starts)) % every == every - 1
+        foreseen = None if run.suggest is None or is_sampled else run.suggest(found)
         if foreseen is not None:
             given(*foreseen, (), is_start=False)
             continue
@@ -301,8 +310,8 @@ def _try(
     }
     if within(evaluate(run.problem_under(knobs), choice), run.bounds):
         outcome = _measure(run, plan, beside, worst)
-        value = outcome.value if math.isfinite(outcome.value) else str(outcome.value)
-        record["divergence" if outcome.is_whole else "at_least"] = value
+        record["divergence" if outcome.is_whole else "at_least"] = spell(outcome.value)
+        record["held_out"] = spell(outcome.held_out)
     asked.set_user_attr("record", record)
     trial = _read(run, {"record": record})
     _tell(run, study, asked, trial)
@@ -322,7 +331,8 @@ def _measure(run: _Run, plan: Plan, beside: Sequence[Plan], worst: float) -> Out
 
         def make() -> Outcome:
             try:
-                return Outcome(value=float(run.measure(choice, knobs, report)))
+                found = run.measure(choice, knobs, report)
+                return Outcome(value=found.divergence, held_out=found.held_out)
             except Abandoned as end:
                 return Outcome(value=end.at_least, is_whole=False)
 
@@ -340,7 +350,7 @@ def _measure(run: _Run, plan: Plan, beside: Sequence[Plan], worst: float) -> Out
 
 
 def _name(run: _Run, plan: Plan) -> str:
-    return plan_name(run.problem, *plan, "held-out")
+    return plan_name(run.problem, *plan, "all")
 
 
 def _score(run: _Run, trial: Trial) -> float:
@@ -369,7 +379,8 @@ def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
     choice = tuple(int(index) for index in record["choice"])
     knobs: Knobs = dict(record["knobs"])
     evaluation = evaluate(run.problem_under(knobs), choice)
-    divergence, at_least = record["divergence"], record.get("at_least")
+    divergence = record["divergence"]
+    held_out, at_least = record.get("held_out"), record.get("at_least")
     return Trial(
         number=int(record["number"]),
         choice=choice,
@@ -378,6 +389,7 @@ def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
         evaluation=evaluation,
         feasible=within(evaluation, run.bounds),
         origin=record["origin"],
+        held_out=None if held_out is None else float(held_out),
         at_least=None if at_least is None else float(at_least),
     )
 

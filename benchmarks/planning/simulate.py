@@ -18,7 +18,7 @@ from advisor.passes.apply import dequantize
 from advisor.passes.divergence import divergence
 from advisor.passes.fx import Tracer, attribute, clone, finish, flatten_inputs, set_constant
 from advisor.passes.graph import Graph
-from advisor.search.measurements import Report
+from advisor.search.measurements import Measured, Report
 from advisor.search.problem import Choice, Knobs
 from advisor.simulate import Simulator
 from benchmarks.models import Inputs
@@ -43,9 +43,15 @@ class WeightSimulator(Simulator):
     module: Any = None
     runs: int = 0
 
-    def measure(self, choice: Choice, knobs: Knobs, report: Report | None = None) -> float:
+    def measure(self, choice: Choice, knobs: Knobs) -> float:
         """Mean divergence over the held-out half."""
         return float(self.each(choice, "held_out").mean())
+
+    def measure_all(self, choice: Choice, knobs: Knobs, report: Report) -> Measured:
+        """Mean divergence over both halves, and over the held-out one."""
+        return Measured(
+            divergence=self.measure_planning(choice), held_out=self.measure(choice, knobs)
+        )
 
     def measure_scoring(self, choice: Choice, knobs: Knobs) -> float:
         """Mean divergence over the scoring half."""

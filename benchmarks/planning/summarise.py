@@ -352,8 +352,8 @@ def _ranking(ranking: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     said = (
         "Spearman's coefficient of predicted with measured divergence of 100 plans; columns after "
-        "the factor that they span: share of interactions kept, direct measurement of choices alone, "
-        "and measuring the plans themselves on the samples that the others predict from.\n\n"
+        "the factor that they span: share of interactions kept, direct measurement of choices "
+        "alone, and measuring the plans themselves on the samples that the others predict from.\n\n"
     )
     heads = ["model", "plans", "factor", *names, "kept by Ledoit-Wolf"]
     return said + table(heads, rows)

@@ -12,7 +12,7 @@ import pytest
 
 from advisor.budget import Budget
 from advisor.errors import OutputError, UsageError
-from advisor.search.measurements import Measurements, Outcome, Report
+from advisor.search.measurements import Measured, Measurements, Outcome, Report
 from advisor.search.milp import within
 from advisor.search.objective import (
     Start,
@@ -44,7 +44,7 @@ class Bench:
     parts: int = 0
     calls: list[Call] = field(default_factory=list[Call])
 
-    def __call__(self, choice: Choice, knobs: Mapping[str, Knob], report: Report) -> float:
+    def __call__(self, choice: Choice, knobs: Mapping[str, Knob], report: Report) -> Measured:
         self.calls.append((choice, tuple(sorted(knobs.items()))))
         if len(self.calls) in self.dies_at:
             raise KeyboardInterrupt
@@ -54,7 +54,7 @@ class Bench:
         for share in (0.25, 0.5, 0.75, 1.0) if self.reports else ():
             report(share * found)
             self.parts += 1
-        return found
+        return Measured(divergence=found, held_out=found)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_a_plan_that_cannot_win_is_not_measured_to_the_end(
     assert given_up
     assert bench.parts < 4 * len(bench.calls) - len(given_up)
     for trial in given_up:
-        lost = Bench(problem)(trial.choice, trial.knobs, lambda _: None)
+        lost = Bench(problem)(trial.choice, trial.knobs, lambda _: None).divergence
         known = [t.divergence for t in cut[: trial.number] if t.divergence is not None]
         assert trial.divergence is None
         assert trial.origin == "search"
@@ -310,7 +310,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from advisor.budget import Budget
-from advisor.search.measurements import Measurements
+from advisor.search.measurements import Measured, Measurements
 from advisor.search.objective import start
 from advisor.search.problem import evaluate
 from advisor.search.study import refine
@@ -324,7 +324,8 @@ def measure(choice, knobs, report):
     with open(folder / "calls.txt", "a") as file:
         file.write(f"{choice}\\n")
     time.sleep(0.05)
-    return evaluate(problem, choice).divergence * (1 + 0.3 * np.sin(sum(choice)))
+    lost = evaluate(problem, choice).divergence * (1 + 0.3 * np.sin(sum(choice)))
+    return Measured(divergence=lost, held_out=lost)
 
 starts = [start(problem, budget, "accuracy").choice, *((i,) * 10 for i in range(3, 8))]
 trials = refine(
@@ -378,8 +379,9 @@ def test_what_a_dead_process_was_measuring_is_measured_again(tmp_path: Path) -> 
 def test_a_search_that_finds_nothing_better_says_so_and_ends(
     problem: Problem, budget: Budget, exact: Start, tmp_path: Path
 ) -> None:
-    def measure(choice: Choice, knobs: Mapping[str, Knob], report: Report) -> float:
-        return 0.0 if choice == exact.choice else 1.0
+    def measure(choice: Choice, knobs: Mapping[str, Knob], report: Report) -> Measured:
+        lost = 0.0 if choice == exact.choice else 1.0
+        return Measured(divergence=lost, held_out=lost)
 
     for _ in range(2):  # the second time from the journal
         reasons: list[str] = []
@@ -400,8 +402,9 @@ def test_a_search_that_finds_nothing_better_says_so_and_ends(
 def test_a_measurement_that_is_not_finite_is_kept_and_never_chosen(
     problem: Problem, budget: Budget, exact: Start, tmp_path: Path
 ) -> None:
-    def measure(choice: Choice, knobs: Mapping[str, Knob], report: Report) -> float:
-        return float("nan") if choice == exact.choice else 1.0
+    def measure(choice: Choice, knobs: Mapping[str, Knob], report: Report) -> Measured:
+        lost = float("nan") if choice == exact.choice else 1.0
+        return Measured(divergence=lost, held_out=lost)
 
     for _ in range(2):
         trials = refine(
