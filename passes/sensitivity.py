@@ -104,7 +104,7 @@ def probe(
     powers: Sequence[float],
     probes: int | None = None,
     max_samples: int = 128,
-    chunk: int = 32,
+    chunk: int = 16,
     seed: int = 0,
 ) -> Sensitivity:
     """Score every column of ``question`` on the scoring half of the calibration data.

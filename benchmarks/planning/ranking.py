@@ -11,9 +11,13 @@ process on one core.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
+import os
+import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +34,7 @@ from advisor.search.surrogate import HALF, fit_surrogate, ledoit_wolf
 from advisor.search.table import as_array, table_of
 from benchmarks.planning.cases import open_evidence
 from benchmarks.planning.plans import RESULTS
-from benchmarks.planning.questions import MODELS, ask
+from benchmarks.planning.questions import MODELS, Question, ask
 from benchmarks.planning.simulate import FLOAT, WeightSimulator, weight_simulator
 
 PLANS: Final = 100
@@ -40,6 +44,9 @@ SHARE: Final = 0.3
 
 WITHIN: Final = 0.01
 """Bytes may be so much more or less, so that no two differ by more than 2 %."""
+
+TOGETHER: Final = 32
+"""Samples of a training step: as many as are scored at once."""
 
 RESAMPLES: Final = 2000
 
@@ -61,7 +68,7 @@ def main() -> None:
         simulator = weight_simulator(gathered.simulator)
         evidence = replace(gathered, simulator=simulator)
         if arguments.part == "cost":
-            record["cost"] = measure_cost(evidence, simulator)
+            record["cost"] = measure_cost(evidence, simulator, question)
         else:
             simulator.judge_by(question.unused)
             plans = _random(evidence) if arguments.part == "random" else _equal(evidence)
@@ -69,9 +76,14 @@ def main() -> None:
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
-def measure_cost(evidence: Evidence, simulator: WeightSimulator) -> dict[str, Any]:
-    """Seconds of scoring every choice, and of measuring every one alone, on the scoring half."""
+def measure_cost(
+    evidence: Evidence, simulator: WeightSimulator, question: Question
+) -> dict[str, Any]:
+    """Seconds of scoring every choice, and of measuring every one alone, on the scoring half; bytes
+    that scoring and the model's own training step add to a process."""
     simulator.measure_scoring(tuple(0 for _ in simulator.setting.groups), {})  # what is made once
+    peak = peak_bytes(lambda: score_choices(evidence.prepared, simulator, PROBE_KNOBS, SEED))
+    own = peak_bytes(lambda: step(evidence.prepared.model, question))
     began = time.process_time()
     score_choices(evidence.prepared, simulator, PROBE_KNOBS, SEED)
     scoring = time.process_time() - began
@@ -87,7 +99,41 @@ def measure_cost(evidence: Evidence, simulator: WeightSimulator) -> dict[str, An
         "scoring_s": scoring,
         "direct_s": direct,
         "ratio": scoring / direct,
+        "scoring_bytes": peak,
+        "step_bytes": own,
     }
+
+
+def step(model: torch.nn.Module, question: Question) -> None:
+    """The model's own forward and backward pass on as many samples as are scored at once."""
+    inputs = {name: value[:TOGETHER] for name, value in question.pool.items()}
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    found = model(**inputs)
+    output = found if isinstance(found, torch.Tensor) else next(iter(found.values()))
+    torch.autograd.backward(output.float().square().sum())
+
+
+def peak_bytes(action: Callable[[], object]) -> int:
+    """How much a process grows while it does something, in one of its own."""
+    gc.collect()
+    # What was freed but not given back would be used again, and not count.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        action()
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        os.write(writing, str((after - before) * 1024).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    if not text:
+        raise RuntimeError("the process that was measured died")
+    return int(text)
 
 
 def rank(evidence: Evidence, simulator: WeightSimulator, plans: Sequence[Choice]) -> dict[str, Any]:

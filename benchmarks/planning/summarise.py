@@ -186,6 +186,17 @@ def _claims(
                 max(costs.values()) <= 0.1,
                 ", ".join(f"{m} {v:.3f}" for m, v in costs.items()),
             )
+        sizes = {
+            m: r["cost"]["scoring_bytes"] / r["cost"]["step_bytes"]
+            for m, r in ranking.items()
+            if "cost" in r
+        }
+        if sizes:
+            claim(
+                "scoring takes at most twice the memory of a forward and backward pass",
+                max(sizes.values()) <= 2,
+                ", ".join(f"{m} {v:.2f}" for m, v in sizes.items()),
+            )
     if optima:
         for part in ("planning", "unused"):
             mean = fmean(cell[part] for each in optima for cell in each["cells"])
@@ -369,11 +380,23 @@ def _cost(ranking: Mapping[str, Mapping[str, Any]]) -> str:
             f"{c['scoring_s']:.2f}",
             f"{c['direct_s']:.2f}",
             f"{c['ratio']:.3f}",
+            f"{c['scoring_bytes'] / 1e6:.0f}",
+            f"{c['step_bytes'] / 1e6:.0f}",
         ]
         for model, found in ranking.items()
         if (c := found.get("cost"))
     ]
-    heads = ["model", "groups", "choices", "samples x probes", "scoring, s", "direct, s", "ratio"]
+    heads = [
+        "model",
+        "groups",
+        "choices",
+        "samples x probes",
+        "scoring, s",
+        "direct, s",
+        "ratio",
+        "scoring, MB",
+        "training step, MB",
+    ]
     return table(heads, rows)
 
 
