@@ -13,6 +13,7 @@ from typing import Final, Literal
 from advisor.errors import ProfileError, UsageError
 from advisor.passes.graph import Layer
 from advisor.profiles.schema import FAMILIES, Compute, Profile, Unit
+from advisor.profiles.timeparts import TimeParts
 
 WIDER: Final[dict[str, tuple[str, ...]]] = {
     "float32": (),
@@ -31,6 +32,9 @@ float16 and bfloat16 do not stand in for each other."""
 SAME_ARITHMETIC: Final = {"uint8": "int8", "uint4": "int4"}
 """Signedness does not change the throughput."""
 
+PRODUCTS: Final = ("linear", "conv", "depthwise")
+"""Families that multiply two operands, tile by tile."""
+
 CONVERT_OPS: Final = 4
 """Operations per element of a quantize, dequantize or cast pass: scale, shift, round, clamp."""
 
@@ -40,12 +44,14 @@ class EffectiveCompute:
     """The arithmetic that a device really uses for a requested dtype.
 
     ops_per_s: peak of ``unit``, all its cores. widened: True when ``dtype`` is not what was asked.
+    multiple: what the unit fills inputs and outputs of a product up to; 1 where it need not.
     """
 
     dtype: str
     ops_per_s: float
     unit: Unit
     widened: bool
+    multiple: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +66,13 @@ class RooflineTime:
     def seconds(self) -> float:
         """The modelled time."""
         return max(self.compute_s, self.memory_s) + self.overhead_s
+
+    @property
+    def parts(self) -> TimeParts:
+        """The same time, the shorter of the two that overlap left out."""
+        if self.compute_s >= self.memory_s:
+            return TimeParts(compute_s=self.compute_s, overhead_s=self.overhead_s)
+        return TimeParts(memory_s=self.memory_s, overhead_s=self.overhead_s)
 
     @property
     def bound(self) -> Literal["compute", "memory", "overhead"]:
@@ -96,6 +109,7 @@ def effective_compute(profile: Profile, dtype: str) -> EffectiveCompute:
                 ops_per_s=_peak(best),
                 unit=best.unit,
                 widened=candidate != base,
+                multiple=1 if best.multiple is None else int(best.multiple.value),
             )
     raise ProfileError(
         f"{profile.name}: no throughput for {dtype} or a wider dtype; "
@@ -131,8 +145,9 @@ def layer_time(
     """The modelled time of one operator, in its parts.
 
     compute = 2 * macs / (peak * efficiency), memory = (weight_bytes + activation_bytes) /
-    sustained bandwidth, and one launch. An embedding has no arithmetic: its efficiency is the
-    share of the sustained bandwidth that a gather of rows reaches.
+    sustained bandwidth, and one launch, or what the smallest product takes. An embedding has
+    no arithmetic: its efficiency is the share of the sustained bandwidth that a gather of rows
+    reaches.
 
     Args:
         profile: the device.
@@ -157,8 +172,20 @@ def layer_time(
     return RooflineTime(
         compute_s=2 * macs / (_scaled(profile, used, threads) * share),
         memory_s=traffic / (bandwidth * share if family == "embedding" else bandwidth),
-        overhead_s=profile.overhead.launch_s.value,
+        overhead_s=start_seconds(profile, family),
     )
+
+
+def start_seconds(profile: Profile, op_family: str) -> float:
+    """Seconds that an operator of the family takes however small it is.
+
+    A product has to fetch its first tiles before it can multiply, and to write the last ones after
+    it, which on a device that launches fast is longer than the launch.
+    """
+    launch_s, product = profile.overhead.launch_s.value, profile.overhead.product_s
+    if op_family not in PRODUCTS or product is None:
+        return launch_s
+    return max(launch_s, product.value)
 
 
 def layer_seconds(

@@ -20,6 +20,7 @@ from advisor.profiles.limits import (
     CORES,
     FRACTION,
     JOULES,
+    MULTIPLE,
     NAME,
     OVERHEAD,
     THROUGHPUT,
@@ -97,22 +98,29 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """Peak dense throughput of one unit in one dtype; a multiply-accumulate is two operations."""
+    """Peak dense throughput of one unit in one dtype; a multiply-accumulate is two operations.
+
+    multiple: what the unit fills the inputs and the outputs of a product up to, where it multiplies
+    whole tiles only.
+    """
 
     unit: Unit
     dtype: Annotated[str, OneOf(COMPUTE_DTYPES)]
     ops_per_s: Annotated[Figure, THROUGHPUT]
+    multiple: Annotated[Figure | None, MULTIPLE] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
     """Time that does not depend on the amount of work.
 
-    launch_s: per operator. dispatch_s: per forward pass, where a driver or another process has to
-    be woken; None when nothing is known of it.
+    launch_s: per operator. product_s: per matrix product or convolution in place of it, where even
+    the smallest takes longer; None when nothing is known of it. dispatch_s: per forward pass, where
+    a driver or another process has to be woken; None when nothing is known of it.
     """
 
     launch_s: Annotated[Figure, OVERHEAD, Inherited()]
+    product_s: Annotated[Figure | None, OVERHEAD, Inherited()] = None
     dispatch_s: Annotated[Figure | None, OVERHEAD, Inherited()] = None
 
 

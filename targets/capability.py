@@ -55,6 +55,40 @@ TENSOR_OPS: Final = (
 )
 """Operators without weights that static rules speak of: ATen names without the overload."""
 
+POINTWISE_OPS: Final = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "clamp",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "mish",
+    "erf",
+    "exp",
+    "sqrt",
+    "rsqrt",
+    "abs",
+    "neg",
+    "pow",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "rsub",
+    "maximum",
+    "minimum",
+    "where",
+    "_to_copy",
+)
+"""Operators without weights that compute every element alone, which runtimes fuse: ATen names
+without the overload."""
+
 PRODUCT_SCHEME: Final = "a8a8"
 """The scheme of products of two activations, in attention and elsewhere."""
 
@@ -237,6 +271,19 @@ class DelegateRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FusionRules:
+    """Operators that the runtime computes inside the one before them.
+
+    after: kinds of layers, and ATen names, that can take one in. operators: ATen names of what they
+    take in, alone or in a chain. source: where the fact is from.
+    """
+
+    after: tuple[str, ...]
+    operators: tuple[str, ...]
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trap:
     """What is reported to go wrong on a device under ``schemes``, and cannot be found out here.
 
@@ -260,7 +307,8 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
-    delegate: None where there is none. traps: reported faults of devices, for warnings. caution:
+    delegate: None where there is none. fusion: what costs no pass of its own; none named where
+    nothing is known. traps: reported faults of devices, for warnings. caution:
     what every plan for this runtime should say; empty when there is nothing.
     """
 
@@ -279,6 +327,7 @@ class Capability:
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     memory: MemoryRules | None = None
     delegate: DelegateRules | None = None
+    fusion: tuple[FusionRules, ...] = ()
     traps: tuple[Trap, ...] = ()
     caution: str = ""
     notes: tuple[str, ...] = field(default=())

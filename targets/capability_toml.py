@@ -13,11 +13,13 @@ from typing import Final, NoReturn, TypeVar, cast
 from advisor.errors import UsageError
 from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, PerBlock, Scheme
 from advisor.targets.capability import (
+    POINTWISE_OPS,
     TENSOR_OPS,
     WEIGHTED_OPS,
     Capability,
     DelegateRules,
     DynamicRules,
+    FusionRules,
     MemoryRules,
     SchemeSupport,
     StaticRules,
@@ -76,6 +78,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         dynamic=_read_dynamic(top, schemes),
         memory=None if memory is None else _read_memory(memory, schemes),
         delegate=None if delegate is None else _read_delegate(delegate),
+        fusion=_read_fusion(top),
         traps=_read_traps(top, schemes),
         caution=top.text("caution", default=""),
         notes=top.texts("notes", default=()),
@@ -125,6 +128,16 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 source=source,
             )
     return schemes
+
+
+def _read_fusion(top: "_Table") -> tuple[FusionRules, ...]:
+    rules: list[FusionRules] = []
+    for table in top.tables("fusion", optional=True):
+        operators = table.names("operators", POINTWISE_OPS, "operator")
+        after = table.names("after", (*WEIGHTED_OPS, *POINTWISE_OPS), "operator")
+        rules.append(FusionRules(after=after, operators=operators, source=table.text("source")))
+        table.finish()
+    return tuple(rules)
 
 
 def _read_traps(top: "_Table", schemes: Collection[str]) -> tuple[Trap, ...]:
