@@ -124,6 +124,7 @@ def decide_layers(
                 algorithm=option.algorithm,
                 size_bytes=cost.size_bytes if is_owner else 0,
                 latency_s=cost.latency_s,
+                bound=cost.parts.bound,
                 divergence=divergence,
                 reason=explain(layer, option, options, pinned.get(layer.name)),
                 options=options,
@@ -151,6 +152,7 @@ def list_options(
             algorithm=option.algorithm,
             size_bytes=setting.cost(layer, option.scheme).size_bytes,
             latency_s=setting.cost(layer, option.scheme).latency_s,
+            bound=setting.cost(layer, option.scheme).parts.bound,
             divergence=layer_divergence(setting, layer, option, sensitivity),
         )
         for option in setting.space.candidates[group.name]

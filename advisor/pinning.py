@@ -21,6 +21,7 @@ from advisor.binding import (
     planned_graph,
     stored_table,
 )
+from advisor.breakdown import break_down
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.devicenotes import with_warnings
@@ -37,6 +38,7 @@ from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity, latencies
 from advisor.profiles.loader import load_profile
 from advisor.profiles.schema import Profile
+from advisor.profiles.timeparts import TimeParts
 from advisor.search.milp import value_of
 from advisor.search.problem import Candidate, Evaluation, evaluate
 from advisor.setting import Deployment, make_setting
@@ -58,7 +60,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     }
     layers = tuple(moved.get(decision.name, decision) for decision in plan.layers)
     graph = planned_graph(plan, binding)
-    evaluation, partitions = _evaluate(plan, graph, layers)
+    evaluation, partitions, breakdown = _evaluate(plan, graph, layers)
     _check_budget(plan, evaluation)
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
     capability = capability_named(plan.runtime)
@@ -80,6 +82,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         tensors=tensors,
         predicted=_predicted(plan, evaluation, layers, partitions),
         measured=Metrics(),
+        breakdown=breakdown,
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
         notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units),
         pins={**plan.pins, pattern: scheme},
@@ -105,6 +108,7 @@ def _move(group: list[LayerDecision], scheme: str, pattern: str) -> list[LayerDe
             algorithm=best,
             size_bytes=option.size_bytes if decision.size_bytes else 0,
             latency_s=option.latency_s,
+            bound=option.bound or decision.bound,
             divergence=option.divergence,
             reason=reason,
         )
@@ -128,8 +132,9 @@ def _options_of(decision: LayerDecision, scheme: str) -> dict[str, Option]:
 
 def _evaluate(
     plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]
-) -> tuple[Evaluation, int | None]:
-    """What the layers cost, and into how many partitions they split a delegate's share."""
+) -> tuple[Evaluation, int | None, TimeParts]:
+    """What the layers cost, into how many partitions they split a delegate's share, and what the
+    seconds are spent on."""
     capability, profile = capability_named(plan.runtime), _profile_of(plan)
     groups = group_layers(graph, capability)
     chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
@@ -145,13 +150,16 @@ def _evaluate(
     )
     setting = make_setting(graph, groups, space, deployment)
     choice = tuple(0 for _ in groups)
-    found = evaluate(build_problem(setting), choice)
+    problem = build_problem(setting)
+    found = evaluate(problem, choice)
+    breakdown = break_down(setting, problem, choice, found)
     old = plan.predicted.latency_s
     if plan.provenance.costs_digest and old is not None:
         # Measured times are not made again; those of the layers are in the plan.
         change = sum(d.latency_s for d in layers) - sum(d.latency_s for d in plan.layers)
         found = replace(found, latency_s=max(old.value + change, 0.0))
-    return found, count_partitions(setting, choice)
+        breakdown = TimeParts(timed_s=found.latency_s)
+    return found, count_partitions(setting, choice), breakdown
 
 
 def _profile_of(plan: Plan) -> Profile:
