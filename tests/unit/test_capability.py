@@ -441,6 +441,16 @@ def test_ragged_blocks_need_not_divide() -> None:
         ('name = "demo"', "name =", "demo.toml: not valid TOML"),
         ("[static]", "[[static]]", "static: expected a table"),
         ("[[scheme]]", "[[schema]]", "demo.toml: scheme: missing field"),
+        (
+            "[static]",
+            '[[fusion]]\nafter = ["conv2d"]\noperators = ["softmax"]\nsource = "x"\n[static]',
+            r"fusion\[0\].operators\[0\]: unknown operator 'softmax'",
+        ),
+        (
+            "[static]",
+            '[[fusion]]\nafter = ["conv2d"]\noperators = ["relu"]\n[static]',
+            r"fusion\[0\].source: missing field",
+        ),
     ],
 )
 def test_bad_files_name_the_field(old: str, new: str, message: str) -> None:
