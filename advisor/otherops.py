@@ -13,7 +13,7 @@ from advisor.passes.liveness import VIEWS
 from advisor.passes.regions import short_op
 from advisor.passes.shapes import TensorInfo
 from advisor.profiles.cost import plain_parts
-from advisor.profiles.roofline import dispatch_seconds, sustained_bandwidth
+from advisor.profiles.roofline import dispatch_seconds, traffic_seconds
 from advisor.profiles.timeparts import TimeParts
 from advisor.setting import Setting
 
@@ -55,7 +55,8 @@ def _fused_time(setting: Setting, node: Node, held: Node) -> TimeParts:
     """Reading what the kernel does not hold yet; its output is written instead of ``held``'s."""
     read = [name for name in _inputs(setting, node) if name != held.name]
     moved = sum(setting.bytes_of(name) for name in read)
-    return TimeParts(memory_s=moved / sustained_bandwidth(setting.profile, setting.threads))
+    seconds = traffic_seconds(setting.profile, activation_bytes=moved, threads=setting.threads)
+    return TimeParts(memory_s=seconds)
 
 
 def _inputs(setting: Setting, node: Node) -> list[str]:

@@ -39,7 +39,8 @@ class Quantity:
 class Metrics:
     """What a plan costs and loses. None: not known.
 
-    size_bytes: weights on disk. memory_bytes: weights as the runtime keeps them plus activations at
+    size_bytes: weights, scales and constants. file_bytes: of the file they are in, with its graph.
+    memory_bytes: weights as the runtime keeps them plus activations at
     their peak at the deployment batch, or opening the model where that takes more; the runtime's
     own code and data come on top. latency_s: one forward at the deployment batch. energy_j: the
     same forward. divergence: KL in nats per prediction, or squared error over the reference's
@@ -49,6 +50,7 @@ class Metrics:
     """
 
     size_bytes: Quantity | None = None
+    file_bytes: Quantity | None = None
     memory_bytes: Quantity | None = None
     latency_s: Quantity | None = None
     energy_j: Quantity | None = None

@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Final, Literal
 
 from advisor.errors import ProfileError, UsageError
+from advisor.formats import DTYPE_BITS
 from advisor.passes.graph import Layer
 from advisor.profiles.schema import FAMILIES, Compute, Profile, Unit
 from advisor.profiles.timeparts import TimeParts
@@ -144,8 +145,8 @@ def layer_time(
 ) -> RooflineTime:
     """The modelled time of one operator, in its parts.
 
-    compute = 2 * macs / (peak * efficiency), memory = (weight_bytes + activation_bytes) /
-    sustained bandwidth, and one launch, or what the smallest product takes. An embedding has
+    compute = 2 * macs / (peak * efficiency), memory as ``traffic_seconds`` has it, and one launch,
+    or what the smallest product takes. Depthwise layers have the peak of vectors. An embedding has
     no arithmetic: its efficiency is the share of the sustained bandwidth that a gather of rows
     reaches.
 
@@ -167,13 +168,46 @@ def layer_time(
     _check_amounts(macs=macs, weight_bytes=weight_bytes, activation_bytes=activation_bytes)
     used = effective_compute(profile, compute_dtype)
     share = profile.efficiency[family].value
-    traffic = weight_bytes + activation_bytes
-    bandwidth = sustained_bandwidth(profile, threads)
+    rate = _scaled(profile, used, threads)
+    if family == "depthwise":
+        rate *= vector_ops(profile, used) / used.ops_per_s
+    memory_s = traffic_seconds(
+        profile, weight_bytes=weight_bytes, activation_bytes=activation_bytes, threads=threads
+    )
     return RooflineTime(
-        compute_s=2 * macs / (_scaled(profile, used, threads) * share),
-        memory_s=traffic / (bandwidth * share if family == "embedding" else bandwidth),
+        compute_s=2 * macs / (rate * share),
+        memory_s=memory_s / share if family == "embedding" else memory_s,
         overhead_s=start_seconds(profile, family),
     )
+
+
+def traffic_seconds(
+    profile: Profile,
+    *,
+    weight_bytes: float = 0.0,
+    activation_bytes: float,
+    threads: int | None = None,
+) -> float:
+    """Seconds that the main memory needs for what one operator reads and writes.
+
+    Weights come from there at every forward. Activations do not where all that the operator reads
+    and writes of them fits into the cache of the chip: the operator before left them there.
+    """
+    cache = profile.memory.cache_bytes
+    if cache is not None and activation_bytes <= cache.value:
+        activation_bytes = 0.0
+    return (weight_bytes + activation_bytes) / sustained_bandwidth(profile, threads)
+
+
+def vector_ops(profile: Profile, used: EffectiveCompute) -> float:
+    """Operations per second of a unit without its matrix unit, which depthwise layers cannot use.
+
+    That of the unit's slowest dtype, by as many times as more numbers fit into its registers.
+    """
+    same = [entry for entry in profile.offers if entry.unit == used.unit]
+    slowest = min(same, key=_peak)
+    wider = DTYPE_BITS[slowest.dtype] / DTYPE_BITS[used.dtype]
+    return min(_peak(slowest) * max(wider, 1.0), used.ops_per_s)
 
 
 def start_seconds(profile: Profile, op_family: str) -> float:
@@ -235,9 +269,11 @@ def boundary_seconds(
     rate = _scaled(profile, effective_compute(profile, slowest), threads)
     return RooflineTime(
         compute_s=elements * CONVERT_OPS / (rate * profile.efficiency["elementwise"].value),
-        memory_s=elements
-        * (from_element_bytes + to_element_bytes)
-        / sustained_bandwidth(profile, threads),
+        memory_s=traffic_seconds(
+            profile,
+            activation_bytes=elements * (from_element_bytes + to_element_bytes),
+            threads=threads,
+        ),
         overhead_s=profile.overhead.launch_s.value,
     ).seconds
 

@@ -88,12 +88,15 @@ class Memory:
 
     bandwidth_bytes_per_s: peak, all cores together. core_bandwidth_bytes_per_s: the most that one
     CPU core can draw, where that is less. fraction: share of the peak that kernels sustain.
+    cache_bytes: memory on the chip that all units share; what an operator reads and writes in it
+    takes no time of the main memory.
     """
 
     capacity_bytes: Annotated[Figure, CAPACITY]
     bandwidth_bytes_per_s: Annotated[Figure, BANDWIDTH]
     fraction: Annotated[Figure, FRACTION, Inherited()]
     core_bandwidth_bytes_per_s: Annotated[Figure | None, BANDWIDTH] = None
+    cache_bytes: Annotated[Figure | None, CAPACITY] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

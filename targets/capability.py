@@ -254,6 +254,37 @@ class MemoryRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """What a file holds beside a layer's weight and scales: operators, zero points, a bias's scale.
+
+    layer_bytes: of each layer. channel_bytes: of each of its outputs, or rows of a table.
+    """
+
+    ops: tuple[str, ...]
+    schemes: tuple[str, ...]
+    layer_bytes: float
+    channel_bytes: float
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRules:
+    """How large a file is beyond a plan's constants. operator_bytes: per operator of the captured
+    graph, in float32. layers: what quantizing a layer adds to that."""
+
+    operator_bytes: float
+    layers: tuple[Companions, ...] = ()
+    source: str = ""
+
+    def companions(self, op: str, scheme: str) -> Companions | None:
+        """What such a layer adds; None: nothing."""
+        for rule in self.layers:
+            if op in rule.ops and scheme in rule.schemes:
+                return rule
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DelegateRules:
     """How a runtime shares a model with a delegate that takes what it can.
 
@@ -326,6 +357,7 @@ class Capability:
     static: StaticRules | None = None
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     memory: MemoryRules | None = None
+    file: FileRules | None = None
     delegate: DelegateRules | None = None
     fusion: tuple[FusionRules, ...] = ()
     traps: tuple[Trap, ...] = ()

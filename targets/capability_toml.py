@@ -17,8 +17,10 @@ from advisor.targets.capability import (
     TENSOR_OPS,
     WEIGHTED_OPS,
     Capability,
+    Companions,
     DelegateRules,
     DynamicRules,
+    FileRules,
     FusionRules,
     MemoryRules,
     SchemeSupport,
@@ -58,6 +60,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
     static = top.optional_table("static")
     memory = top.optional_table("memory")
     delegate = top.optional_table("delegate")
+    file = top.optional_table("file")
     scale_dtype = top.choice("scale_dtype", FLOAT_DTYPES)
     block_scale_dtype = top.choice("block_scale_dtype", FLOAT_DTYPES, default=scale_dtype)
     capability = Capability(
@@ -77,6 +80,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         static=None if static is None else _read_static(static, schemes),
         dynamic=_read_dynamic(top, schemes),
         memory=None if memory is None else _read_memory(memory, schemes),
+        file=None if file is None else _read_file(file, schemes),
         delegate=None if delegate is None else _read_delegate(delegate),
         fusion=_read_fusion(top),
         traps=_read_traps(top, schemes),
@@ -243,6 +247,28 @@ def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
         unplanned=table.names("unplanned", (*WEIGHTED_OPS, *TENSOR_OPS), "operator", default=()),
         absorbed=table.names("absorbed", TENSOR_OPS, "operator", default=()),
         weights=tuple(weights),
+        source=table.text("source"),
+    )
+    table.finish()
+    return rules
+
+
+def _read_file(table: "_Table", schemes: Collection[str]) -> FileRules:
+    layers: list[Companions] = []
+    for rule in table.tables("layer", optional=True):
+        layers.append(
+            Companions(
+                ops=rule.names("ops", WEIGHTED_OPS, "operator"),
+                schemes=rule.names("schemes", schemes, "scheme"),
+                layer_bytes=rule.number("layer_bytes", default=0.0),
+                channel_bytes=rule.number("channel_bytes", default=0.0),
+                source=rule.text("source"),
+            )
+        )
+        rule.finish()
+    rules = FileRules(
+        operator_bytes=table.number("operator_bytes"),
+        layers=tuple(layers),
         source=table.text("source"),
     )
     table.finish()

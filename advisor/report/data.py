@@ -27,6 +27,7 @@ REPORT_SCHEMA = 2
 
 METRIC_TITLES = {
     "size_bytes": "Size",
+    "file_bytes": "File",
     "memory_bytes": "Memory",
     "latency_s": "Latency",
     "energy_j": "Energy",

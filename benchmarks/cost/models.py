@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 CLASSES: Final = 1000
+BLOCKS: Final = 32
+"""Of LLaMA 7B."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +163,8 @@ def _llama_7b() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, use_cache=False))
-    model.model.layers = nn.ModuleList([model.model.layers[0]] * 32)
+    model.model.layers = nn.ModuleList([model.model.layers[0]] * BLOCKS)
+    model.model.config.num_hidden_layers = BLOCKS
     return model
 
 

@@ -16,7 +16,13 @@ from advisor.profiles.cost import (
     plain_parts,
 )
 from advisor.profiles.loader import load_profile
-from advisor.profiles.roofline import start_seconds
+from advisor.profiles.roofline import (
+    effective_compute,
+    start_seconds,
+    sustained_bandwidth,
+    traffic_seconds,
+    vector_ops,
+)
 from advisor.profiles.timeparts import TimeParts
 from advisor.targets.capability import load_capability
 
@@ -106,3 +112,35 @@ def test_parts_add_and_scale() -> None:
     assert parts.bound == "compute"
     assert (parts * 2.0).memory_s == 1.0
     assert TimeParts(overhead_s=2.0, memory_s=1.0).bound == "overhead"
+
+
+def test_what_fits_into_the_cache_takes_no_time_of_the_memory() -> None:
+    cache = H100.memory.cache_bytes
+    assert cache is not None
+    bandwidth = sustained_bandwidth(H100)
+    assert traffic_seconds(H100, weight_bytes=1e6, activation_bytes=cache.value) == 1e6 / bandwidth
+    much = cache.value + 1
+    assert traffic_seconds(H100, activation_bytes=much) == much / bandwidth
+    assert VNNI.memory.cache_bytes is None
+    assert traffic_seconds(VNNI, activation_bytes=1e3) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "rate"),
+    [
+        ("h100", "float16", 2 * 67e12),  # Tensor Cores are of no use
+        ("h100", "float32", 67e12),
+        ("intel-vnni", "int8", None),  # vectors are what it has
+        ("sapphire-rapids", "int8", 4.0),  # no AMX
+    ],
+)
+def test_depthwise_layers_have_the_peak_of_vectors(
+    name: str, dtype: str, rate: float | None
+) -> None:
+    profile = load_profile(name)
+    used = effective_compute(profile, dtype)
+    found = vector_ops(profile, used)
+    if name == "sapphire-rapids":
+        assert rate is not None
+        rate *= effective_compute(profile, "float32").ops_per_s
+    assert found == pytest.approx(used.ops_per_s if rate is None else rate)
