@@ -2,10 +2,10 @@
 
     python -m benchmarks.cost.decisions [--targets NAME ...]
 
-MiniLM with its trained weights, 64 sentences of 32 tokens at a time, planned by ``advise`` with
-default objective: the fastest plan whose divergence stays within 0.01. The reasons are the plan's
-own: what the device computes each scheme in, and what the time goes to. Writes
-``decisions.json``; targets that are not named keep their entries.
+The byte-level language model of the examples, 256 sequences of 128 bytes at a time, planned by
+``advise`` with its default objective: the fastest plan whose divergence stays within 0.01. The
+reasons are the plan's own: what the device computes each scheme in, and what the time goes to.
+Writes ``decisions.json``; targets that are not named keep their entries.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ import torch
 from advisor.api import advise
 from advisor.atomic import write_text
 from advisor.plan import Plan, latencies
-from examples import minilm
+from advisor.profiles.loader import load_profile
+from advisor.targets.registry import capability_named
+from examples import byte_lm
 
 RESULTS: Final = Path(__file__).with_name("decisions.json")
-BATCH: Final = 64
+BATCH: Final = 256
 TRIALS: Final = 4
 SAMPLES: Final = 4
 """Calibration batches."""
+
+SCHEMES: Final = ("fp32", "fp16", "bf16", "fp8", "w8a8", "w8a8-dynamic", "w8", "w4-g32", "w4-g64")
+"""What plans choose from, where the runtime has it."""
 
 TARGETS: Final = (
     "raspberry-pi-4",
@@ -66,13 +71,15 @@ def main() -> int:
 
 
 def plan_for(target: str) -> Plan:
-    """What ``advise`` makes of MiniLM there."""
+    """What ``advise`` makes of the model there."""
+    able = capability_named(load_profile(target).runtime).schemes
     return advise(
-        minilm.encoder(),
+        byte_lm.load(),
         target=target,
-        calibration=minilm.calibration_batches()[:SAMPLES],
-        output="embedding",
+        calibration=byte_lm.calibration_batches()[:SAMPLES],
+        output="logits",
         batch=BATCH,
+        schemes=[scheme for scheme in SCHEMES if scheme in able],
         trials=TRIALS,
         cache=False,
     )

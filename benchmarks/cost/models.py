@@ -25,8 +25,10 @@ class Subject:
     inputs: dict[str, Tensor]
 
 
-def build(name: str, size: int) -> Subject:
+def build(name: str, size: int, blocks: int | None = None) -> Subject:
     """The architecture of that name for pictures of ``size`` pixels or ``size`` tokens.
+
+    blocks: how many a decoder has; all of them where it is not said.
 
     Raises:
         KeyError: no such architecture.
@@ -38,7 +40,8 @@ def build(name: str, size: int) -> Subject:
         return Subject(model=_Hidden(ENCODERS[name]()).eval(), inputs=inputs)
     if name in DECODERS:
         ids = torch.arange(size)[None] % 1000 + 1000
-        return Subject(model=_Decoder(DECODERS[name]()).eval(), inputs={"input_ids": ids})
+        model = DECODERS[name](blocks or BLOCKS)
+        return Subject(model=_Decoder(model).eval(), inputs={"input_ids": ids})
     pixels = torch.randn(1, 3, size, size)
     if name in PLAIN:
         return Subject(model=PLAIN[name](size).eval(), inputs={"pixel_values": pixels})
@@ -157,15 +160,11 @@ def _vgg16(size: int) -> nn.Module:
     return _Pixels(nn.Sequential(*layers))
 
 
-def _llama_7b() -> nn.Module:
-    """The shape of LLaMA 7B, whose blocks share one set of weights: that changes its bytes and
-    not how long a block takes."""
+def _llama_7b(blocks: int) -> nn.Module:
+    """The shape of LLaMA 7B."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=1, use_cache=False))
-    model.model.layers = nn.ModuleList([model.model.layers[0]] * BLOCKS)
-    model.model.config.num_hidden_layers = BLOCKS
-    return model
+    return LlamaForCausalLM(LlamaConfig(num_hidden_layers=blocks, use_cache=False))
 
 
 ENCODERS: Final[Mapping[str, Callable[[], nn.Module]]] = {
@@ -178,7 +177,7 @@ ENCODERS: Final[Mapping[str, Callable[[], nn.Module]]] = {
     "distilbert": _distilbert,
 }
 
-DECODERS: Final[Mapping[str, Callable[[], nn.Module]]] = {"llama-7b": _llama_7b}
+DECODERS: Final[Mapping[str, Callable[[int], nn.Module]]] = {"llama-7b": _llama_7b}
 
 PICTURES: Final[Mapping[str, Callable[[int], nn.Module]]] = {
     "resnet-18": lambda _: _resnet((2, 2, 2, 2), "basic"),

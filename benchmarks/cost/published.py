@@ -30,10 +30,11 @@ from advisor.passes.capture import capture
 from advisor.passes.graph import Graph
 from advisor.passes.group import group_layers
 from advisor.prepare import check_deployment
+from advisor.profiles.timeparts import TimeParts
 from advisor.search.problem import evaluate
 from advisor.setting import Deployment, Setting, graph_for, make_setting
 from advisor.uniform import uniform_choices
-from benchmarks.cost.models import build
+from benchmarks.cost.models import BLOCKS, DECODERS, build
 
 HERE: Final = Path(__file__).parent
 POINTS: Final = HERE / "points.toml"
@@ -95,6 +96,22 @@ def predict(graph: Graph, point: Point) -> dict[str, Any]:
     Raises:
         KeyError: no layer can take the scheme on that profile.
     """
+    parts, runtime, unable = spent(graph, point)
+    return _row(point, parts, runtime, unable)
+
+
+def predict_decoder(one: Graph, two: Graph, point: Point) -> dict[str, Any]:
+    """The row of a decoder, from one with a single block and one with two: blocks are alike, so
+    the difference is what each of them takes."""
+    first, runtime, unable = spent(one, point)
+    second, _, _ = spent(two, point)
+    parts = first + (second + first * -1.0) * (BLOCKS - 1)
+    return _row(point, parts, runtime, unable)
+
+
+def spent(graph: Graph, point: Point) -> tuple[TimeParts, str, int]:
+    """What a forward's modelled time is spent on, by which runtime, and how many layers are not in
+    the scheme."""
     setting = settle(
         graph,
         check_deployment(
@@ -107,14 +124,18 @@ def predict(graph: Graph, point: Point) -> dict[str, Any]:
     )
     problem = build_problem(setting)
     choice, unable = uniform_choices(setting)[point.scheme]
-    found = evaluate(problem, choice)
+    parts = break_down(setting, problem, choice, evaluate(problem, choice))
+    return parts, setting.capability.name, unable
+
+
+def _row(point: Point, parts: TimeParts, runtime: str, unable: int) -> dict[str, Any]:
     return {
         **asdict(point),
-        "runtime": setting.capability.name,
+        "runtime": runtime,
         "published_s": point.seconds,
-        "predicted_s": found.latency_s,
-        "ratio": found.latency_s / point.seconds,
-        "parts": asdict(break_down(setting, problem, choice, found)),
+        "predicted_s": parts.seconds,
+        "ratio": parts.seconds / point.seconds,
+        "parts": asdict(parts),
         "unable": unable,
     }
 
@@ -122,11 +143,17 @@ def predict(graph: Graph, point: Point) -> dict[str, Any]:
 def predict_all(points: Sequence[Point]) -> Iterator[dict[str, Any]]:
     """Rows in the order of the points' models, each captured once."""
     for model, size in dict.fromkeys((point.model, point.size) for point in points):
-        subject = build(model, size)
-        graph = capture(subject.model, (), subject.inputs)
+        few = (1, 2) if model in DECODERS else (None,)
+        graphs = [_captured(model, size, blocks) for blocks in few]
         for point in points:
             if (point.model, point.size) == (model, size):
-                yield predict(graph, point)
+                one, *more = graphs
+                yield predict_decoder(one, more[0], point) if more else predict(one, point)
+
+
+def _captured(model: str, size: int, blocks: int | None) -> Graph:
+    subject = build(model, size, blocks)
+    return capture(subject.model, (), subject.inputs)
 
 
 def overall(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
