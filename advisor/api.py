@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import torch
 
+from advisor.arithmetic import describe_arithmetic
 from advisor.binding import bind, content_digest, fingerprint, plan_tensors
+from advisor.breakdown import break_down
 from advisor.budget import Budget
 from advisor.choose import Chosen, choose, costs_of, measured_of, metrics_of
 from advisor.decide import (
@@ -256,6 +258,13 @@ def _write(
         ),
         predicted=costs_of(setting, winner.choice, winner.evaluation),
         measured=measured_of(evidence, winner.held_out, chosen.metric),
+        breakdown=break_down(
+            setting.with_graph(evidence.simulator.basis(winner.knobs).graph),
+            evidence.under(winner.knobs).problem,
+            winner.choice,
+            winner.evaluation,
+        ),
+        arithmetic=describe_arithmetic(setting),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,
         baselines=chosen.baselines,

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.fx import Node
 
 from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
 from advisor.indicators import Indicators
 from advisor.memory import alive_bytes
+from advisor.otherops import other_parts, plain_time
 from advisor.partitions import find_crossings
 from advisor.passes.fx import constant_value
 from advisor.passes.graph import Graph, Layer, name_of
-from advisor.passes.liveness import VIEWS
-from advisor.passes.regions import short_op
-from advisor.passes.shapes import TensorInfo
-from advisor.profiles.cost import LayerCost, plain_seconds
-from advisor.profiles.roofline import boundary_seconds, dispatch_seconds, switch_seconds
+from advisor.profiles.cost import LayerCost
+from advisor.profiles.roofline import boundary_seconds, switch_seconds
 from advisor.search.problem import Candidate, FloatArray, Linear, Problem
 from advisor.setting import Setting
 from advisor.targets.capability import Capability
@@ -36,7 +31,7 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
     """The problem; without sensitivities the divergence is zero, enough for feasibility."""
     candidates = tuple(setting.space.candidates[group.name] for group in setting.groups)
     indicators = Indicators(setting)
-    switches_s, switch_terms = _switches(setting, indicators)
+    switches_s, fewer_switches = switch_terms(setting, indicators)
     latency = _sum_layers(setting, lambda cost: cost.latency_s)
     energies = [cost.energy_j for cost in setting.costs.values()]
     energy = None if None in energies else _sum_layers(setting, lambda cost: cost.energy_j or 0.0)
@@ -51,9 +46,9 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
             per_indicator=np.zeros(indicated),
         ),
         latency_s=Linear(
-            constant=_other_seconds(setting) + switches_s,
+            constant=other_parts(setting).seconds + switches_s,
             per_group=latency,
-            per_indicator=_boundary_terms(setting, indicators) + switch_terms,
+            per_indicator=boundary_terms(setting, indicators) + fewer_switches,
         ),
         memory_bytes=_memory_points(setting, indicators),
         divergence=Linear(
@@ -81,7 +76,8 @@ def build_rescaled(
         nodes = graph.module.graph.find_nodes(op="call_function", target=aten.mul.Tensor)
         added = [node for node in nodes if before.get(node.name) is not node.target]
         seconds = (
-            measured.quantize_s.get(name_of(node), _plain_seconds(other, node)) for node in added
+            measured.quantize_s.get(name_of(node), plain_time(other, node).seconds)
+            for node in added
         )
         other = replace(other, measured=replace(measured, rest_s=measured.rest_s + sum(seconds)))
     return build_problem(other, sensitivity)
@@ -153,46 +149,6 @@ def _other_bytes(setting: Setting) -> float:
     return float(total)
 
 
-def _other_seconds(setting: Setting) -> float:
-    """Seconds of every operator that is no layer, plus the dispatch of one forward."""
-    if setting.measured is not None:
-        return setting.measured.rest_s
-    layer_names = {layer.output for layer in setting.graph.layers}
-    total = dispatch_seconds(setting.profile)
-    for node in setting.graph.module.graph.nodes:
-        is_layer = name_of(node) in layer_names
-        if node.op != "call_function" or is_layer or node.name not in setting.shapes:
-            continue
-        if short_op(node) not in VIEWS:
-            total += _plain_seconds(setting, node)
-    return total
-
-
-def _plain_seconds(setting: Setting, node: Node) -> float:
-    """Modelled seconds of an operator that is no layer."""
-    inputs = [n.name for n in node.all_input_nodes if n.name in setting.shapes]
-    return plain_seconds(
-        setting.profile,
-        macs=_product_macs(node, setting.shapes),
-        moved_bytes=sum(setting.bytes_of(name) for name in (*inputs, node.name)),
-        capability=setting.capability,
-        threads=setting.threads,
-    )
-
-
-def _product_macs(node: Node, shapes: Mapping[str, TensorInfo]) -> int:
-    """Multiply-accumulates of products of two activations."""
-    op = short_op(node)
-    operands = [shapes[n.name].shape for n in node.all_input_nodes[:2] if n.name in shapes]
-    if len(operands) < 2:
-        return 0
-    if op == "scaled_dot_product_attention":
-        return 2 * prod(operands[0]) * operands[1][-2]
-    if op in ("matmul", "bmm", "mm", "linear"):
-        return prod(shapes[node.name].shape) * operands[0][-1]
-    return 0
-
-
 def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ...]:
     """What is in memory at every moment that can be the peak: opening the model, and each point.
 
@@ -231,7 +187,7 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
     return (opening, *points)
 
 
-def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
+def boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
     """Seconds of quantizing a tensor on its own, and of turning an integer one into floats.
 
     Where measured, also what an operator without weights saves or loses on integers.
@@ -261,7 +217,7 @@ def _boundary_terms(setting: Setting, indicators: Indicators) -> FloatArray:
     return terms
 
 
-def _switches(setting: Setting, indicators: Indicators) -> tuple[float, FloatArray]:
+def switch_terms(setting: Setting, indicators: Indicators) -> tuple[float, FloatArray]:
     """Seconds of passing between the runtime's delegate and its own kernels: at most, and less by
     indicator. Measured costs have them inside. Adds the indicators."""
     rules = setting.capability.delegate

@@ -11,6 +11,7 @@ from typing import Final
 from advisor.budget import Budget
 from advisor.decide import alternative, measured, modelled
 from advisor.evidence import Evidence, Progress
+from advisor.filesize import predict_file_bytes
 from advisor.foresight import foresee
 from advisor.formats import scheme_named
 from advisor.journal import journal_path
@@ -181,8 +182,13 @@ def choose(
 
 def costs_of(setting: Setting, choice: Choice, evaluation: Evaluation) -> Metrics:
     """Modelled costs of a choice."""
-    partitions = count_partitions(setting, choice)
-    return modelled(evaluation, setting.profile.name, setting.latency_source, partitions)
+    return modelled(
+        evaluation,
+        setting.profile.name,
+        setting.latency_source,
+        file_bytes=predict_file_bytes(setting, choice, evaluation.size_bytes),
+        partitions=count_partitions(setting, choice),
+    )
 
 
 def metrics_of(

@@ -34,15 +34,22 @@ PACKAGES = ("quantadvisor", "torch", "numpy", "scipy", "optuna", "onnx", "onnxru
 
 
 def modelled(
-    evaluation: Evaluation, profile: str, latency_source: str, partitions: int | None = None
+    evaluation: Evaluation,
+    profile: str,
+    latency_source: str,
+    *,
+    file_bytes: float | None = None,
+    partitions: int | None = None,
 ) -> Metrics:
-    """Predicted metrics of an assignment. partitions: of the runtime's delegate."""
+    """Predicted metrics of an assignment. file_bytes: see ``predict_file_bytes``. partitions: of
+    the runtime's delegate."""
 
     def quantity(value: float | None, how: str) -> Quantity | None:
         return None if value is None else Quantity(value=value, origin="modelled", how=how)
 
     return Metrics(
         size_bytes=quantity(evaluation.size_bytes, "weights, scales and constants as stored"),
+        file_bytes=quantity(file_bytes, "the size, and the file's graph by rules of its runtime"),
         memory_bytes=quantity(
             evaluation.memory_bytes, "weights resident plus live activations, or opening the model"
         ),
@@ -124,6 +131,7 @@ def decide_layers(
                 algorithm=option.algorithm,
                 size_bytes=cost.size_bytes if is_owner else 0,
                 latency_s=cost.latency_s,
+                bound=cost.parts.bound,
                 divergence=divergence,
                 reason=explain(layer, option, options, pinned.get(layer.name)),
                 options=options,
@@ -151,6 +159,7 @@ def list_options(
             algorithm=option.algorithm,
             size_bytes=setting.cost(layer, option.scheme).size_bytes,
             latency_s=setting.cost(layer, option.scheme).latency_s,
+            bound=setting.cost(layer, option.scheme).parts.bound,
             divergence=layer_divergence(setting, layer, option, sensitivity),
         )
         for option in setting.space.candidates[group.name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -21,10 +21,12 @@ from advisor.binding import (
     planned_graph,
     stored_table,
 )
+from advisor.breakdown import break_down
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.devicenotes import with_warnings
 from advisor.errors import InfeasibleError, PlanError, ProfileError, UnsupportedError
+from advisor.filesize import predict_file_bytes
 from advisor.formats import scheme_named
 from advisor.partitions import count_partitions
 from advisor.passes.candidates import find_candidates, regions_of
@@ -37,6 +39,7 @@ from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity, latencies
 from advisor.profiles.loader import load_profile
 from advisor.profiles.schema import Profile
+from advisor.profiles.timeparts import TimeParts
 from advisor.search.milp import value_of
 from advisor.search.problem import Candidate, Evaluation, evaluate
 from advisor.setting import Deployment, make_setting
@@ -58,8 +61,8 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
     }
     layers = tuple(moved.get(decision.name, decision) for decision in plan.layers)
     graph = planned_graph(plan, binding)
-    evaluation, partitions = _evaluate(plan, graph, layers)
-    _check_budget(plan, evaluation)
+    costs = _evaluate(plan, graph, layers)
+    _check_budget(plan, costs.evaluation)
     static = {d.name for d in layers if scheme_named(d.scheme).is_static}
     capability = capability_named(plan.runtime)
     quantized = regions_of(binding.graph, capability).quantized(static)
@@ -78,8 +81,9 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         plan,
         layers=layers,
         tensors=tensors,
-        predicted=_predicted(plan, evaluation, layers, partitions),
+        predicted=_predicted(plan, layers, costs),
         measured=Metrics(),
+        breakdown=costs.breakdown,
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
         notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units),
         pins={**plan.pins, pattern: scheme},
@@ -105,6 +109,7 @@ def _move(group: list[LayerDecision], scheme: str, pattern: str) -> list[LayerDe
             algorithm=best,
             size_bytes=option.size_bytes if decision.size_bytes else 0,
             latency_s=option.latency_s,
+            bound=option.bound or decision.bound,
             divergence=option.divergence,
             reason=reason,
         )
@@ -126,10 +131,19 @@ def _options_of(decision: LayerDecision, scheme: str) -> dict[str, Option]:
     return possible
 
 
-def _evaluate(
-    plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]
-) -> tuple[Evaluation, int | None]:
-    """What the layers cost, and into how many partitions they split a delegate's share."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Costs:
+    """What the layers cost, into how many partitions they split a delegate's share, and what the
+    seconds are spent on."""
+
+    evaluation: Evaluation
+    file_bytes: float | None
+    partitions: int | None
+    breakdown: TimeParts
+
+
+def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> _Costs:
+    """The costs of a plan with these layers."""
     capability, profile = capability_named(plan.runtime), _profile_of(plan)
     groups = group_layers(graph, capability)
     chosen = {d.name: Candidate(scheme=d.scheme, algorithm=d.algorithm) for d in layers}
@@ -145,13 +159,21 @@ def _evaluate(
     )
     setting = make_setting(graph, groups, space, deployment)
     choice = tuple(0 for _ in groups)
-    found = evaluate(build_problem(setting), choice)
+    problem = build_problem(setting)
+    found = evaluate(problem, choice)
+    breakdown = break_down(setting, problem, choice, found)
     old = plan.predicted.latency_s
     if plan.provenance.costs_digest and old is not None:
         # Measured times are not made again; those of the layers are in the plan.
         change = sum(d.latency_s for d in layers) - sum(d.latency_s for d in plan.layers)
         found = replace(found, latency_s=max(old.value + change, 0.0))
-    return found, count_partitions(setting, choice)
+        breakdown = TimeParts(timed_s=found.latency_s)
+    return _Costs(
+        evaluation=found,
+        file_bytes=predict_file_bytes(setting, choice, found.size_bytes),
+        partitions=count_partitions(setting, choice),
+        breakdown=breakdown,
+    )
 
 
 def _profile_of(plan: Plan) -> Profile:
@@ -161,7 +183,7 @@ def _profile_of(plan: Plan) -> Profile:
         PlanError: it cannot be found by its name (it was a file), or has changed since.
     """
     try:
-        profile = load_profile(plan.target)
+        profile = load_profile(plan.target, plan.runtime)
     except ProfileError as error:
         raise PlanError(
             f"the profile {plan.target!r} of the plan is not one that can be found by name, so the "
@@ -191,12 +213,7 @@ def _check_budget(plan: Plan, evaluation: Evaluation) -> None:
         )
 
 
-def _predicted(
-    plan: Plan,
-    evaluation: Evaluation,
-    layers: tuple[LayerDecision, ...],
-    partitions: int | None,
-) -> Metrics:
+def _predicted(plan: Plan, layers: tuple[LayerDecision, ...], costs: _Costs) -> Metrics:
     before = sum(decision.divergence for decision in plan.layers)
     after = sum(decision.divergence for decision in layers)
     old = plan.predicted.divergence
@@ -205,7 +222,13 @@ def _predicted(
     if plan.provenance.costs_digest:
         how += BOUNDARIES_LEFT
     return replace(
-        modelled(evaluation, plan.target, how, partitions),
+        modelled(
+            costs.evaluation,
+            plan.target,
+            how,
+            file_bytes=costs.file_bytes,
+            partitions=costs.partitions,
+        ),
         divergence=Quantity(
             value=value, origin="modelled", how="sensitivity probe, interactions left out"
         ),

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from advisor.profiles.timeparts import BoundBy, TimeParts
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 
     from advisor.targets.base import Artifact
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of plan.json: raised when a field is added, dropped or changes its meaning. A file of
 another version is refused, never guessed at."""
 
@@ -37,7 +39,8 @@ class Quantity:
 class Metrics:
     """What a plan costs and loses. None: not known.
 
-    size_bytes: weights on disk. memory_bytes: weights as the runtime keeps them plus activations at
+    size_bytes: weights, scales and constants. file_bytes: of the file they are in, with its graph.
+    memory_bytes: weights as the runtime keeps them plus activations at
     their peak at the deployment batch, or opening the model where that takes more; the runtime's
     own code and data come on top. latency_s: one forward at the deployment batch. energy_j: the
     same forward. divergence: KL in nats per prediction, or squared error over the reference's
@@ -47,6 +50,7 @@ class Metrics:
     """
 
     size_bytes: Quantity | None = None
+    file_bytes: Quantity | None = None
     memory_bytes: Quantity | None = None
     latency_s: Quantity | None = None
     energy_j: Quantity | None = None
@@ -59,13 +63,15 @@ class Metrics:
 class Option:
     """What one (scheme, algorithm) would cost a layer; ``reason`` is set when it cannot run.
 
-    size_bytes, latency_s: of this layer alone. divergence: predicted, of this layer alone.
+    size_bytes, latency_s: of this layer alone. bound: what most of the time is spent on; None
+    when the option cannot run. divergence: predicted, of this layer alone.
     """
 
     scheme: str
     algorithm: str
     size_bytes: int = 0
     latency_s: float = 0.0
+    bound: BoundBy | None = None
     divergence: float = 0.0
     reason: str = ""
 
@@ -77,7 +83,8 @@ class LayerDecision:
 
     group: layers with the same group take the same scheme. params: number of weights.
     size_bytes: weight and scales on disk (0 for the second layer of a tied weight).
-    latency_s, divergence: modelled. reason: why this scheme; always set when kept in float.
+    latency_s, divergence: modelled. bound: what most of the time is spent on. reason: why this
+    scheme; always set when kept in float.
     """
 
     name: str
@@ -90,6 +97,7 @@ class LayerDecision:
     algorithm: str
     size_bytes: int
     latency_s: float
+    bound: BoundBy
     divergence: float
     reason: str
     options: tuple[Option, ...] = ()
@@ -168,7 +176,9 @@ class Plan:
     fingerprint: SHA-256 of the model's graph and weights. model: "package.module:factory" or a
     path when known, so that apply and compile can load it again. input_tree: JSON of the example
     inputs' structure, whose tensors are in plan.safetensors. platform, options: the profile's
-    systems and how it wants files written, which ``compile`` goes by. bias_correction, observer,
+    systems and how it wants files written, which ``compile`` goes by. breakdown: what the predicted
+    latency is spent on. arithmetic: by scheme, what the device computes it in, or why it has none.
+    bias_correction, observer,
     equalise: the global settings that won the search.
     """
 
@@ -186,6 +196,8 @@ class Plan:
     tensors: tuple[TensorDecision, ...]
     predicted: Metrics
     measured: Metrics
+    breakdown: TimeParts
+    arithmetic: Mapping[str, str]
     model_gap: float
     measured_regret: float
     baselines: tuple[Alternative, ...]

@@ -69,7 +69,7 @@ def check_deployment(
             f"target={target!r}: expected the name of a profile, such as 'intel-vnni' "
             "(advisor profiles lists them), or the path of a profile TOML"
         )
-    profile = load_profile(target)
+    profile = load_profile(target, runtime)
     capability = capability_named(runtime or profile.runtime)
     numbers: dict[str, object] = {
         "batch": batch,

@@ -18,6 +18,7 @@ from advisor.passes.regions import Regions
 from advisor.passes.shapes import TensorInfo, deployment_inputs, infer_shapes
 from advisor.profiles.cost import LayerCost, Traffic, layer_cost
 from advisor.profiles.schema import Profile
+from advisor.profiles.timeparts import TimeParts
 from advisor.targets.capability import Capability
 
 
@@ -66,7 +67,8 @@ class Setting:
                 threads=self.threads,
             )
             if self.measured is not None:
-                cost = replace(cost, latency_s=self.measured.layers[layer.name][scheme])
+                timed_s = self.measured.layers[layer.name][scheme]
+                cost = replace(cost, parts=TimeParts(timed_s=timed_s))
             self.costs[key] = cost
         return self.costs[key]
 

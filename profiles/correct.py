@@ -71,6 +71,9 @@ def correct_profile(profile: Profile, seen: Observation, name: str) -> Profile:
         overhead=replace(
             overhead,
             launch_s=times(overhead.launch_s, seen.factor),
+            product_s=None
+            if overhead.product_s is None
+            else times(overhead.product_s, seen.factor),
             dispatch_s=None
             if overhead.dispatch_s is None
             else times(overhead.dispatch_s, seen.factor),

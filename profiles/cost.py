@@ -6,20 +6,49 @@ capability data; the ``origin`` of a number made from it is "modelled".
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import Final
 
 from advisor.formats import DTYPE_BITS, Scheme, storage_bits
 from advisor.passes.graph import Layer
 from advisor.profiles.roofline import (
+    PRODUCTS,
     boundary_seconds,
     effective_compute,
     energy_joules,
     family_of,
-    layer_seconds,
+    layer_time,
 )
 from advisor.profiles.schema import FAMILIES, Profile
+from advisor.profiles.timeparts import TimeParts
 from advisor.targets.capability import Capability, WeightMemory
+
+EXPONENTIAL: Final = 16
+"""Operations of one exponential by range reduction and a polynomial of degree 5 to 6, as vector
+libraries compute it after Cephes (https://www.netlib.org/cephes/)."""
+
+OPERATIONS: Final[Mapping[str, int]] = {
+    "softmax": EXPONENTIAL + 4,
+    "_softmax": EXPONENTIAL + 4,
+    "exp": EXPONENTIAL,
+    "sigmoid": EXPONENTIAL + 4,
+    "silu": EXPONENTIAL + 5,
+    "tanh": EXPONENTIAL + 4,
+    "gelu": EXPONENTIAL + 8,
+    "erf": EXPONENTIAL + 4,
+    "log": EXPONENTIAL,
+    "pow": 2 * EXPONENTIAL,
+    "layer_norm": 8,
+    "native_layer_norm": 8,
+    "group_norm": 8,
+    "rms_norm": 5,
+    "div": 4,
+    "sqrt": 4,
+    "rsqrt": 4,
+}
+"""Operations per element of operators without a weight, counted by hand; of all others 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +57,20 @@ class LayerCost:
 
     size_bytes: the weight on disk. resident_bytes: in memory while the model is open, and
     opening_bytes: at the highest moment of opening it. scratch_bytes: besides, while the layer
-    runs. energy_j: None when the profile publishes no figure.
+    runs. parts: what the seconds are spent on. energy_j: None when the profile publishes no figure.
     """
 
     size_bytes: int
     resident_bytes: int
     opening_bytes: int
     scratch_bytes: int
-    latency_s: float
+    parts: TimeParts
     energy_j: float | None
+
+    @property
+    def latency_s(self) -> float:
+        """Seconds of one forward of the layer."""
+        return self.parts.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,18 +102,20 @@ def layer_cost(
         read = float(full)
     moved = activation_bytes(layer, scheme, traffic, capability)
     family = family_of(layer) if _has_family(layer) else "elementwise"
-    seconds = quantize_seconds(
-        scheme, traffic, capability=capability, profile=profile, threads=threads
-    )
-    seconds += capability.slowdown(layer, scheme) * layer_seconds(
+    share = filled_share(layer, family, effective_compute(profile, dtype).multiple)
+    time = layer_time(
         profile,
         op_family=family,
-        macs=layer.macs,
+        macs=layer.macs / share,
         weight_bytes=read,
         activation_bytes=moved,
         compute_dtype=dtype,
         threads=threads,
     )
+    quantizing_s = quantize_seconds(
+        scheme, traffic, capability=capability, profile=profile, threads=threads
+    )
+    parts = time.parts * capability.slowdown(layer, scheme) + TimeParts(boundary_s=quantizing_s)
     kept = full if expanded and not is_lookup else stored
     memory = weight_memory(layer, scheme, capability)
     return LayerCost(
@@ -88,7 +124,7 @@ def layer_cost(
         opening_bytes=round(memory.opening * kept),
         scratch_bytes=round(memory.scratch * full)
         + quantized_bytes(layer, scheme, traffic, capability),
-        latency_s=seconds,
+        parts=parts,
         energy_j=energy_joules(
             profile, macs=layer.macs, traffic_bytes=read + moved, compute_dtype=dtype
         ),
@@ -129,6 +165,15 @@ def is_storage_only(layer: Layer, scheme: Scheme, capability: Capability) -> boo
 def compute_dtype(scheme: Scheme, capability: Capability) -> str:
     """Dtype of the multiplication; "float" means the runtime's own float dtype."""
     return capability.float_dtype if scheme.compute == "float" else scheme.compute
+
+
+def filled_share(layer: Layer, op_family: str, multiple: int) -> float:
+    """Share of a unit's tiles that the layer's weight fills: 1, or less where its inputs or outputs
+    are no multiple of the tile's width. Depthwise kernels have an efficiency of their own."""
+    if op_family not in PRODUCTS[:2] or layer.is_product or multiple == 1:
+        return 1.0
+    outputs, inputs = layer.weight_shape[0] // layer.groups, layer.weight_shape[1]
+    return prod(size / (ceil(size / multiple) * multiple) for size in (outputs, inputs))
 
 
 def activation_bytes(
@@ -178,24 +223,31 @@ def quantized_bytes(layer: Layer, scheme: Scheme, traffic: Traffic, capability: 
     return traffic.input_elements + scales * _bytes("float32")
 
 
-def plain_seconds(
+def plain_parts(
     profile: Profile,
     *,
+    op: str,
     macs: int,
+    elements: int,
     moved_bytes: int,
     capability: Capability,
     threads: int | None,
-) -> float:
-    """Seconds of an operator without a weight of its own (add, softmax, attention products)."""
-    return layer_seconds(
+) -> TimeParts:
+    """Time of an operator without a weight of its own (add, softmax, attention products).
+
+    op: its ATen name. elements: of its largest tensor. Elementwise operators compute in the
+    slowest dtype, as ``boundary_seconds`` does: matrix units are of no use to them.
+    """
+    dtype = capability.float_dtype if macs else profile.dtypes[-1]
+    return layer_time(
         profile,
         op_family="linear" if macs else "elementwise",
-        macs=macs,
+        macs=macs or elements * OPERATIONS.get(op, 1) / 2,
         weight_bytes=0,
         activation_bytes=moved_bytes,
-        compute_dtype=effective_compute(profile, capability.float_dtype).dtype,
+        compute_dtype=effective_compute(profile, dtype).dtype,
         threads=threads,
-    )
+    ).parts
 
 
 def _bytes(dtype: str) -> int:

@@ -1,4 +1,4 @@
-"""A profile of this machine, measured with the kernels of ONNX Runtime."""
+"""A profile of this machine, measured with the kernels of a runtime."""
 
 from __future__ import annotations
 
@@ -13,74 +13,92 @@ from typing import TYPE_CHECKING, Final
 
 from advisor.atomic import write_text
 from advisor.doctor import cache_folder, read_cpu
+from advisor.errors import MissingEmitterError, UsageError
 from advisor.profiles.parse import parse_profile
 from advisor.profiles.schema import Profile
 
 if TYPE_CHECKING:
     from advisor.doctor import Cpu
-    from advisor.targets.onnxruntime.rates import Rates
+    from advisor.profiles.rates import Rates
+    from advisor.targets.base import Stopwatch
 
 HOST: Final = "host"
+DEFAULT: Final = "onnxruntime"
+"""The runtime whose kernels are timed, unless told otherwise."""
+
 LEAST_SHARE, MOST_SHARE = 1e-3, 1.0
 FALLBACK_CAPACITY: Final = 8_000_000_000
 
 Say = Callable[[int, int], None]
 
 
-def host_profile(say: Say | None = None) -> Profile:
+def host_profile(say: Say | None = None, runtime: str = DEFAULT) -> Profile:
     """The profile "host" of this machine: kept from before, or measured now and kept.
 
+    A runtime that cannot be timed has the figures of the default one.
+
     Raises:
-        MissingDependencyError: onnxruntime or onnx is not installed.
+        MissingDependencyError: the runtime is not installed.
         OutputError: the cache cannot be written.
     """
     cpu = read_cpu()
-    path = _kept_at(cpu)
+    timed = runtime if _stopwatch(runtime) is not None else DEFAULT
+    path = _kept_at(cpu, timed)
     if not path.is_file():
-        write_text(path, measure_profile(say))
+        write_text(path, measure_profile(say, timed))
     return replace(parse_profile(path.read_text(encoding="utf-8"), path.name), name=HOST)
 
 
-def measure_profile(say: Say | None = None) -> str:
-    """The TOML text of a profile of this machine, measured now; takes some ten seconds.
+def measure_profile(say: Say | None = None, runtime: str = DEFAULT) -> str:
+    """The TOML text of a profile of this machine, measured now; takes some ten seconds, or a
+    minute on another runtime than the default.
 
     Raises:
-        MissingDependencyError: onnxruntime or onnx is not installed.
+        MissingDependencyError: the runtime is not installed.
+        UsageError: the runtime cannot be timed.
     """
-    from advisor.targets.onnxruntime.rates import measure_rates
-    from advisor.targets.onnxruntime.session import runtime_version
+    version = _version(runtime)
+    say = say or (lambda _done, _all: None)
+    if runtime == DEFAULT:
+        from advisor.targets.onnxruntime.rates import measure_rates
 
-    version = runtime_version()
-    return write_profile(measure_rates(say or (lambda _done, _all: None)), read_cpu(), version)
+        return write_profile(measure_rates(say), read_cpu(), version)
+    from advisor.measure.rates import rates_of
+
+    return write_profile(rates_of(runtime, say), read_cpu(), version, runtime)
 
 
-def write_profile(rates: Rates, cpu: Cpu, version: str) -> str:
+def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) -> str:
     """The TOML text of a profile from what was measured."""
+    says = rates.says
 
-    def of_peak(ops_per_s: float, what: str) -> tuple[float, str]:
-        return _share(ops_per_s, rates.float32_ops_per_s), f"{what} against the peak above"
+    def said(name: str) -> str:
+        return says.get(name, "single kernels")
+
+    def of_peak(name: str, ops_per_s: float) -> tuple[float, str]:
+        share = _share(ops_per_s, rates.float32_ops_per_s)
+        return share, f"{said(name)} against the peak above"
 
     figures = {
-        "memory.bandwidth_bytes_per_s": (rates.bandwidth_bytes_per_s, "Add on arrays of 34 MB"),
+        "memory.bandwidth_bytes_per_s": (
+            rates.bandwidth_bytes_per_s,
+            said("bandwidth_bytes_per_s"),
+        ),
         "memory.fraction": (1.0, "the bandwidth above was sustained, not a peak"),
         "memory.core_bandwidth_bytes_per_s": (
             min(rates.core_bandwidth_bytes_per_s, rates.bandwidth_bytes_per_s),
-            "the same Add with one thread",
+            said("core_bandwidth_bytes_per_s"),
         ),
-        "efficiency.linear": of_peak(rates.linear_ops_per_s, "MatMul 128 x 768 x 768"),
-        "efficiency.conv": of_peak(rates.conv_ops_per_s, "Conv 3x3, 64 to 64 channels, 56 x 56,"),
-        "efficiency.depthwise": of_peak(
-            rates.depthwise_ops_per_s, "depthwise Conv 3x3, 192 channels, 56 x 56,"
-        ),
+        "efficiency.linear": of_peak("linear_ops_per_s", rates.linear_ops_per_s),
+        "efficiency.conv": of_peak("conv_ops_per_s", rates.conv_ops_per_s),
+        "efficiency.depthwise": of_peak("depthwise_ops_per_s", rates.depthwise_ops_per_s),
         "efficiency.embedding": (
             _share(rates.gather_bytes_per_s, rates.bandwidth_bytes_per_s),
-            "Gather of 16384 rows of 384 against the bandwidth above",
+            f"{said('gather_bytes_per_s')} against the bandwidth above",
         ),
-        "efficiency.elementwise": of_peak(
-            4 * rates.convert_elements_per_s, "QuantizeLinear of 2^20 elements, 4 operations each,"
-        ),
-        "overhead.launch_s": (max(rates.launch_s, 1e-9), "per node of a chain of 200 tiny Adds"),
-        "overhead.dispatch_s": (max(rates.dispatch_s, 1e-9), "a model of one tiny Add"),
+        "efficiency.elementwise": of_peak("elementwise_ops_per_s", rates.elementwise_ops_per_s),
+        "overhead.launch_s": (max(rates.launch_s, 1e-9), said("launch_s")),
+        "overhead.dispatch_s": (max(rates.dispatch_s, 1e-9), said("dispatch_s")),
     }
     lines = [
         "# Measured on this machine; see docs/measurement.md.",
@@ -90,7 +108,7 @@ def write_profile(rates: Rates, cpu: Cpu, version: str) -> str:
         'vendor = "this machine"',
         f"family = {json.dumps(cpu.model)}",
         'kind = "cpu"',
-        'runtime = "onnxruntime"',
+        f'runtime = "{runtime}"',
         "",
         *(["[platform]", 'vnni = "0"', ""] if cpu.lacks_vnni else []),
         "[sources]",
@@ -102,12 +120,11 @@ def write_profile(rates: Rates, cpu: Cpu, version: str) -> str:
             "memory.capacity_bytes", _capacity(), "memory that the system shows", source="system"
         ),
     ]
-    for name, (value, says) in figures.items():
-        lines += _figure(name, value, says)
+    for name, (value, text) in figures.items():
+        lines += _figure(name, value, text)
     for dtype, value in (("float32", rates.float32_ops_per_s), ("int8", rates.int8_ops_per_s)):
-        operator = "MatMul" if dtype == "float32" else "MatMulIntegerToFloat"
         lines += ["[[compute]]", 'unit = "cpu"', f'dtype = "{dtype}"', ""]
-        lines += _figure("compute.ops_per_s", value, f"{operator} 512 x 512 x 512")
+        lines += _figure("compute.ops_per_s", value, said(f"{dtype}_ops_per_s"))
     return "\n".join(lines)
 
 
@@ -117,14 +134,31 @@ def profile_name(cpu: Cpu) -> str:
     return f"{slug}-{cpu.cores}"
 
 
-def _kept_at(cpu: Cpu) -> Path:
-    from advisor.targets.onnxruntime.session import runtime_version
+def _version(runtime: str) -> str:
+    """Name and version of a runtime that can be timed here."""
+    stopwatch = _stopwatch(runtime)
+    if stopwatch is None:
+        raise UsageError(f"{runtime} cannot be timed; possible are onnxruntime and tflite")
+    return stopwatch.machine()["runtime"]
 
+
+def _stopwatch(runtime: str) -> Stopwatch | None:
+    from advisor.targets.base import Stopwatch
+    from advisor.targets.registry import target_named
+
+    try:
+        target = target_named(runtime)
+    except MissingEmitterError:
+        return None
+    return target if isinstance(target, Stopwatch) else None
+
+
+def _kept_at(cpu: Cpu, runtime: str) -> Path:
     facts: Mapping[str, object] = {
         "cpu": cpu.model,
         "cores": cpu.cores,
         "features": cpu.features,
-        "runtime": runtime_version(),
+        "runtime": _version(runtime),
         "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -73,7 +73,10 @@ CORES: Final = Range(low=1, high=4096, unit="cores", hint="count physical cores"
 JOULES: Final = Range(
     low=1e-15, high=1e-6, unit="joules", hint="write joules: 4 picojoules is 4e-12"
 )
-RANGES: Final = (CAPACITY, BANDWIDTH, THROUGHPUT, FRACTION, OVERHEAD, CORES, JOULES)
+MULTIPLE: Final = Range(
+    low=2, high=1024, unit="inputs and outputs", hint="write the width of a tile", whole=True
+)
+RANGES: Final = (CAPACITY, BANDWIDTH, THROUGHPUT, FRACTION, OVERHEAD, CORES, JOULES, MULTIPLE)
 NAME: Final = Pattern(
     regex=r"(?!host$)[a-z0-9][a-z0-9._-]*",
     hint="use lower-case letters, digits, '.', '_' and '-'; 'host' is reserved",

@@ -15,29 +15,30 @@ ENTRY_POINT_GROUP: Final = "advisor.profiles"
 of a folder of them, or a function without arguments that returns such a path."""
 
 
-def load_profile(name_or_path: str | Path) -> Profile:
+def load_profile(name_or_path: str | Path, runtime: str | None = None) -> Profile:
     """The profile of that name or alias (in any case), or the one in that TOML file.
 
     A ``Path``, and a string that ends in ".toml" or holds a path separator, is read as a file.
-    "host" is this machine: measured at the first use, then kept. "m2:gpu" is the GPU of the M2
-    alone: any of a profile's compute units can be picked so, behind a name or an alias.
+    "host" is this machine: measured with the kernels of ``runtime`` (None: ONNX Runtime) at the
+    first use, then kept. "m2:gpu" is the GPU of the M2 alone: any of a profile's compute units can
+    be picked so, behind a name or an alias.
 
     Raises:
-        MissingDependencyError: "host" was asked, and onnxruntime is not installed.
+        MissingDependencyError: "host" was asked, and its runtime is not installed.
         ProfileError: no such profile or file, or the file is not a valid profile; names the field.
     """
     if isinstance(name_or_path, Path) or _looks_like_path(name_or_path):
         return _parse(Path(name_or_path))
     name, colon, unit = name_or_path.strip().lower().partition(":")
-    profile = _named(name, name_or_path)
+    profile = _named(name, name_or_path, runtime)
     return select_unit(profile, unit) if colon else profile
 
 
-def _named(wanted: str, asked: str) -> Profile:
+def _named(wanted: str, asked: str, runtime: str | None) -> Profile:
     if wanted == "host":
-        from advisor.profiles.host import host_profile
+        from advisor.profiles.host import DEFAULT, host_profile
 
-        return host_profile()
+        return host_profile(runtime=runtime or DEFAULT)
     files = _files()
     if wanted in files:
         return _read_named(wanted, files[wanted])

@@ -53,11 +53,17 @@ def _base(root: Table, find: Callable[[str], Profile] | None) -> Profile | None:
         found = find(name)
     except ProfileError as error:
         raise root.fail("like", str(error)) from error
+    overhead = found.overhead
+    product = overhead.product_s
     return replace(
         found,
         memory=replace(found.memory, fraction=_assumed(found.memory.fraction, found.title)),
         efficiency={family: _assumed(f, found.title) for family, f in found.efficiency.items()},
-        overhead=replace(found.overhead, launch_s=_assumed(found.overhead.launch_s, found.title)),
+        overhead=replace(
+            overhead,
+            launch_s=_assumed(overhead.launch_s, found.title),
+            product_s=None if product is None else _assumed(product, found.title),
+        ),
     )
 
 

@@ -11,8 +11,10 @@ from math import isfinite
 from typing import Final, Literal
 
 from advisor.errors import ProfileError, UsageError
+from advisor.formats import DTYPE_BITS
 from advisor.passes.graph import Layer
 from advisor.profiles.schema import FAMILIES, Compute, Profile, Unit
+from advisor.profiles.timeparts import TimeParts
 
 WIDER: Final[dict[str, tuple[str, ...]]] = {
     "float32": (),
@@ -31,6 +33,9 @@ float16 and bfloat16 do not stand in for each other."""
 SAME_ARITHMETIC: Final = {"uint8": "int8", "uint4": "int4"}
 """Signedness does not change the throughput."""
 
+PRODUCTS: Final = ("linear", "conv", "depthwise")
+"""Families that multiply two operands, tile by tile."""
+
 CONVERT_OPS: Final = 4
 """Operations per element of a quantize, dequantize or cast pass: scale, shift, round, clamp."""
 
@@ -40,12 +45,14 @@ class EffectiveCompute:
     """The arithmetic that a device really uses for a requested dtype.
 
     ops_per_s: peak of ``unit``, all its cores. widened: True when ``dtype`` is not what was asked.
+    multiple: what the unit fills inputs and outputs of a product up to; 1 where it need not.
     """
 
     dtype: str
     ops_per_s: float
     unit: Unit
     widened: bool
+    multiple: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,13 @@ class RooflineTime:
     def seconds(self) -> float:
         """The modelled time."""
         return max(self.compute_s, self.memory_s) + self.overhead_s
+
+    @property
+    def parts(self) -> TimeParts:
+        """The same time, the shorter of the two that overlap left out."""
+        if self.compute_s >= self.memory_s:
+            return TimeParts(compute_s=self.compute_s, overhead_s=self.overhead_s)
+        return TimeParts(memory_s=self.memory_s, overhead_s=self.overhead_s)
 
     @property
     def bound(self) -> Literal["compute", "memory", "overhead"]:
@@ -96,6 +110,7 @@ def effective_compute(profile: Profile, dtype: str) -> EffectiveCompute:
                 ops_per_s=_peak(best),
                 unit=best.unit,
                 widened=candidate != base,
+                multiple=1 if best.multiple is None else int(best.multiple.value),
             )
     raise ProfileError(
         f"{profile.name}: no throughput for {dtype} or a wider dtype; "
@@ -130,9 +145,10 @@ def layer_time(
 ) -> RooflineTime:
     """The modelled time of one operator, in its parts.
 
-    compute = 2 * macs / (peak * efficiency), memory = (weight_bytes + activation_bytes) /
-    sustained bandwidth, and one launch. An embedding has no arithmetic: its efficiency is the
-    share of the sustained bandwidth that a gather of rows reaches.
+    compute = 2 * macs / (peak * efficiency), memory as ``traffic_seconds`` has it, and one launch,
+    or what the smallest product takes. Depthwise layers have the peak of vectors. An embedding has
+    no arithmetic: its efficiency is the share of the sustained bandwidth that a gather of rows
+    reaches.
 
     Args:
         profile: the device.
@@ -152,13 +168,58 @@ def layer_time(
     _check_amounts(macs=macs, weight_bytes=weight_bytes, activation_bytes=activation_bytes)
     used = effective_compute(profile, compute_dtype)
     share = profile.efficiency[family].value
-    traffic = weight_bytes + activation_bytes
-    bandwidth = sustained_bandwidth(profile, threads)
-    return RooflineTime(
-        compute_s=2 * macs / (_scaled(profile, used, threads) * share),
-        memory_s=traffic / (bandwidth * share if family == "embedding" else bandwidth),
-        overhead_s=profile.overhead.launch_s.value,
+    rate = _scaled(profile, used, threads)
+    if family == "depthwise":
+        rate *= vector_ops(profile, used) / used.ops_per_s
+    memory_s = traffic_seconds(
+        profile, weight_bytes=weight_bytes, activation_bytes=activation_bytes, threads=threads
     )
+    return RooflineTime(
+        compute_s=2 * macs / (rate * share),
+        memory_s=memory_s / share if family == "embedding" else memory_s,
+        overhead_s=start_seconds(profile, family),
+    )
+
+
+def traffic_seconds(
+    profile: Profile,
+    *,
+    weight_bytes: float = 0.0,
+    activation_bytes: float,
+    threads: int | None = None,
+) -> float:
+    """Seconds that the main memory needs for what one operator reads and writes.
+
+    Weights come from there at every forward. Activations do not where all that the operator reads
+    and writes of them fits into the cache of the chip: the operator before left them there.
+    """
+    cache = profile.memory.cache_bytes
+    if cache is not None and activation_bytes <= cache.value:
+        activation_bytes = 0.0
+    return (weight_bytes + activation_bytes) / sustained_bandwidth(profile, threads)
+
+
+def vector_ops(profile: Profile, used: EffectiveCompute) -> float:
+    """Operations per second of a unit without its matrix unit, which depthwise layers cannot use.
+
+    That of the unit's slowest dtype, by as many times as more numbers fit into its registers.
+    """
+    same = [entry for entry in profile.offers if entry.unit == used.unit]
+    slowest = min(same, key=_peak)
+    wider = DTYPE_BITS[slowest.dtype] / DTYPE_BITS[used.dtype]
+    return min(_peak(slowest) * max(wider, 1.0), used.ops_per_s)
+
+
+def start_seconds(profile: Profile, op_family: str) -> float:
+    """Seconds that an operator of the family takes however small it is.
+
+    A product has to fetch its first tiles before it can multiply, and to write the last ones after
+    it, which on a device that launches fast is longer than the launch.
+    """
+    launch_s, product = profile.overhead.launch_s.value, profile.overhead.product_s
+    if op_family not in PRODUCTS or product is None:
+        return launch_s
+    return max(launch_s, product.value)
 
 
 def layer_seconds(
@@ -208,9 +269,11 @@ def boundary_seconds(
     rate = _scaled(profile, effective_compute(profile, slowest), threads)
     return RooflineTime(
         compute_s=elements * CONVERT_OPS / (rate * profile.efficiency["elementwise"].value),
-        memory_s=elements
-        * (from_element_bytes + to_element_bytes)
-        / sustained_bandwidth(profile, threads),
+        memory_s=traffic_seconds(
+            profile,
+            activation_bytes=elements * (from_element_bytes + to_element_bytes),
+            threads=threads,
+        ),
         overhead_s=profile.overhead.launch_s.value,
     ).seconds
 

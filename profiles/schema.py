@@ -20,6 +20,7 @@ from advisor.profiles.limits import (
     CORES,
     FRACTION,
     JOULES,
+    MULTIPLE,
     NAME,
     OVERHEAD,
     THROUGHPUT,
@@ -87,32 +88,42 @@ class Memory:
 
     bandwidth_bytes_per_s: peak, all cores together. core_bandwidth_bytes_per_s: the most that one
     CPU core can draw, where that is less. fraction: share of the peak that kernels sustain.
+    cache_bytes: memory on the chip that all units share; what an operator reads and writes in it
+    takes no time of the main memory.
     """
 
     capacity_bytes: Annotated[Figure, CAPACITY]
     bandwidth_bytes_per_s: Annotated[Figure, BANDWIDTH]
     fraction: Annotated[Figure, FRACTION, Inherited()]
     core_bandwidth_bytes_per_s: Annotated[Figure | None, BANDWIDTH] = None
+    cache_bytes: Annotated[Figure | None, CAPACITY] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """Peak dense throughput of one unit in one dtype; a multiply-accumulate is two operations."""
+    """Peak dense throughput of one unit in one dtype; a multiply-accumulate is two operations.
+
+    multiple: what the unit fills the inputs and the outputs of a product up to, where it multiplies
+    whole tiles only.
+    """
 
     unit: Unit
     dtype: Annotated[str, OneOf(COMPUTE_DTYPES)]
     ops_per_s: Annotated[Figure, THROUGHPUT]
+    multiple: Annotated[Figure | None, MULTIPLE] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overhead:
     """Time that does not depend on the amount of work.
 
-    launch_s: per operator. dispatch_s: per forward pass, where a driver or another process has to
-    be woken; None when nothing is known of it.
+    launch_s: per operator. product_s: per matrix product or convolution in place of it, where even
+    the smallest takes longer; None when nothing is known of it. dispatch_s: per forward pass, where
+    a driver or another process has to be woken; None when nothing is known of it.
     """
 
     launch_s: Annotated[Figure, OVERHEAD, Inherited()]
+    product_s: Annotated[Figure | None, OVERHEAD, Inherited()] = None
     dispatch_s: Annotated[Figure | None, OVERHEAD, Inherited()] = None
 
 

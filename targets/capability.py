@@ -55,6 +55,40 @@ TENSOR_OPS: Final = (
 )
 """Operators without weights that static rules speak of: ATen names without the overload."""
 
+POINTWISE_OPS: Final = (
+    "relu",
+    "relu6",
+    "hardtanh",
+    "clamp",
+    "sigmoid",
+    "tanh",
+    "gelu",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+    "leaky_relu",
+    "elu",
+    "mish",
+    "erf",
+    "exp",
+    "sqrt",
+    "rsqrt",
+    "abs",
+    "neg",
+    "pow",
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "rsub",
+    "maximum",
+    "minimum",
+    "where",
+    "_to_copy",
+)
+"""Operators without weights that compute every element alone, which runtimes fuse: ATen names
+without the overload."""
+
 PRODUCT_SCHEME: Final = "a8a8"
 """The scheme of products of two activations, in attention and elsewhere."""
 
@@ -220,6 +254,37 @@ class MemoryRules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """What a file holds beside a layer's weight and scales: operators, zero points, a bias's scale.
+
+    layer_bytes: of each layer. channel_bytes: of each of its outputs, or rows of a table.
+    """
+
+    ops: tuple[str, ...]
+    schemes: tuple[str, ...]
+    layer_bytes: float
+    channel_bytes: float
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRules:
+    """How large a file is beyond a plan's constants. operator_bytes: per operator of the captured
+    graph, in float32. layers: what quantizing a layer adds to that."""
+
+    operator_bytes: float
+    layers: tuple[Companions, ...] = ()
+    source: str = ""
+
+    def companions(self, op: str, scheme: str) -> Companions | None:
+        """What such a layer adds; None: nothing."""
+        for rule in self.layers:
+            if op in rule.ops and scheme in rule.schemes:
+                return rule
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DelegateRules:
     """How a runtime shares a model with a delegate that takes what it can.
 
@@ -233,6 +298,19 @@ class DelegateRules:
     left_out: tuple[str, ...]
     launches: float
     slowdown: float
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusionRules:
+    """Operators that the runtime computes inside the one before them.
+
+    after: kinds of layers, and ATen names, that can take one in. operators: ATen names of what they
+    take in, alone or in a chain. source: where the fact is from.
+    """
+
+    after: tuple[str, ...]
+    operators: tuple[str, ...]
     source: str = ""
 
 
@@ -260,7 +338,8 @@ class Capability:
     runtime merges when they read the same tensor (their layers must take one scheme). static:
     None when static activations are not supported. dynamic: by scheme, every one that quantizes
     activations at run time. memory: None when nothing was measured.
-    delegate: None where there is none. traps: reported faults of devices, for warnings. caution:
+    delegate: None where there is none. fusion: what costs no pass of its own; none named where
+    nothing is known. traps: reported faults of devices, for warnings. caution:
     what every plan for this runtime should say; empty when there is nothing.
     """
 
@@ -278,7 +357,9 @@ class Capability:
     static: StaticRules | None = None
     dynamic: dict[str, DynamicRules] = field(default_factory=dict[str, DynamicRules])
     memory: MemoryRules | None = None
+    file: FileRules | None = None
     delegate: DelegateRules | None = None
+    fusion: tuple[FusionRules, ...] = ()
     traps: tuple[Trap, ...] = ()
     caution: str = ""
     notes: tuple[str, ...] = field(default=())

@@ -13,11 +13,15 @@ from typing import Final, NoReturn, TypeVar, cast
 from advisor.errors import UsageError
 from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, PerBlock, Scheme
 from advisor.targets.capability import (
+    POINTWISE_OPS,
     TENSOR_OPS,
     WEIGHTED_OPS,
     Capability,
+    Companions,
     DelegateRules,
     DynamicRules,
+    FileRules,
+    FusionRules,
     MemoryRules,
     SchemeSupport,
     StaticRules,
@@ -56,6 +60,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
     static = top.optional_table("static")
     memory = top.optional_table("memory")
     delegate = top.optional_table("delegate")
+    file = top.optional_table("file")
     scale_dtype = top.choice("scale_dtype", FLOAT_DTYPES)
     block_scale_dtype = top.choice("block_scale_dtype", FLOAT_DTYPES, default=scale_dtype)
     capability = Capability(
@@ -75,7 +80,9 @@ def parse_capability(text: str, *, name: str) -> Capability:
         static=None if static is None else _read_static(static, schemes),
         dynamic=_read_dynamic(top, schemes),
         memory=None if memory is None else _read_memory(memory, schemes),
+        file=None if file is None else _read_file(file, schemes),
         delegate=None if delegate is None else _read_delegate(delegate),
+        fusion=_read_fusion(top),
         traps=_read_traps(top, schemes),
         caution=top.text("caution", default=""),
         notes=top.texts("notes", default=()),
@@ -125,6 +132,16 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 source=source,
             )
     return schemes
+
+
+def _read_fusion(top: "_Table") -> tuple[FusionRules, ...]:
+    rules: list[FusionRules] = []
+    for table in top.tables("fusion", optional=True):
+        operators = table.names("operators", POINTWISE_OPS, "operator")
+        after = table.names("after", (*WEIGHTED_OPS, *POINTWISE_OPS), "operator")
+        rules.append(FusionRules(after=after, operators=operators, source=table.text("source")))
+        table.finish()
+    return tuple(rules)
 
 
 def _read_traps(top: "_Table", schemes: Collection[str]) -> tuple[Trap, ...]:
@@ -230,6 +247,28 @@ def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
         unplanned=table.names("unplanned", (*WEIGHTED_OPS, *TENSOR_OPS), "operator", default=()),
         absorbed=table.names("absorbed", TENSOR_OPS, "operator", default=()),
         weights=tuple(weights),
+        source=table.text("source"),
+    )
+    table.finish()
+    return rules
+
+
+def _read_file(table: "_Table", schemes: Collection[str]) -> FileRules:
+    layers: list[Companions] = []
+    for rule in table.tables("layer", optional=True):
+        layers.append(
+            Companions(
+                ops=rule.names("ops", WEIGHTED_OPS, "operator"),
+                schemes=rule.names("schemes", schemes, "scheme"),
+                layer_bytes=rule.number("layer_bytes", default=0.0),
+                channel_bytes=rule.number("channel_bytes", default=0.0),
+                source=rule.text("source"),
+            )
+        )
+        rule.finish()
+    rules = FileRules(
+        operator_bytes=table.number("operator_bytes"),
+        layers=tuple(layers),
         source=table.text("source"),
     )
     table.finish()

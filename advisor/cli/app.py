@@ -205,9 +205,12 @@ def measure_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to write; default: stdout.")
     ] = None,
+    runtime: Annotated[
+        str, typer.Option(help="Whose kernels are timed: onnxruntime or tflite.")
+    ] = "onnxruntime",
     progress: Annotated[bool, typer.Option(help="Show progress on a terminal.")] = True,
 ) -> None:
-    """Measure this machine with ONNX Runtime's kernels and write its profile."""
+    """Measure this machine with a runtime's kernels and write its profile."""
     from functools import partial
 
     from advisor.atomic import check_writable, write_text
@@ -217,7 +220,7 @@ def measure_command(
     if output is not None:
         check_writable(output)
     with show_progress(progress) as report:
-        text = measure_profile(None if report is None else partial(report, "measure"))
+        text = measure_profile(None if report is None else partial(report, "measure"), runtime)
     if output is None:
         typer.echo(text)
     else:

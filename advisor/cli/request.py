@@ -120,7 +120,7 @@ def _read_arguments(request: Request) -> dict[str, Any]:
     from advisor.profiles.loader import load_profile
 
     # Only for its error: an unknown target should not cost the time to load the model.
-    load_profile(request.target)
+    load_profile(request.target, request.runtime)
     arguments: dict[str, Any] = {
         "target": request.target,
         "budget": Budget.parse(request.budget),

@@ -20,12 +20,14 @@ from advisor.plan import (
     latencies,
 )
 from advisor.planfile import noted_measurements
+from advisor.profiles.timeparts import BoundBy, TimeParts
 
-REPORT_SCHEMA = 1
+REPORT_SCHEMA = 2
 """Version of the report's JSON form."""
 
 METRIC_TITLES = {
     "size_bytes": "Size",
+    "file_bytes": "File",
     "memory_bytes": "Memory",
     "latency_s": "Latency",
     "energy_j": "Energy",
@@ -82,6 +84,7 @@ class LayerRow:
     params: int
     size_bytes: int
     latency_s: float
+    bound: BoundBy
     divergence: float
     divergence_share: float
     bits_per_weight: float | None
@@ -118,6 +121,8 @@ class ReportData:
     pareto: tuple[Contender, ...]
     predicted: Metrics
     measured: Metrics
+    breakdown: TimeParts
+    arithmetic: Mapping[str, str]
     layers: tuple[LayerRow, ...]
     tensors: tuple[TensorDecision, ...]
     notes: tuple[str, ...]
@@ -168,6 +173,8 @@ def report_data(plan: Plan) -> ReportData:
         pareto=tuple(_contender(plan, each) for each in plan.pareto),
         predicted=plan.predicted,
         measured=with_timings(plan, plan.measured, "plan"),
+        breakdown=plan.breakdown,
+        arithmetic=plan.arithmetic,
         layers=tuple(_layer_row(layer, total) for layer in plan.layers),
         tensors=plan.tensors,
         notes=plan.notes,
@@ -297,6 +304,7 @@ def _layer_row(layer: LayerDecision, total: float) -> LayerRow:
         params=layer.params,
         size_bytes=layer.size_bytes,
         latency_s=layer.latency_s,
+        bound=layer.bound,
         divergence=layer.divergence,
         divergence_share=layer.divergence / total if total > 0 else 0.0,
         bits_per_weight=8 * layer.size_bytes / layer.params if layer.params else None,

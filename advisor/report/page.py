@@ -66,9 +66,11 @@ def lay_out(data: ReportData) -> Page:
         _comparison("Comparison", "This plan and uniform precision", data.comparison, (LEGEND,)),
         _budget(data),
         _predicted_and_measured(data),
+        _breakdown(data),
         _layers(data),
         _kept_float(data),
         _excluded(data),
+        _arithmetic(data),
         _tensors(data),
         _optimality(data),
         _comparison("Pareto front", "Other plans that nothing beats in every number", data.pareto),
@@ -207,24 +209,72 @@ def _predicted_and_measured(data: ReportData) -> Section:
     return Section(title="Predicted and measured", table=table)
 
 
+PART_TITLES = {
+    "compute_s": ("Arithmetic", "operators whose products take longer than their traffic"),
+    "memory_s": ("Memory traffic", "operators that wait for weights or activations"),
+    "overhead_s": ("Launches and dispatch", "however small an operator is"),
+    "boundary_s": ("Boundaries", "quantizing, dequantizing, passing to or from a delegate"),
+    "timed_s": ("Timed as a whole", "on this machine; what it is spent on is not known"),
+}
+"""By field of ``TimeParts``, its name in reports and what is counted in it."""
+
+
+def _breakdown(data: ReportData) -> Section:
+    title = "Where the time goes"
+    whole = data.breakdown.seconds
+    if whole <= 0:
+        return Section(title=title)
+    parts = {field: getattr(data.breakdown, field) for field in PART_TITLES}
+    rows = tuple(
+        (
+            Cell(text=PART_TITLES[field][0]),
+            Cell(text=MODELLED_MARK + format_seconds(seconds), sort=seconds),
+            Cell(text=MODELLED_MARK + format_percent(seconds / whole), sort=seconds / whole),
+            Cell(text=PART_TITLES[field][1]),
+        )
+        for field, seconds in parts.items()
+        if seconds
+    )
+    table = Table(
+        caption="The predicted latency of one forward, in parts that add up to it",
+        columns=("Part", "Time", "Share", "What is counted"),
+        rows=rows,
+        numeric=frozenset({1, 2}),
+    )
+    return Section(title=title, table=table)
+
+
+def _arithmetic(data: ReportData) -> Section:
+    title = "What the device computes in"
+    if not data.arithmetic:
+        return Section(title=title)
+    rows = tuple((Cell(text=name), Cell(text=said)) for name, said in data.arithmetic.items())
+    table = Table(
+        caption="Every scheme that a layer could have, or that this device lacks",
+        columns=("Scheme", "On this device"),
+        rows=rows,
+    )
+    return Section(title=title, table=table)
+
+
 def _layers(data: ReportData) -> Section:
     if not data.layers:
         return Section(title="Layers")
     rows = tuple(_layer_cells(layer) for layer in data.layers)
     columns = (
         *("Layer", "Operator", "Scheme", "Algorithm", "Weights", "Size", "Latency"),
-        *("Divergence share", "Reason", "Next cheaper", "Next better"),
+        *("Bound by", "Divergence share", "Reason", "Next cheaper", "Next better"),
     )
     table = Table(
         caption="Every layer; click a heading to sort",
         columns=columns,
         rows=rows,
-        numeric=frozenset({4, 5, 6, 7}),
+        numeric=frozenset({4, 5, 6, 8}),
     )
     text = (
-        "Size is the weight with its scales. Latency and the share of the divergence are modelled "
-        "per layer. Next cheaper: the option with fewer bytes that loses least. Next better: the "
-        "option with less divergence that costs fewest bytes."
+        "Size is the weight with its scales. Latency, what most of it is spent on, and the share "
+        "of the divergence are modelled per layer. Next cheaper: the option with fewer bytes that "
+        "loses least. Next better: the option with less divergence that costs fewest bytes."
     )
     return Section(title="Layers", paragraphs=(text,), table=table)
 
@@ -238,6 +288,7 @@ def _layer_cells(layer: LayerRow) -> tuple[Cell, ...]:
         Cell(text=format_count(layer.params), sort=layer.params),
         Cell(text=MODELLED_MARK + format_bytes(layer.size_bytes), sort=layer.size_bytes),
         Cell(text=MODELLED_MARK + format_seconds(layer.latency_s), sort=layer.latency_s),
+        Cell(text=layer.bound),
         Cell(
             text=MODELLED_MARK + format_percent(layer.divergence_share),
             sort=layer.divergence_share,

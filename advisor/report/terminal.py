@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
     from advisor.plan import Plan
 
-_LEFT_TO_FILES = frozenset({"Static activation tensors", "Options that cannot run"})
+_LEFT_TO_FILES = frozenset(
+    {"Static activation tensors", "Options that cannot run", "What the device computes in"}
+)
 """Sections that would push the rest off the screen; files have them."""
 
-_COLUMN_NEEDS = {"Reason": 110, "Note": 120, "Operator": 170, "Algorithm": 170} | dict.fromkeys(
-    ("Next cheaper", "Next better"), 170
-)
+_COLUMN_NEEDS = {
+    "Bound by": 100,
+    "Reason": 110,
+    "Note": 120,
+    "Operator": 170,
+    "Algorithm": 170,
+} | dict.fromkeys(("Next cheaper", "Next better"), 170)
 """Columns of the terminal below which a column is left out; files have them all."""
 
 

@@ -19,6 +19,7 @@ _STEPS = {
 }
 _UNIT_OF = {
     "size_bytes": "B",
+    "file_bytes": "B",
     "memory_bytes": "B",
     "latency_s": "s",
     "energy_j": "J",

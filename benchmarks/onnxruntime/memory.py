@@ -170,7 +170,7 @@ def measure_model(name: str, batch: int, choices: Sequence[str]) -> Iterator[Row
         on_unsupported="keep",
     )
     with tempfile.TemporaryDirectory() as folder:
-        simulator = _simulator(prepared, Path(folder))
+        simulator = simulator_of(prepared, Path(folder))
         for schemes in choices:
             yield _measure(name, schemes, prepared, simulator, Path(folder))
 
@@ -233,7 +233,7 @@ def _choice(prepared: Prepared, schemes: str) -> Choice:
     return tuple(found)
 
 
-def _simulator(prepared: Prepared, folder: Path) -> Simulator:
+def simulator_of(prepared: Prepared, folder: Path) -> Simulator:
     """Calibrated on the example alone: ranges do not change what a model takes in memory."""
     setting, graph = prepared.setting, prepared.setting.graph
     flat = flatten_inputs(graph.module, graph.args, graph.kwargs)
@@ -247,7 +247,7 @@ def _simulator(prepared: Prepared, folder: Path) -> Simulator:
         classes=class_tensors(graph, setting.capability),
         kinds=kinds,
         powers=measure_powers(data.references),
-        rounded=RoundedWeights(graph),
+        rounded=RoundedWeights(graph, scales=setting.capability.scale_rounding),
         loss=None,
     )
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from advisor.profiles.rates import Rates
 from advisor.targets.onnxruntime.session import open_session, require
 from advisor.targets.statistics import low_quantile
 
@@ -25,29 +25,19 @@ ELEMENTS: Final = 2**23
 TINY: Final = 200
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """Speeds with all cores, or with one thread where it says so.
-
-    float32_ops_per_s: the highest of a product of two 512 x 512 matrices and the
-    layers below. int8_ops_per_s: of such a product. bandwidth, of one
-    core too: bytes per second of adding large arrays. launch_s: per node in a chain of tiny ones.
-    dispatch_s: of a forward pass with one tiny node. linear, conv, depthwise: operations per
-    second of middle-sized layers in float32. gather: bytes per second of an embedding. convert:
-    elements per second of QuantizeLinear.
-    """
-
-    float32_ops_per_s: float
-    int8_ops_per_s: float
-    bandwidth_bytes_per_s: float
-    core_bandwidth_bytes_per_s: float
-    launch_s: float
-    dispatch_s: float
-    linear_ops_per_s: float
-    conv_ops_per_s: float
-    depthwise_ops_per_s: float
-    gather_bytes_per_s: float
-    convert_elements_per_s: float
+SAYS: Final = {
+    "float32_ops_per_s": "MatMul 512 x 512 x 512",
+    "int8_ops_per_s": "MatMulIntegerToFloat 512 x 512 x 512",
+    "bandwidth_bytes_per_s": "Add on arrays of 34 MB",
+    "core_bandwidth_bytes_per_s": "the same Add with one thread",
+    "launch_s": "per node of a chain of 200 tiny Adds",
+    "dispatch_s": "a model of one tiny Add",
+    "linear_ops_per_s": "MatMul 128 x 768 x 768",
+    "conv_ops_per_s": "Conv 3x3, 64 to 64 channels, 56 x 56,",
+    "depthwise_ops_per_s": "depthwise Conv 3x3, 192 channels, 56 x 56,",
+    "gather_bytes_per_s": "Gather of 16384 rows of 384",
+    "elementwise_ops_per_s": "QuantizeLinear of 2^20 elements, 4 operations each,",
+}
 
 
 def measure_rates(say: Callable[[int, int], None]) -> Rates:
@@ -114,7 +104,8 @@ def measure_rates(say: Callable[[int, int], None]) -> Rates:
         conv_ops_per_s=middling[1],
         depthwise_ops_per_s=2 * 192 * 9 * positions / depthwise,
         gather_bytes_per_s=2 * 4 * ids.size * 384 / gather,
-        convert_elements_per_s=2**20 / convert,
+        elementwise_ops_per_s=4 * 2**20 / convert,
+        says=SAYS,
     )
 
 

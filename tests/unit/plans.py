@@ -16,6 +16,7 @@ from advisor.plan import (
     Quantity,
     TensorDecision,
 )
+from advisor.profiles.timeparts import TimeParts
 
 
 def modelled(value: float, how: str = "roofline") -> Quantity:
@@ -41,6 +42,7 @@ def make_layers(conv_name: str = "features.0") -> tuple[LayerDecision, ...]:
         algorithm="mse",
         size_bytes=208,
         latency_s=1.25e-05,
+        bound="memory",
         divergence=0.0004,
         reason="fastest within the budget",
         options=(
@@ -73,6 +75,7 @@ def make_layers(conv_name: str = "features.0") -> tuple[LayerDecision, ...]:
         algorithm="mse",
         size_bytes=128000,
         latency_s=3.1e-05,
+        bound="memory",
         divergence=0.0012,
         reason="smallest that stays inside the size budget",
         options=(
@@ -111,6 +114,7 @@ def make_layers(conv_name: str = "features.0") -> tuple[LayerDecision, ...]:
         algorithm="rtn",
         size_bytes=10240,
         latency_s=6e-06,
+        bound="memory",
         divergence=0.0,
         reason="pinned by classifier.3=fp32",
         options=(
@@ -157,6 +161,13 @@ def make_plan(**changes: Any) -> Plan:
             divergence=modelled(0.0016, "probe"),
         ),
         measured=Metrics(divergence=measured(0.00187), metric=measured(0.9861)),
+        breakdown=TimeParts(
+            compute_s=1.25e-05, memory_s=3.2e-05, overhead_s=4e-06, boundary_s=1e-06
+        ),
+        arithmetic={
+            "fp32": "computes in float32 on the cpu",
+            "w8a8": "computes in int8 on the cpu, at 4 times the rate of float32",
+        },
         model_gap=0.0031,
         measured_regret=0.12,
         baselines=(

@@ -441,6 +441,27 @@ def test_ragged_blocks_need_not_divide() -> None:
         ('name = "demo"', "name =", "demo.toml: not valid TOML"),
         ("[static]", "[[static]]", "static: expected a table"),
         ("[[scheme]]", "[[schema]]", "demo.toml: scheme: missing field"),
+        (
+            "[static]",
+            '[[fusion]]\nafter = ["conv2d"]\noperators = ["softmax"]\nsource = "x"\n[static]',
+            r"fusion\[0\].operators\[0\]: unknown operator 'softmax'",
+        ),
+        (
+            "[static]",
+            '[[fusion]]\nafter = ["conv2d"]\noperators = ["relu"]\n[static]',
+            r"fusion\[0\].source: missing field",
+        ),
+        (
+            "[static]",
+            '[file]\noperator_bytes = "1"\nsource = "x"\n[static]',
+            "file.operator_bytes: expected a number",
+        ),
+        (
+            "[static]",
+            '[file]\noperator_bytes = 1\nsource = "x"\n[[file.layer]]\nops = ["conv2d"]\n'
+            'schemes = ["w9"]\nsource = "x"\n[static]',
+            r"file.layer\[0\].schemes\[0\]: unknown scheme 'w9'",
+        ),
     ],
 )
 def test_bad_files_name_the_field(old: str, new: str, message: str) -> None:

@@ -14,7 +14,7 @@ from advisor.doctor import Cpu
 from advisor.profiles.host import measure_profile, profile_name, write_profile
 from advisor.profiles.loader import load_profile
 from advisor.profiles.parse import parse_profile
-from advisor.targets.onnxruntime.rates import Rates
+from advisor.profiles.rates import Rates
 
 CPU = Cpu(model='Some "odd" CPU @ 2.0GHz', cores=4, features=("avx2",))
 RATES = Rates(
@@ -28,7 +28,7 @@ RATES = Rates(
     conv_ops_per_s=2e11,
     depthwise_ops_per_s=1e6,
     gather_bytes_per_s=1e10,
-    convert_elements_per_s=5e9,
+    elementwise_ops_per_s=2e10,
 )
 
 

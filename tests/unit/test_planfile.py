@@ -162,7 +162,7 @@ def test_a_missing_field_is_refused_unless_it_is_a_free_key(place: Place) -> Non
     for key in place[:-1]:
         parent = parent[key]
     del parent[place[-1]]
-    if any(each in ("versions", "schemes", "pins", "outputs") for each in place[:-1]):
+    if any(each in ("versions", "schemes", "pins", "outputs", "arithmetic") for each in place[:-1]):
         parse(bad)
     else:
         assert f"{place[-1]}: missing field" in refusal(bad)

@@ -231,7 +231,7 @@ def test_html_escapes_names_of_the_model() -> None:
 def test_markdown_keeps_names_of_the_model_in_their_cell() -> None:
     text = render_markdown(make_plan(layers=make_layers(HOSTILE), baselines=(), pareto=()))
     row = next(line for line in text.splitlines() if "conv2d" in line)
-    assert len(re.findall(r"(?<!\\)\|", row)) == 12
+    assert len(re.findall(r"(?<!\\)\|", row)) == 13
     assert "<script>" not in re.sub(r"\\.", "", text)
     assert not any(line.startswith("# x") for line in text.splitlines())
 
@@ -245,7 +245,7 @@ def test_terminal_shows_names_of_the_model_as_they_are() -> None:
 
 def test_json_report() -> None:
     document = json.loads(render_json(make_plan()))
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["comparison"][0]["metrics"]["divergence"] == {
         "value": 0.00187,
         "origin": "measured",
@@ -288,7 +288,9 @@ def test_sections_without_content_are_left_out() -> None:
     assert titles == [
         "Comparison",
         "Predicted and measured",
+        "Where the time goes",
         "Kept in floating point",
+        "What the device computes in",
         "How good the search was",
         "Provenance",
     ]

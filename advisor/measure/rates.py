@@ -1,0 +1,223 @@
+"""How fast a runtime's kernels are on this machine, from small models of one kind of operator.
+
+Any runtime that can time models gives its rates so. A family's rate is the median over layers of
+several shapes, what starting an operator takes off each; how far the shapes are apart is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from advisor.errors import UsageError
+from advisor.measure.measure import workbench
+from advisor.passes.candidates import find_candidates
+from advisor.passes.capture import capture
+from advisor.passes.group import group_layers
+from advisor.passes.shapes import deployment_inputs
+from advisor.profiles.cost import EXPONENTIAL
+from advisor.profiles.loader import load_profile
+from advisor.profiles.rates import Rates
+from advisor.setting import Deployment, graph_for, make_setting
+from advisor.targets.base import Stopwatch
+from advisor.targets.registry import capability_named, target_named
+
+LIMIT_S: Final = 0.5
+"""Time to spend on one kernel."""
+
+STAND_IN: Final = "arm-neon"
+"""A profile is needed to set a kernel up; none of its figures is used."""
+
+CHAIN: Final = 100
+SOFTMAX: Final = EXPONENTIAL + 4
+
+LINEAR: Final = ((128, 768, 768), (128, 768, 3072), (64, 256, 1024), (512, 512, 512))
+"""Rows, inputs, outputs."""
+CONV: Final = ((64, 64, 3, 56), (256, 64, 1, 28), (128, 128, 3, 28), (32, 192, 1, 56))
+"""Inputs, outputs, pixels a side of the kernel and of the picture."""
+DEPTHWISE: Final = ((192, 3, 56), (384, 3, 14), (240, 5, 28))
+"""Channels, pixels a side of the kernel and of the picture."""
+ROWS, WIDTH, TABLE = 4096, 384, 30_000
+LARGE: Final = 2**22
+
+
+class _Adds(nn.Module):
+    """A chain of additions of one tensor."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        for _ in range(self.count):
+            x = x + y
+        return x
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """One operator to time. amount: operations, or bytes moved where it has none."""
+
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    amount: float
+    scheme: str = "fp32"
+    threads: int | None = None
+
+
+def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
+    """Time a runtime's kernels on this machine; about a minute.
+
+    Raises:
+        MissingDependencyError: the runtime is not installed.
+        UsageError: the runtime cannot be timed.
+    """
+    stopwatch = target_named(runtime)
+    if not isinstance(stopwatch, Stopwatch):
+        raise UsageError(f"{runtime} cannot be timed")
+    kernels = kernels_of()
+    seconds: dict[str, list[float]] = {}
+    done, count = 0, sum(len(each) for each in kernels.values())
+    for name, each in kernels.items():
+        for kernel in each:
+            say(done, count)
+            seconds.setdefault(name, []).append(time_kernel(kernel, stopwatch, runtime))
+            done += 1
+    say(count, count)
+    return fit_rates(kernels, seconds)
+
+
+def kernels_of() -> dict[str, list[Kernel]]:
+    """What is timed, by what it tells."""
+    torch.manual_seed(0)
+    square = LINEAR[-1]
+    one, large = torch.randn(1, 4), torch.randn(1, LARGE)
+    return {
+        "linear": [_linear(*shape) for shape in LINEAR],
+        "conv": [_conv(*shape) for shape in CONV],
+        "depthwise": [_depthwise(*shape) for shape in DEPTHWISE],
+        "int8": [_linear(*square, scheme="w8a8"), _linear(*LINEAR[1], scheme="w8a8")],
+        "bandwidth": [Kernel(model=_Adds(1), inputs=(large, large), amount=3 * 4 * LARGE)],
+        "core": [Kernel(model=_Adds(1), inputs=(large, large), amount=3 * 4 * LARGE, threads=1)],
+        "chain": [Kernel(model=_Adds(CHAIN), inputs=(one, one), amount=CHAIN)],
+        "single": [Kernel(model=_Adds(1), inputs=(one, one), amount=1)],
+        "gather": [
+            Kernel(
+                model=nn.Embedding(TABLE, WIDTH),
+                inputs=(torch.randint(TABLE, (1, ROWS)),),
+                amount=2 * 4 * ROWS * WIDTH,
+            )
+        ],
+        "elementwise": [
+            Kernel(
+                model=nn.Softmax(dim=-1),
+                inputs=(torch.randn(1, rows, 128),),
+                amount=SOFTMAX * rows * 128,
+            )
+            for rows in (256, 2048)
+        ],
+    }
+
+
+def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
+    """Seconds of one forward."""
+    capability = capability_named(runtime)
+    deployment = Deployment(
+        profile=load_profile(STAND_IN),
+        capability=capability,
+        batch=kernel.inputs[0].shape[0],
+        sequence=None,
+        threads=kernel.threads,
+    )
+    graph = graph_for(capture(kernel.model.eval(), kernel.inputs, {}), capability)
+    groups = group_layers(graph, capability)
+    setting = make_setting(graph, groups, find_candidates(graph, groups, capability), deployment)
+    choice = tuple(
+        [option.scheme for option in setting.space.candidates[group.name]].index(kernel.scheme)
+        for group in groups
+    )
+    (timing,) = stopwatch.time_models(
+        [partial(workbench(setting).build, choice)],
+        deployment_inputs(graph, deployment.batch, None),
+        threads=kernel.threads,
+        limit_s=LIMIT_S,
+        with_parts=False,
+        say=lambda _done, _count: None,
+    )
+    return timing.seconds
+
+
+def fit_rates(kernels: dict[str, list[Kernel]], seconds: dict[str, list[float]]) -> Rates:
+    """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing."""
+    single = seconds["single"][0]
+
+    def rates(name: str) -> list[float]:
+        pairs = zip(kernels[name], seconds[name], strict=True)
+        # Where the start is most of it, half of the time is still believed to be work.
+        return [kernel.amount / max(taken - single, taken / 2) for kernel, taken in pairs]
+
+    families = {name: rates(name) for name in kernels}
+    floats = [*families["linear"], *families["conv"], *families["depthwise"]]
+    return Rates(
+        float32_ops_per_s=max(floats),
+        int8_ops_per_s=max(families["int8"]),
+        bandwidth_bytes_per_s=median(families["bandwidth"]),
+        core_bandwidth_bytes_per_s=median(families["core"]),
+        launch_s=max(seconds["chain"][0] - single, 0.0) / (CHAIN - 1),
+        dispatch_s=single,
+        linear_ops_per_s=median(families["linear"]),
+        conv_ops_per_s=median(families["conv"]),
+        depthwise_ops_per_s=median(families["depthwise"]),
+        gather_bytes_per_s=median(families["gather"]),
+        elementwise_ops_per_s=median(families["elementwise"]),
+        says=_said(families),
+    )
+
+
+def _said(families: dict[str, list[float]]) -> dict[str, str]:
+    def median_of(name: str, what: str) -> str:
+        found = families[name]
+        low, high = (each / median(found) for each in (min(found), max(found)))
+        return f"median of {len(found)} {what} in float32, {low:.2f} to {high:.2f} of it,"
+
+    return {
+        "float32_ops_per_s": "the fastest of the products and convolutions below",
+        "int8_ops_per_s": f"the faster of {len(families['int8'])} products in static int8",
+        "bandwidth_bytes_per_s": f"adding two arrays of {4 * LARGE / 1e6:.0f} MB",
+        "core_bandwidth_bytes_per_s": "the same with one thread",
+        "launch_s": f"per operator of a chain of {CHAIN} tiny additions",
+        "dispatch_s": "a model of one tiny addition",
+        "linear_ops_per_s": median_of("linear", "products"),
+        "conv_ops_per_s": median_of("conv", "convolutions"),
+        "depthwise_ops_per_s": median_of("depthwise", "depthwise convolutions"),
+        "gather_bytes_per_s": f"{ROWS} rows of {WIDTH}",
+        "elementwise_ops_per_s": f"softmax over 128, {SOFTMAX} operations each,",
+    }
+
+
+def _linear(rows: int, inputs: int, outputs: int, scheme: str = "fp32") -> Kernel:
+    return Kernel(
+        model=nn.Linear(inputs, outputs),
+        inputs=(torch.randn(rows, inputs),),
+        amount=2 * rows * inputs * outputs,
+        scheme=scheme,
+    )
+
+
+def _conv(inputs: int, outputs: int, kernel: int, side: int, groups: int = 1) -> Kernel:
+    model = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups)
+    return Kernel(
+        model=model,
+        inputs=(torch.randn(1, inputs, side, side),),
+        amount=2 * side**2 * model.weight.numel(),
+    )
+
+
+def _depthwise(channels: int, kernel: int, side: int) -> Kernel:
+    return _conv(channels, channels, kernel, side, groups=channels)

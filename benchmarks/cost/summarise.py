@@ -1,0 +1,150 @@
+"""README.md from the results that there are.
+
+python -m benchmarks.cost.summarise
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from advisor.atomic import write_text
+from benchmarks.cost import decisions, latency, published, sizes
+
+HERE: Final = Path(__file__).parent
+PAGE: Final = HERE / "README.md"
+INTRODUCTION: Final = HERE / "introduction.md"
+SECTIONS: Final = ("published", "decisions", "sizes", "latency")
+"""Where each goes, the introduction has a line such as "<!-- published -->"."""
+
+
+def main() -> int:
+    """Write the page."""
+    text = INTRODUCTION.read_text(encoding="utf-8")
+    for name in SECTIONS:
+        text = text.replace(f"<!-- {name} -->", "\n".join(RENDERERS[name]()))
+    write_text(PAGE, text)
+    return 0
+
+
+def published_section() -> list[str]:
+    """Every point, its ratio, and the medians by profile."""
+    found = _read(published.RESULTS)
+    if found is None:
+        return ["Not run yet."]
+    rows: list[dict[str, Any]] = found["rows"]
+    overall = found["overall"]
+    lines = [
+        f"{overall['points']} points on {len({row['profile'] for row in rows})} profiles: the "
+        f"median of predicted over published is {overall['median_ratio']:.2f}; "
+        f"{overall['within_1.5x']:.0%} are within a factor of 1.5, {overall['within_2x']:.0%} "
+        f"within 2, {overall['within_3x']:.0%} within 3.",
+        "",
+        "| profile | points | median ratio | lowest | highest |",
+        "|---|---|---|---|---|",
+    ]
+    for profile, ratios in _by(rows, "profile").items():
+        lines.append(
+            f"| `{profile}` | {len(ratios)} | {median(ratios):.2f} | {min(ratios):.2f} | "
+            f"{max(ratios):.2f} |"
+        )
+    sources = list(dict.fromkeys(str(row["source"]) for row in rows))
+    lines += [
+        "",
+        "| profile | model | size | batch | scheme | published | predicted | ratio | mostly | "
+        "from |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        parts: dict[str, float] = row["parts"]
+        mostly = max(parts, key=lambda name: parts[name]).removesuffix("_s")
+        threads = f", {row['threads']} threads" if row["threads"] else ""
+        lines.append(
+            f"| `{row['profile']}` | {row['model']} | {row['size']} | {row['batch']}{threads} | "
+            f"`{row['scheme']}` | {row['published_s'] * 1e3:.3g} ms | "
+            f"{row['predicted_s'] * 1e3:.3g} ms | {row['ratio']:.2f} | {mostly} | "
+            f"{sources.index(row['source']) + 1} |"
+        )
+    lines += ["", "Sources:", ""]
+    lines += [f"{number}. {_linked(source)}" for number, source in enumerate(sources, 1)]
+    return lines
+
+
+def decisions_section() -> list[str]:
+    """One model's plans over devices."""
+    found = _read(decisions.RESULTS)
+    return ["Not run yet."] if found is None else decisions.to_markdown(found)
+
+
+def sizes_section() -> list[str]:
+    """Predicted and written bytes, by runtime and model."""
+    found = _read(sizes.RESULTS)
+    if found is None:
+        return ["Not run yet."]
+    lines = [
+        f"{found['within_half_a_percent']} of {found['files']} files are within 0.5 %; the largest "
+        f"error is {found['largest_error']:.2%}.",
+        "",
+        "| runtime | model | schemes | smallest file | largest error |",
+        "|---|---|---|---|---|",
+    ]
+    kinds = dict.fromkeys((row["runtime"], row["model"]) for row in found["rows"])
+    for runtime, model in kinds:
+        rows = [r for r in found["rows"] if (r["runtime"], r["model"]) == (runtime, model)]
+        worst = max(rows, key=lambda row: abs(row["error"]))
+        lines.append(
+            f"| {runtime} | {model} | {len(rows)} | "
+            f"{min(row['disk_bytes'] for row in rows) / 1e6:.1f} MB | "
+            f"{worst['error']:+.2%} (`{worst['scheme']}`) |"
+        )
+    return lines
+
+
+def latency_section() -> list[str]:
+    """Random plans timed on a quiet machine, where that was done."""
+    found = _read(latency.RESULTS)
+    if found is None:
+        return ["Not run yet on a machine that does nothing else."]
+    overall = found["overall"]
+    lines = [f"{overall['plans']} plans, noise floor {overall['noise']:.1%}.", ""]
+    for name in ("modelled", "timed"):
+        errors = overall[name]
+        lines.append(
+            f"- {name}: median error {errors['median_error']:.1%}, nine of ten below "
+            f"{errors['p90_error']:.1%}, rank correlation {errors['spearman']:.2f}"
+        )
+    return lines
+
+
+def _by(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row[name], []).append(row["ratio"])
+    return found
+
+
+def _linked(source: str) -> str:
+    """The source's title as a link to its address."""
+    matched = re.fullmatch(r"(.*), (https?://\S+)", source)
+    return source if matched is None else f"[{matched[1]}]({matched[2]})"
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+RENDERERS: Final = {
+    "published": published_section,
+    "decisions": decisions_section,
+    "sizes": sizes_section,
+    "latency": latency_section,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
