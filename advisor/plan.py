@@ -223,8 +223,9 @@ class Plan:
             PlanError: the model is not known here; pass it to ``Plan.load(path, model=...)``.
         """
         from advisor.binding import quantized_of
+        from advisor.passes.fx import with_code
 
-        return quantized_of(self).module
+        return with_code(quantized_of(self).module)
 
     def compile(
         self, out_dir: str | Path, runtime: str | None = None, *, options: object | None = None

@@ -9,19 +9,26 @@ from typing import Any
 import torch
 from torch.fx import Graph as FxGraph
 from torch.fx import GraphModule, Interpreter, Node
+from torch.fx._lazy_graph_module import (
+    _LazyGraphModule,  # pyright: ignore[reportPrivateUsage]  # see clone
+)
 from torch.utils import _pytree as pytree
 
 from advisor.passes.graph import NAME_KEY, PASS_KEY, ROLE_KEY, Graph, name_of
 
 
 def clone(module: GraphModule) -> GraphModule:
-    """A GraphModule with nodes of its own that shares every tensor with ``module``."""
+    """A GraphModule with nodes of its own that shares every tensor with ``module``.
+
+    Its Python code is generated when something first calls it or reads its code. Passes and
+    interpreters read the nodes alone, and a search makes many graphs that nobody ever calls.
+    """
     graph = FxGraph()
     result: Any = graph.graph_copy(module.graph, val_map={}, return_output_node=True)
     value, old_output = result
     graph.output(value).meta = dict(old_output.meta)
     graph.set_codegen(_signature(module.graph))  # never changed by a pass
-    copied = GraphModule(module, graph, class_name="GraphModule")
+    copied = _LazyGraphModule(module, graph, class_name="GraphModule")
     copied.meta = dict(module.meta)
     return copied
 
@@ -39,7 +46,6 @@ def with_plain_outputs(module: GraphModule) -> GraphModule:
     _, flat = pytree.tree_flatten((0,) * info.out_spec.num_leaves)
     codegen.pytree_info = info._replace(out_spec=flat)
     plain.graph.set_codegen(codegen)
-    plain.recompile()
     return plain
 
 
@@ -49,11 +55,17 @@ def _signature(graph: FxGraph) -> Any:
 
 
 def finish(module: GraphModule) -> GraphModule:
-    """Drop dead nodes and unused attributes, check, and regenerate the code."""
+    """Drop dead nodes and unused attributes, check, and have the code generated anew."""
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.delete_all_unused_submodules()
     module.recompile()
+    return module
+
+
+def with_code(module: GraphModule) -> GraphModule:
+    """The module itself, its code generated: ``forward`` has the signature of the graph."""
+    _LazyGraphModule.force_recompile(module)
     return module
 
 

@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from advisor.passes.fx import placeholders
+from advisor.passes.fx import placeholders, with_code
 from advisor.passes.graph import Graph
 
 _CHATTY: Final = "torch.onnx._internal.exporter._registration"
@@ -23,7 +23,7 @@ def reexport(module: GraphModule, source: Graph) -> ExportedProgram:
     """Export an edited module again, with the inputs and dynamic dimensions of ``source``."""
     with quiet(), torch.no_grad():
         return torch.export.export(
-            module,
+            with_code(module),
             tuple(source.args),
             dict(source.kwargs),
             dynamic_shapes=_dynamic_shapes(source),

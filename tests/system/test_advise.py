@@ -15,8 +15,9 @@ from advisor import Plan, advise
 from advisor.demo import digits
 from advisor.errors import InfeasibleError, InputError, UnsupportedError
 from advisor.planfile import plan_to_json
+from tests.system import small
+from tests.system.small import IMAGES, plan_small
 
-IMAGES = digits.data()
 TRIALS = 4
 
 
@@ -88,9 +89,7 @@ def test_predicted_size_is_the_initialisers_on_disk(plan: Plan, artifact: Any) -
 
 
 def test_same_seed_same_plan_byte_for_byte(plan: Plan) -> None:
-    """Anew, and from the trials that were kept."""
-    first = plan_to_json(plan_digits(cache=True))
-    assert first == plan_to_json(plan_digits(cache=True)) == plan_to_json(plan)
+    assert plan_to_json(plan_digits()) == plan_to_json(plan)
 
 
 def test_saved_plan_needs_no_rounding(
@@ -113,7 +112,7 @@ def test_saved_plan_needs_no_rounding(
 
 def test_plan_of_a_named_factory_finds_its_model_again(tmp_path: Path) -> None:
     made = advise(
-        "advisor.demo.digits:build", target="intel-vnni", budget="size=200kB", trials=1, cache=False
+        "tests.system.small:build", target="intel-vnni", budget="size=200kB", trials=1, cache=False
     )
     made.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
@@ -174,7 +173,7 @@ def test_metric_and_accuracy_drop() -> None:
 
 
 def test_pins_hold_and_are_explained() -> None:
-    made = plan_digits(pin={"head": "fp16", "op:conv2d": "w8a8"}, budget=None)
+    made = plan_small(pin={"head": "fp16", "op:conv2d": "w8a8"})
     schemes = {layer.name: layer.scheme for layer in made.layers}
     assert schemes.pop("head") == "fp16"
     assert set(schemes.values()) == {"w8a8"}
@@ -199,7 +198,7 @@ def test_card_call_infers_inputs_and_says_that_calibration_is_synthetic(tmp_path
     class Small(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv = nn.Conv2d(3, 8, 3)
+            self.conv = nn.Conv2d(3, 8, 3, stride=4)
             self.head = nn.Linear(8, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -217,10 +216,10 @@ def test_card_call_infers_inputs_and_says_that_calibration_is_synthetic(tmp_path
 
 @pytest.mark.parametrize("target", ["m2", "h100", "arm-neon", "tpu-v5e", "intel-vnni"])
 def test_every_profile_gets_a_plan_and_a_report(target: str, tmp_path: Path) -> None:
-    made = plan_digits(target=target, budget=None, trials=1)
+    made = plan_small(target=target)
     assert made.target == target
     assert json.loads(made.report(tmp_path / "report.json").read_text())
-    assert len(made.layers) == 10
+    assert len(made.layers) == 3
 
 
 def test_calibration_generator_is_read_once() -> None:
@@ -232,7 +231,7 @@ def test_calibration_generator_is_read_once() -> None:
             served += 1
             yield batch
 
-    made = plan_digits(calibration=batches(), trials=1)
+    made = plan_small(calibration=batches())
     assert served == 4
     assert made.provenance.calibration.batches == 4
     assert made.provenance.calibration.scoring_samples == 128
@@ -243,7 +242,7 @@ def test_loss_replaces_the_divergence() -> None:
     def loss(outputs: torch.Tensor, reference: torch.Tensor) -> float:
         return float((outputs - reference).abs().mean()) + 5.0
 
-    made = plan_digits(loss=loss, trials=1)
+    made = plan_small(loss=loss)
     assert value(made, "divergence") > 5.0
     assert any("loss" in note for note in made.notes)
 
@@ -252,7 +251,7 @@ def test_dropped_plan_releases_its_model() -> None:
     import gc
     import weakref
 
-    made = plan_digits(trials=1)
+    made = plan_small()
     made.apply()
     seen = weakref.ref(made)
     del made
@@ -268,7 +267,7 @@ def test_loss_that_overflows_on_some_plans_leaves_no_number(tmp_path: Path) -> N
         calls += 1
         return 0.5 if calls <= 2 else float("nan")
 
-    made = plan_digits(loss=loss, calibration=IMAGES.calibration_batches(64)[:2])
+    made = plan_small(loss=loss, objective="accuracy", trials=TRIALS)
     assert any(trial.metrics.divergence is None for trial in made.trials)
     assert made.measured.divergence is not None
     assert "loss" in made.measured.divergence.how
@@ -279,19 +278,15 @@ def test_kept_trials_are_used_only_for_the_same_question(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path))
-    small: dict[str, Any] = {
-        "budget": None,
-        "schemes": ["w8a8", "w8"],
-        "calibration": IMAGES.calibration_batches(64)[:2],
-    }
-    alone = plan_to_json(plan_digits(**small, objective="auto"))
-    plan_digits(**small, cache=True)
+    options: dict[str, Any] = {"trials": TRIALS, "schemes": ["w8a8", "w8"]}
+    alone = plan_to_json(plan_small(**options))
+    plan_small(**options, objective="accuracy", cache=True)
     for _ in range(2):
-        assert plan_to_json(plan_digits(**small, objective="auto", cache=True)) == alone
+        assert plan_to_json(plan_small(**options, cache=True)) == alone
     assert len(list(tmp_path.rglob("*.journal"))) == 2
     # Two losses of one name are different questions: neither is kept.
     low, high = (
-        plan_digits(**small, cache=True, loss=lambda _a, _b, at=at: at) for at in (0.25, 0.75)
+        plan_small(**options, cache=True, loss=lambda _a, _b, at=at: at) for at in (0.25, 0.75)
     )
     assert (value(low, "divergence"), value(high, "divergence")) == (0.25, 0.75)
     assert len(list(tmp_path.rglob("*.journal"))) == 2
@@ -299,29 +294,31 @@ def test_kept_trials_are_used_only_for_the_same_question(
 
 @pytest.mark.parametrize("objective", ["latency", "memory"])
 def test_accuracy_drop_limits_every_objective(objective: str) -> None:
-    reference = digits.load()(IMAGES.calibration[:64]).detach()
+    reference = small.load()(IMAGES.calibration[:64]).detach()
 
     def metric(module: nn.Module) -> float:
         return 1.0 - float((module(IMAGES.calibration[:64]) - reference).abs().max())
 
-    free = plan_digits(budget=None, objective=objective, metric=metric)
+    free = plan_small(objective=objective, metric=metric, trials=TRIALS)
     drop = (1.0 - value(free, "metric")) / 2
-    held = plan_digits(budget={"accuracy_drop": drop}, objective=objective, metric=metric)
+    held = plan_small(
+        budget={"accuracy_drop": drop}, objective=objective, metric=metric, trials=TRIALS
+    )
     assert value(free, "metric") < 1.0 - drop <= value(held, "metric")
     assert "finalists within" in held.outcome
 
 
 def test_metric_may_be_an_array_of_any_float() -> None:
-    made = plan_digits(trials=1, metric=lambda _: torch.tensor([1.0, 0.5], dtype=torch.bfloat16))
+    made = plan_small(metric=lambda _: torch.tensor([1.0, 0.5], dtype=torch.bfloat16))
     assert value(made, "metric") == 0.75
 
 
 def test_exported_program_brings_its_own_inputs() -> None:
     images = IMAGES.calibration
-    program = torch.export.export(digits.load().eval(), (images[:2],))
+    program = torch.export.export(small.load(), (images[:2],))
     batches = [images[i : i + 2] for i in range(0, 8, 2)]
     made = advise(program, target="intel-vnni", batch=2, calibration=batches, trials=1, cache=False)
-    assert len(made.layers) == 10
+    assert len(made.layers) == 3
     with pytest.raises(InputError, match=r"\(64, 1, 8, 8\)"):
         advise(program, target="intel-vnni", batch=2, calibration=[images[:64]], cache=False)
 

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from advisor import Plan, advise
-from advisor.demo import digits
 from advisor.errors import (
     AdvisorError,
     BudgetError,
@@ -30,23 +29,13 @@ from advisor.errors import (
     UnsupportedError,
     UsageError,
 )
-
-IMAGES = digits.data()
-
-
-def plan_digits(**options: Any) -> Plan:
-    settings: dict[str, Any] = {
-        "target": "intel-vnni",
-        "calibration": IMAGES.calibration_batches(64)[:2],
-        "trials": 1,
-        "cache": False,
-    }
-    return advise(options.pop("model", None) or digits.load(), **(settings | options))
+from tests.system import small
+from tests.system.small import IMAGES, plan_small
 
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
-    return plan_digits(budget="size=200kB")
+    return plan_small()
 
 
 @pytest.fixture
@@ -63,12 +52,12 @@ class Forever:
 
 def test_unknown_target_names_the_nearest() -> None:
     with pytest.raises(ProfileError, match=r"intel-vni.*intel-vnni"):
-        plan_digits(target="intel-vni")
+        plan_small(target="intel-vni")
 
 
 def test_unknown_runtime_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="onnxruntime"):
-        plan_digits(runtime="onnxruntim")
+        plan_small(runtime="onnxruntim")
 
 
 @pytest.mark.parametrize(
@@ -76,29 +65,29 @@ def test_unknown_runtime_names_the_nearest() -> None:
 )
 def test_malformed_budget(budget: Any) -> None:
     with pytest.raises(BudgetError):
-        plan_digits(budget=budget, calibration=Forever())
+        plan_small(budget=budget, calibration=Forever())
 
 
-@pytest.mark.parametrize("budget", ["size=5kB", "1us", "memory=2kB"])
+@pytest.mark.parametrize("budget", ["size=1kB", "0.01us", "memory=1kB"])
 def test_infeasible_budget_is_refused_before_calibration(budget: str) -> None:
     with pytest.raises(InfeasibleError, match="smallest") as caught:
-        plan_digits(budget=budget, inputs=IMAGES.test[:1], calibration=Forever())
+        plan_small(budget=budget, inputs=IMAGES.test[:1], calibration=Forever())
     assert caught.value.exit_code == 3
 
 
 def test_smallest_feasible_value_named_is_feasible() -> None:
     with pytest.raises(InfeasibleError) as caught:
-        plan_digits(budget={"size": 10_000}, inputs=IMAGES.test[:1], calibration=Forever())
+        plan_small(budget={"size": 1000}, inputs=IMAGES.test[:1], calibration=Forever())
     import re
 
     found = re.search(r"([\d.]+) KB", str(caught.value).split("smallest", 1)[1])
     assert found is not None
     smallest = float(found.group(1)) * 1000
-    made = plan_digits(budget={"size": smallest * 1.001})
+    made = plan_small(budget={"size": smallest * 1.001})
     assert made.predicted.size_bytes is not None
     assert made.predicted.size_bytes.value <= smallest * 1.001
     with pytest.raises(InfeasibleError):
-        plan_digits(budget={"size": smallest * 0.98})
+        plan_small(budget={"size": smallest * 0.98})
 
 
 def test_inputs_that_cannot_be_inferred() -> None:
@@ -116,40 +105,40 @@ def test_inputs_that_cannot_be_inferred() -> None:
 
 def test_wrong_shape() -> None:
     with pytest.raises(InputError, match="does not run"):
-        plan_digits(inputs=torch.zeros(2, 3, 8, 8))
+        plan_small(inputs=torch.zeros(2, 3, 8, 8))
 
 
 def test_calibration_of_another_shape_or_dtype() -> None:
     good = IMAGES.calibration[:8]
     with pytest.raises(InputError, match="shape"):
-        plan_digits(inputs=good, calibration=[good, torch.zeros(8, 1, 9, 9)])
+        plan_small(inputs=good, calibration=[good, torch.zeros(8, 1, 9, 9)])
     with pytest.raises(InputError, match="int64"):
-        plan_digits(inputs=good, calibration=[good, torch.zeros(8, 1, 8, 8, dtype=torch.int64)])
+        plan_small(inputs=good, calibration=[good, torch.zeros(8, 1, 8, 8, dtype=torch.int64)])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(bad: float) -> None:
-    model = digits.load()
+    model = small.load()
     with torch.no_grad():
         model.head.weight[3, 5] = bad
     with pytest.raises(ModelError, match=r"head\.weight"):
-        plan_digits(model=model)
+        plan_small(model=model)
 
 
 def test_calibration_that_is_not_finite() -> None:
     broken = IMAGES.calibration[:8].clone()
     broken[2, 0, 1, 1] = float("nan")
     with pytest.raises(CalibrationError, match="batch 1"):
-        plan_digits(calibration=[IMAGES.calibration[:8], broken])
+        plan_small(calibration=[IMAGES.calibration[:8], broken])
 
 
 def test_empty_calibration() -> None:
     with pytest.raises(CalibrationError, match="empty"):
-        plan_digits(calibration=[])
+        plan_small(calibration=[])
     with pytest.raises(CalibrationError, match="empty"):
-        plan_digits(inputs=IMAGES.test[:1], calibration=iter(()))
+        plan_small(inputs=IMAGES.test[:1], calibration=iter(()))
     with pytest.raises(CalibrationError, match="iterable of batches"):
-        plan_digits(calibration=IMAGES.calibration[:8])
+        plan_small(calibration=IMAGES.calibration[:8])
 
 
 def test_data_dependent_control_flow_names_module_and_line() -> None:
@@ -205,11 +194,11 @@ def test_model_without_a_quantizable_layer() -> None:
 
 def test_pin_of_nothing_and_of_the_impossible() -> None:
     with pytest.raises(UsageError, match="head"):
-        plan_digits(pin={"haed": "fp16"})
+        plan_small(pin={"haed": "fp16"})
     with pytest.raises(UsageError, match="unknown scheme"):
-        plan_digits(pin={"head": "w5"})
+        plan_small(pin={"head": "w5"})
     with pytest.raises(UnsupportedError, match="possible here"):
-        plan_digits(pin={"stem.conv": "w4-g32"})
+        plan_small(pin={"stem.conv": "w4-g32"})
 
 
 @pytest.mark.parametrize(
@@ -232,7 +221,7 @@ def test_pin_of_nothing_and_of_the_impossible() -> None:
 )
 def test_argument_that_cannot_be_used(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        plan_digits(**options)
+        plan_small(**options)
 
 
 def test_not_a_model() -> None:
@@ -243,11 +232,11 @@ def test_not_a_model() -> None:
 @pytest.mark.parametrize("result", [float("nan"), "good", [], [1.0, float("inf")]])
 def test_metric_that_is_no_number(result: Any) -> None:
     with pytest.raises(UsageError, match="metric returned"):
-        plan_digits(metric=lambda _: result)
+        plan_small(metric=lambda _: result)
 
 
 def test_plan_of_another_model(saved: Path) -> None:
-    other = digits.load()
+    other = small.load()
     with torch.no_grad():
         other.head.weight[0, 0] += 1e-3
     with pytest.raises(PlanError, match="another model"):
@@ -262,9 +251,9 @@ def test_corrupted_plan(saved: Path) -> None:
     with pytest.raises(PlanError, match="JSON"):
         Plan.load(saved)
     document = json.loads(text)
-    document["layers"][3]["scheme"] = "w5"
+    document["layers"][1]["scheme"] = "w5"
     saved.write_text(json.dumps(document))
-    with pytest.raises(PlanError, match=r"layers\[3\]\.scheme"):
+    with pytest.raises(PlanError, match=r"layers\[1\]\.scheme"):
         Plan.load(saved)
 
 
@@ -282,10 +271,10 @@ def test_missing_or_altered_tensors(saved: Path) -> None:
     content[-1] ^= 1
     tensors.write_bytes(content)
     with pytest.raises(PlanError, match="SHA-256"):
-        Plan.load(saved, model=digits.load())
+        Plan.load(saved, model=small.load())
     tensors.unlink()
     with pytest.raises(PlanError, match="missing"):
-        Plan.load(saved, model=digits.load())
+        Plan.load(saved, model=small.load())
 
 
 def test_unwritable_folder(plan: Plan, tmp_path: Path) -> None:
@@ -318,25 +307,30 @@ def test_report_of_an_unknown_kind(plan: Plan, tmp_path: Path) -> None:
 
 
 def test_runtime_without_an_emitter(tmp_path: Path) -> None:
-    made = plan_digits(target="tpu-v5e", budget="4GB")
+    made = plan_small(target="tpu-v5e", budget="4GB")
     with pytest.raises(MissingEmitterError, match=r"XLA.*: coreai, coreml, onnx") as caught:
         made.compile(tmp_path / "build")
     assert caught.value.exit_code == 4
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_runtime(plan: Plan, tmp_path: Path) -> None:
+def test_missing_runtime(plan: Plan, tmp_path: Path, root: Path) -> None:
     plan.save(tmp_path / "plan.json")
     script = (
         "import sys; sys.modules['onnxruntime'] = None\n"
         "from advisor import Plan\n"
-        "from advisor.demo import digits\n"
-        f"plan = Plan.load({str(tmp_path / 'plan.json')!r}, model=digits.load())\n"
+        "from tests.system import small\n"
+        f"plan = Plan.load({str(tmp_path / 'plan.json')!r}, model=small.load())\n"
         f"plan.compile({str(tmp_path / 'build')!r})\n"
     )
     environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, "-c", script],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 1
     assert "MissingDependencyError" in done.stderr
@@ -368,23 +362,23 @@ def test_every_error_is_one_of_ours() -> None:
 )
 def test_argument_of_the_wrong_kind(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        plan_digits(**options)
+        plan_small(**options)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_model_that_is_not_float32(dtype: torch.dtype) -> None:
     with pytest.raises(ModelError, match=r"stem\.conv\.weight is .*model\.float\(\)"):
-        plan_digits(model=digits.load().to(dtype))
+        plan_small(model=small.load().to(dtype))
 
 
 def test_inference_mode_is_refused() -> None:
     with torch.inference_mode(), pytest.raises(UsageError, match="inference_mode"):
-        plan_digits()
+        plan_small()
 
 
 def test_model_changed_after_the_plan(tmp_path: Path) -> None:
-    model = digits.load()
-    made = plan_digits(model=model, pin={"head": "fp32"})
+    model = small.load()
+    made = plan_small(model=model, pin={"head": "fp32"})
     made.apply()
     with torch.no_grad():
         model.head.weight.mul_(2.0)
@@ -406,7 +400,7 @@ def test_model_that_differs_in_a_keyword_only(tmp_path: Path) -> None:
             return nn.functional.gelu(self.linear(x), approximate=self.approximate)
 
     batches = [torch.randn(4, 32) for _ in range(2)]
-    made = plan_digits(model=Gelu("none"), calibration=batches)
+    made = plan_small(model=Gelu("none"), calibration=batches)
     saved = made.save(tmp_path / "plan.json")
     assert Plan.load(saved, model=Gelu("none")).fingerprint == made.fingerprint
     with pytest.raises(PlanError, match="another model"):
@@ -429,11 +423,11 @@ def test_on_unsupported_error_speaks_of_the_runtime_too() -> None:
         "calibration": [torch.randn(4, 4, 8)],
         "schemes": ["w4a8-dynamic"],
     }
-    kept = {layer.name: layer for layer in plan_digits(model=Mixed(), **options).layers}["conv"]
+    kept = {layer.name: layer for layer in plan_small(model=Mixed(), **options).layers}["conv"]
     assert kept.scheme == "fp32"
     assert "only on" in kept.reason
     with pytest.raises(UnsupportedError, match="1 of 2 layers"):
-        plan_digits(model=Mixed(), on_unsupported="error", **options)
+        plan_small(model=Mixed(), on_unsupported="error", **options)
 
 
 def test_pin_on_a_profile_that_has_no_name_here(tmp_path: Path) -> None:
@@ -442,7 +436,7 @@ def test_pin_on_a_profile_that_has_no_name_here(tmp_path: Path) -> None:
     shipped = (Path(profiles.__file__).parent / "intel-vnni.toml").read_text()
     mine = tmp_path / "mine.toml"
     mine.write_text(shipped.replace('name = "intel-vnni"', 'name = "mine"'))
-    made = plan_digits(target=str(mine))
+    made = plan_small(target=str(mine))
     with pytest.raises(PlanError, match="'mine'"):
         made.pin("head", "w8")
 
@@ -462,7 +456,7 @@ def test_cache_folder_that_cannot_be_written_is_found_first(
     blocker.write_text("in the way")
     monkeypatch.setenv("ADVISOR_CACHE", str(blocker))
     with pytest.raises(OutputError, match="cache=False"):
-        plan_digits(cache=True, calibration=Forever())
+        plan_small(cache=True, calibration=Forever())
 
 
 def test_factory_that_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
