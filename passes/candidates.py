@@ -110,6 +110,9 @@ def can_take(
         return support
     if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
         return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
+    if not capability.schemes[scheme.name].tied and _is_tied(graph, layer):
+        reason = f"{capability.title} expands a weight under {scheme.name} that several layers read"
+        return Support(ok=False, reason=reason)
     if scheme.is_static and scheme.name not in SIMULATED_ACTIVATIONS:
         return Support(ok=False, reason=f"{scheme.name} activations cannot be simulated yet")
     if scheme.is_dynamic and not _has_dynamic(layer, capability.dynamic[scheme.name]):
@@ -125,6 +128,11 @@ def can_take(
 
 def _has_dynamic(layer: Layer, rules: DynamicRules) -> bool:
     """Whether it is known what shares a scale in the layer's input."""
+def _is_tied(graph: Graph, layer: Layer) -> bool:
+    """Whether another layer, or another call of this one, reads the same weight."""
+    return sum(other.weight == layer.weight for other in graph.layers) > 1
+
+
     return layer.op in DYNAMIC_OPS or (layer.op == "conv2d" and bool(rules.convolution))
 
 

@@ -98,6 +98,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
         odd_rows = table.get("odd_rows", bool, default=True)
+        tied = table.get("tied", bool, default=True)
         multiple = table.whole("multiple", default=1)
         least_blocks = table.whole("least_blocks", default=1)
         zero_points = table.get("zero_points", bool, default=False)
@@ -116,6 +117,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 ragged=ragged,
                 depthwise=depthwise,
                 odd_rows=odd_rows,
+                tied=tied,
                 multiple=multiple,
                 least_blocks=least_blocks,
                 zero_points=zero_points,

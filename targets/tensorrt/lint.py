@@ -18,6 +18,7 @@ from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 from advisor.targets.tensorrt.forms.form import quantized_input
 from advisor.targets.tensorrt.forms.weights import Stored, find_weight
 from advisor.targets.tensorrt.numbers import kind_of, stored_array
+from advisor.targets.tensorrt.siblings import find_joined, find_tied
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -60,12 +61,13 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
     _fill_in_types(model)
     found: list[Finding] = []
     for node in model.graph:
-        name = node.metadata_props.get(NAME_PROPERTY) or str(node.name)
+        name = _name_of(node)
         for check in CHECKS:
             found += [
                 Finding(name=name, rule=rule, problem=problem)
                 for rule, problem in check(node, int(sm))
             ]
+    found += _check_shared(model)
     opset = model.graph.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         found.append(
@@ -85,6 +87,26 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
             )
         )
     return found
+
+
+def _check_shared(model: ir.Model) -> list[Finding]:
+    """Layers whose weight is expanded because of what they share with another."""
+    joined = [
+        (product, "an operand of its own beside float16 weights", "one that both read")
+        for product, _ in find_joined(model)
+    ]
+    tied = [
+        (product, "a weight of its own where only the weight is quantized", "one of several layers")
+        for product in find_tied(model)
+    ]
+    return [
+        Finding(name=_name_of(node), rule=rule, problem=problem)
+        for node, rule, problem in (*joined, *tied)
+    ]
+
+
+def _name_of(node: ir.Node) -> str:
+    return node.metadata_props.get(NAME_PROPERTY) or str(node.name)
 
 
 def _fill_in_types(model: ir.Model) -> None:

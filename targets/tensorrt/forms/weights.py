@@ -114,15 +114,16 @@ def write_bias(build: Builder, call: Call) -> ir.Value | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A weight as a file has it. kind: ONNX's name of the stored dtype. block: 0 for none.
+    """A weight as a file has it. source: the constant. kind: ONNX's name of the stored dtype.
 
-    axis: along which the scales run. views: between the numbers and the operator. computes: kind
-    of what the operator reads. dequantized: ONNX's name of what the DequantizeLinear gives, "" for
-    a weight without one.
+    block: 0 for none. axis: along which the scales run. views: between the numbers and the
+    operator. computes: kind of what the operator reads. dequantized: ONNX's name of what the
+    DequantizeLinear gives, "" for a weight without one.
     """
 
     kind: str
     values: Array
+    source: ir.Value
     scale: Array | None
     zero: Array | None
     axis: int
@@ -163,6 +164,7 @@ def find_weight(value: ir.Value | None) -> Stored | None:
     return Stored(
         kind=kind_of(source),
         values=values,
+        source=source,
         scale=scale,
         zero=zero,
         axis=1 if node is None or "axis" not in node.attributes else integer(node, "axis"),
