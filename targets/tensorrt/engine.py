@@ -144,7 +144,7 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
         weight = max(large, key=lambda each: each.elements).dtype
     else:
         weight = read.pop() if len(read) > 1 else "no"
-    if layer.op == "embedding":
+    if layer.op not in _READERS:
         return f"{weight} table"
     wanted = EXPECTED.get(layer.scheme, "").rpartition(", ")[2].removesuffix(" input")
     found = wanted if wanted in read else (read or ["no"])[0]
@@ -158,7 +158,7 @@ def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     if layer.op == "matmul":
         wanted = _PRODUCTS.get(layer.scheme)
         return frozenset() if wanted is None else frozenset({wanted})
-    if layer.op == "embedding":
+    if layer.op not in _READERS:
         wanted = {"fp32": "float32 table", "fp16": "float16 table"}.get(layer.scheme)
         return frozenset() if wanted is None else frozenset({wanted})
     wanted = EXPECTED.get(layer.scheme)
