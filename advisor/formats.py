@@ -148,7 +148,7 @@ class Scheme:
 
     @property
     def is_float(self) -> bool:
-        """True when no integer (or table) is involved: fp32, fp16, bf16."""
+        """True when no integer (or table) is involved: fp32, fp16, bf16, a16a16."""
         return self.weight.is_float and self.activation is None
 
 
@@ -177,8 +177,16 @@ def _schemes() -> dict[str, Scheme]:
             activation=int8_dynamic,
             compute="int8",
         ),
-        # A product of two activations: both operands are static int8, and there is no weight.
+        # A product of two activations has no weight: both operands are in float16, static int8 or
+        # static float8.
+        Scheme(name="a16a16", weight=_fmt("float32"), compute="float16"),
         Scheme(name="a8a8", weight=_fmt("float32"), activation=int8_static, compute="int8"),
+        Scheme(
+            name="a8a8-fp8",
+            weight=_fmt("float32"),
+            activation=_fmt("float8_e4m3"),
+            compute="float8_e4m3",
+        ),
         Scheme(name="w8", weight=_fmt("int8", channel)),
         Scheme(name="w4", weight=_fmt("int4", channel)),
         Scheme(

@@ -19,7 +19,7 @@ from advisor.targets.capability import Capability, DynamicRules, Support
 
 FLOAT16_MAX = 65504.0
 
-SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8", "fp8")
+SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8", "fp8", "a8a8-fp8")
 """Schemes with static activations that the passes know how to compute."""
 
 DYNAMIC_OPS: Final = frozenset({"linear", "lstm"})
@@ -105,14 +105,16 @@ def can_take(
     """Whether the layer can run under the scheme on this runtime and with our rounding."""
     if layer.frozen and scheme.name != "fp32":
         return Support(ok=False, reason=layer.frozen)
+    if layer.is_product and scheme.weight.dtype != "float32":
+        return Support(ok=False, reason=f"a product has no weight to be {scheme.weight.dtype}")
     support = capability.support(layer, scheme, platform)
     if not support.ok:
         return support
-    if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
-        return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
     if not capability.schemes[scheme.name].tied and _is_tied(graph, layer):
         reason = f"{capability.title} expands a weight under {scheme.name} that several layers read"
         return Support(ok=False, reason=reason)
+    if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
+        return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
     if scheme.is_static and scheme.name not in SIMULATED_ACTIVATIONS:
         return Support(ok=False, reason=f"{scheme.name} activations cannot be simulated yet")
     if scheme.is_dynamic and not _has_dynamic(layer, capability.dynamic[scheme.name]):
@@ -126,13 +128,13 @@ def can_take(
     return Support(ok=True)
 
 
-def _has_dynamic(layer: Layer, rules: DynamicRules) -> bool:
-    """Whether it is known what shares a scale in the layer's input."""
 def _is_tied(graph: Graph, layer: Layer) -> bool:
     """Whether another layer, or another call of this one, reads the same weight."""
     return sum(other.weight == layer.weight for other in graph.layers) > 1
 
 
+def _has_dynamic(layer: Layer, rules: DynamicRules) -> bool:
+    """Whether it is known what shares a scale in the layer's input."""
     return layer.op in DYNAMIC_OPS or (layer.op == "conv2d" and bool(rules.convolution))
 
 

@@ -47,7 +47,16 @@ EXPECTED: Final = {
 }
 """What ``describe_kernel`` must say of a layer's kernel, by scheme."""
 
-_PRODUCTS: Final = {"fp32": "float32", "fp16": "float16", "a8a8": "int8", "fp8": "float8"}
+_PRODUCTS: Final = {
+    "fp32": "float32",
+    "a16a16": "float16",
+    "a8a8": "int8",
+    "a8a8-fp8": "float8",
+}
+_READERS: Final = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
+"""Operators whose kernels read the planned type. Of others, such as an embedding or the Add of a
+table of positions, the table alone says what it is: a kernel generated around it reads what the
+layer before wrote."""
 _READ_ONLY: Final = frozenset({"lstm", "gru"})
 """Operators whose kernels' types are not checked: only float32 is planned for them."""
 

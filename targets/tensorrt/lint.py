@@ -183,6 +183,12 @@ def _check_product(node: ir.Node, sm: int) -> Broken:
     weight = find_weight(node.inputs[1])
     read = quantized_input(node.inputs[0])
     if weight is None or weight.scale is None:
+        other = quantized_input(node.inputs[1]) if weight is None else ""
+        if weight is None and read != other:
+            yield (
+                "both operands of one dtype",
+                f"{read.lower() or 'floats'} and {other.lower() or 'floats'}",
+            )
         if read and weight is not None:
             yield f"a weight of {read.lower()} too", "a weight in floats"
         return

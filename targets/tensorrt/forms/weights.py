@@ -51,9 +51,11 @@ def compute_kind(scheme: Scheme) -> str:
     Integer and float8 kernels accumulate in wider numbers and scale in float32, so there the
     tensors stay float32: what a float16 product of dequantized numbers would round, they do not.
     """
-    if scheme.weight.is_float and scheme.activation is None:
-        return ONNX_KINDS[scheme.weight.dtype]
-    return "FLOAT16" if scheme.activation is None else "FLOAT"
+    if scheme.activation is not None:
+        return "FLOAT"
+    if scheme.compute != "float":
+        return ONNX_KINDS[scheme.compute]
+    return ONNX_KINDS[scheme.weight.dtype] if scheme.weight.is_float else "FLOAT16"
 
 
 def write_weight(build: Builder, call: Call, weight: ir.Value) -> ir.Value:
@@ -121,9 +123,9 @@ class Stored:
     DequantizeLinear gives, "" for a weight without one.
     """
 
+    source: ir.Value
     kind: str
     values: Array
-    source: ir.Value
     scale: Array | None
     zero: Array | None
     axis: int
@@ -162,9 +164,9 @@ def find_weight(value: ir.Value | None) -> Stored | None:
         if scale is None:
             return None
     return Stored(
+        source=source,
         kind=kind_of(source),
         values=values,
-        source=source,
         scale=scale,
         zero=zero,
         axis=1 if node is None or "axis" not in node.attributes else integer(node, "axis"),

@@ -64,12 +64,16 @@ class Sketch:
         return self.node("DequantizeLinear", [integers, steps, zeros], f"{name}_DQ", **given)
 
     def blocks(
-        self, block: int, scale_dtype: Any = np.float16, kind: int = TensorProto.INT4
+        self,
+        block: int,
+        scale_dtype: Any = np.float16,
+        kind: int = TensorProto.INT4,
+        outputs: int = OUTPUTS,
     ) -> str:
         """Four-bit weights of (outputs, inputs) in blocks of inputs, transposed."""
-        integers = self.random.integers(-7, 8, (OUTPUTS, WIDTH))
+        integers = self.random.integers(-7, 8, (outputs, WIDTH))
         stored = self.pack("w_q", integers + (8 if kind == TensorProto.UINT4 else 0), kind)
-        steps = self.random.uniform(0.005, 0.01, (OUTPUTS, WIDTH // block))
+        steps = self.random.uniform(0.005, 0.01, (outputs, WIDTH // block))
         inputs = [stored, self.hold("w_scale", steps.astype(scale_dtype))]
         if kind == TensorProto.UINT4:
             inputs.append(self.pack("w_zero", np.full(steps.shape, 8), kind))
@@ -185,6 +189,45 @@ def float_weight() -> ModelProto:
     return s.model(s.node("MatMul", [s.quantize("x"), weight], "layer"))
 
 
+def half(sketch: Sketch, x: str, weight: str, name: str) -> str:
+    """A product in float16 between casts."""
+    narrow = sketch.node("Cast", [x], f"{name}_in", to=TensorProto.FLOAT16)
+    product = sketch.node("MatMul", [narrow, weight], name)
+    return sketch.node("Cast", [product], f"{name}_out", to=TensorProto.FLOAT)
+
+
+def int8_beside_float16() -> ModelProto:
+    """Two layers of one tensor, as keys and values are."""
+    s = Sketch()
+    other = half(s, "x", s.hold("v", s.weight(WIDTH, OUTPUTS).astype(np.float16)), "other")
+    wide = s.dequantize(s.weight(WIDTH, OUTPUTS), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    return s.model(s.node("Add", [other, half(s, "x", narrow, "layer")], "sum"))
+
+
+def tied_int8() -> ModelProto:
+    s = Sketch()
+    wide = s.dequantize(s.weight(WIDTH, WIDTH), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    first = s.node("Relu", [half(s, "x", narrow, "layer")], "relu")
+    return s.model(half(s, first, narrow, "again"), outputs=[ROWS, WIDTH])
+
+
+def tied_int4() -> ModelProto:
+    s = Sketch()
+    weight = s.blocks(128, outputs=WIDTH)
+    first = s.node("Relu", [half(s, "x", weight, "layer")], "relu")
+    return s.model(half(s, first, weight, "again"), outputs=[ROWS, WIDTH])
+
+
+def product_of_int8_and_floats() -> ModelProto:
+    """Attention with one operand quantized."""
+    s = Sketch()
+    columns = s.node("Transpose", ["x"], "columns", perm=[1, 0])
+    product = s.node("MatMul", [s.quantize("x"), columns], "layer")
+    return s.model(product, outputs=[ROWS, ROWS])
+
+
 SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "scale on the wrong axis": (conv_scale_axis, "89"),
     "weight-only convolution": (weight_only_conv, "89"),
@@ -197,6 +240,10 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "int8 in blocks": (int8_blocks, "89"),
     "int4 through a Cast": (int4_cast, "89"),
     "float weight of a quantized input": (float_weight, "89"),
+    "weight-only int8 beside float16": (int8_beside_float16, "89"),
+    "weight-only int8 read twice": (tied_int8, "89"),
+    "weight-only int4 read twice": (tied_int4, "89"),
+    "product of int8 and floats": (product_of_int8_and_floats, "89"),
 }
 """Built without a word, and run in high precision; for which compute capability."""
 
