@@ -54,11 +54,9 @@ _PRODUCTS: Final = {
     "a8a8-fp8": "float8",
 }
 _READERS: Final = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
-"""Operators whose kernels read the planned type. Of others, such as an embedding or the Add of a
-table of positions, the table alone says what it is: a kernel generated around it reads what the
-layer before wrote."""
-_READ_ONLY: Final = frozenset({"lstm", "gru"})
-"""Operators whose kernels' types are not checked: only float32 is planned for them."""
+"""Operators whose kernels read the planned types. What others, such as recurrent ones or the Add of
+a table of positions, read is not checked: they have no scheme but float32, and the compiler may
+write what comes before or after a table into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,13 +160,13 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """What ``describe_kernel`` may say of a layer; empty when anything."""
-    if layer.op in _READ_ONLY:
-        return frozenset()
     if layer.op == "matmul":
         wanted = _PRODUCTS.get(layer.scheme)
         return frozenset() if wanted is None else frozenset({wanted})
-    if layer.op not in _READERS:
+    if layer.op == "embedding":
         wanted = {"fp32": "float32 table", "fp16": "float16 table"}.get(layer.scheme)
         return frozenset() if wanted is None else frozenset({wanted})
+    if layer.op not in _READERS:
+        return frozenset()
     wanted = EXPECTED.get(layer.scheme)
     return frozenset() if wanted is None else frozenset({wanted})
