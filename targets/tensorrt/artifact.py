@@ -113,20 +113,7 @@ class TensorrtArtifact:
         """
         model, compiled = self._load(), self.compile()
         formats = self._read_formats(model, compiled)
-        kernels = acceptable_kernels if compiled.kernels else any_kernel
-        mismatches = compare_layers(self.manifest.layers, formats, kernels)
-        mismatches += compare_tensors(
-            self.manifest.tensors,
-            read_tensors(model, [record.name for record in self.manifest.tensors]),
-        )
-        mismatches += [
-            Mismatch(name=found.name, expected=found.rule, found=found.problem)
-            for found in lint(model, sm=self.options.sm)
-        ]
-        mismatches += [
-            Mismatch(name=MODEL_FILE, expected=f"accepted by {compiled.by}", found=problem)
-            for problem in compiled.problems
-        ]
+        mismatches = self._compare(model, formats, compiled)
         reference = open_reference(model)
         simulation = load_simulation(self.path / CHECK_FOLDER)
         flat = inputs_or_examples(self.manifest, simulation, (), {})
@@ -183,6 +170,40 @@ class TensorrtArtifact:
             MissingDependencyError: always; says how to time the engine where it runs.
         """
         _refuse_timing(self.path)
+
+    def mismatches_on(self, sm: str) -> list[Mismatch]:
+        """What the file's formats and the kernels of another GPU have that the plan has not.
+
+        sm: its compute capability, one of those that the option has. The numbers of the file are
+        the same everywhere; ``verify`` checks them.
+
+        Raises:
+            PlanError: profile.json is damaged, or a dynamic dimension has no range in it.
+        """
+        other = replace(self, options=replace(self.options, sm=sm))
+        model, compiled = other._load(), other.compile()
+        return other._compare(model, other._read_formats(model, compiled), compiled)
+
+    def _compare(
+        self, model: ir.Model, formats: Mapping[str, LayerFormat], compiled: Compiled
+    ) -> list[Mismatch]:
+        """The file and its kernels against the plan and TensorRT's rules."""
+        kernels = acceptable_kernels if compiled.kernels else any_kernel
+        return [
+            *compare_layers(self.manifest.layers, formats, kernels),
+            *compare_tensors(
+                self.manifest.tensors,
+                read_tensors(model, [record.name for record in self.manifest.tensors]),
+            ),
+            *(
+                Mismatch(name=found.name, expected=found.rule, found=found.problem)
+                for found in lint(model, sm=self.options.sm)
+            ),
+            *(
+                Mismatch(name=MODEL_FILE, expected=f"accepted by {compiled.by}", found=problem)
+                for problem in compiled.problems
+            ),
+        ]
 
     def _read_formats(self, model: ir.Model, compiled: Compiled) -> dict[str, LayerFormat]:
         kernels = kernels_by_layer(compiled.kernels, self.manifest.layers)

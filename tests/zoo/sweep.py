@@ -23,10 +23,11 @@ from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph
 from advisor.passes.quantize import fit_biases, quantize, round_weights
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.acceptance import ACCEPTANCE_FILE
-from advisor.targets.base import Target
+from advisor.targets.base import Mismatch, Target
 from advisor.targets.options import configure
 from advisor.targets.platforms import shortfall
 from advisor.targets.registry import target_named
+from advisor.targets.tensorrt.artifact import TensorrtArtifact
 from tests.zoo.models import Architecture
 
 Assignment = Mapping[str, LayerAssignment]
@@ -103,13 +104,23 @@ def examine(
     verified, parts = {}, {}
     verified["plan"], parts["plan"] = compile_plan(plan)
     turns = mixed(plan)
-    for name in plans:
-        scheme, _, sm = name.partition("@")
-        able = {} if not sm else {"sm": sm}
-        assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
-        if any(found.scheme != "fp32" for found in assignment.values()):
-            quantized = quantize_under(plan, graph, assignment, target)
-            verified[name], parts[name] = emit(quantized, configure(target, runtime, able, {}))
+    made: dict[str, TensorrtArtifact] = {}  # by assignment: its file is the same for every GPU
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        for name in plans:
+            scheme, _, sm = name.partition("@")
+            able = {} if not sm else {"sm": sm}
+            assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
+            before = made.get(repr(assignment))
+            if before is not None:
+                verified[name] = _first(before.mismatches_on(sm))
+            elif any(found.scheme != "fp32" for found in assignment.values()):
+                quantized = quantize_under(plan, graph, assignment, target)
+                path = Path(folder) / name
+                verified[name], parts[name] = emit(
+                    quantized, configure(target, runtime, able, {}), path
+                )
+                if runtime == "tensorrt" and not verified[name]:
+                    made[repr(assignment)] = TensorrtArtifact.load(path)
     labels = {label for dims in graph.dynamic.values() for label in dims.values()}
     return Outcome(
         name=entry.name,
@@ -220,16 +231,20 @@ def compile_plan(plan: Plan) -> tuple[str, Any]:
         return "", _parts(path)
 
 
-def emit(quantized: QuantizedGraph, target: Target) -> tuple[str, Any]:
-    """Emit and verify; the first mismatch or "", and how the runtime splits the model."""
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        try:
-            verification = target.emit(quantized, Path(folder)).verify()
-        except AdvisorError as error:
-            return _first_line(error), None
-        parts = _parts(Path(folder))
-    found = [f"{m.name}: expected {m.expected}, found {m.found}" for m in verification.mismatches]
-    return "" if verification.ok else (found or ["layers do not match"])[0], parts
+def emit(quantized: QuantizedGraph, target: Target, folder: Path) -> tuple[str, Any]:
+    """Emit into ``folder`` and verify; the first mismatch or "", and how the runtime splits the
+    model."""
+    folder.mkdir()
+    try:
+        verification = target.emit(quantized, folder).verify()
+    except AdvisorError as error:
+        return _first_line(error), None
+    problem = _first(verification.mismatches) or "layers do not match"
+    return "" if verification.ok else problem, _parts(folder)
+
+
+def _first(mismatches: Sequence[Mismatch]) -> str:
+    return "".join(f"{m.name}: expected {m.expected}, found {m.found}" for m in mismatches[:1])
 
 
 def _parts(folder: Path) -> Any:
