@@ -80,11 +80,12 @@ def examine(
     runtime: str = "onnxruntime",
     profile: str = "intel-vnni",
     trials: int = 3,
+    free: bool = True,
 ) -> Outcome:
     """Plan with free choice and compile, then emit more plans of the same graph.
 
     plans: schemes, each for all layers that can take it, and ``MIXED``. profile: whose schemes,
-    costs and systems the plans are for.
+    costs and systems the plans are for. free: whether the plan of free choice is compiled too.
     """
     target = target_named(runtime)
     try:
@@ -101,8 +102,10 @@ def examine(
     except AdvisorError as error:
         return Outcome(name=entry.name, source=entry.source, problem=_first_line(error))
     stuck = {layer.name: layer.frozen for layer in graph.layers if layer.frozen}
-    verified, parts = {}, {}
-    verified["plan"], parts["plan"] = compile_plan(plan)
+    verified: dict[str, str] = {}
+    parts: dict[str, Any] = {}
+    if free:
+        verified["plan"], parts["plan"] = compile_plan(plan)
     turns = mixed(plan)
     made: dict[str, TensorrtArtifact] = {}  # by assignment: its file is the same for every GPU
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
