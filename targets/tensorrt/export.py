@@ -16,8 +16,8 @@ from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.markers import DOMAIN, LAYER
 from advisor.targets.onnxruntime.skeleton import OPSET, skeleton_of
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+from advisor.targets.tensorrt.fences import add_fences
 from advisor.targets.tensorrt.forms import FORMS
-from advisor.targets.tensorrt.siblings import keep_apart
 from advisor.targets.tensorrt.sites import write_site
 from advisor.targets.uses import find_uses, sites_of
 
@@ -51,7 +51,7 @@ def export_onnx(graph: QuantizedGraph) -> ir.Model:
             write_site(model, marker, uses, used)
         model.graph.remove(marker, safe=True)
     RemoveUnusedNodesPass()(model)
-    keep_apart(model, used)
+    add_fences(model, used)
     _set_versions(model)
     return model
 

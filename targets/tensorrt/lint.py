@@ -15,10 +15,10 @@ import numpy as np
 
 from advisor.targets.onnxruntime.forms.form import integer
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+from advisor.targets.tensorrt.fences import find_joined, find_split, find_tied
 from advisor.targets.tensorrt.forms.form import quantized_input
 from advisor.targets.tensorrt.forms.weights import Stored, find_weight
 from advisor.targets.tensorrt.numbers import kind_of, stored_array
-from advisor.targets.tensorrt.siblings import find_joined, find_tied
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -90,7 +90,7 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
 
 
 def _check_shared(model: ir.Model) -> list[Finding]:
-    """Layers whose weight is expanded because of what they share with another."""
+    """Layers whose weight is expanded because of what they share with others."""
     joined = [
         (product, "an operand of its own beside float16 weights", "one that both read")
         for product, _ in find_joined(model)
@@ -99,9 +99,17 @@ def _check_shared(model: ir.Model) -> list[Finding]:
         (product, "a weight of its own where only the weight is quantized", "one of several layers")
         for product in find_tied(model)
     ]
+    split = [
+        (
+            product,
+            "a result that is read whole, or through a Clip",
+            "one read in parts only",
+        )
+        for product in find_split(model)
+    ]
     return [
         Finding(name=_name_of(node), rule=rule, problem=problem)
-        for node, rule, problem in (*joined, *tied)
+        for node, rule, problem in (*joined, *tied, *split)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -205,6 +206,23 @@ def int8_beside_float16() -> ModelProto:
     return s.model(s.node("Add", [other, half(s, "x", narrow, "layer")], "sum"))
 
 
+def parts_of_int8() -> ModelProto:
+    """Queries, keys and values from one layer, and small: a large weight is left alone."""
+    s, rows, width = Sketch(), [4, 8], 64
+    weight = s.dequantize(s.weight(width, 3 * width), 1)
+    both = s.node("MatMul", [s.quantize("x"), weight], "layer")
+    view = s.node("Reshape", [both, s.hold("view", np.array([0, 0, 3, -1]))], "viewed")
+    axis = s.hold("axis", np.array([2]))
+    cuts = [s.hold(f"cut{index}", np.array([index])) for index in range(4)]
+    query, key, value = (
+        s.node("Squeeze", [s.node("Slice", [view, *pair, axis], f"cut_{name}"), axis], name)
+        for name, pair in zip("qkv", pairwise(cuts), strict=True)
+    )
+    scores = s.node("MatMul", [query, s.node("Transpose", [key], "k_T", perm=[0, 2, 1])], "qk")
+    last = s.node("MatMul", [s.node("Softmax", [scores], "soft"), value], "pv")
+    return s.model(last, inputs=[*rows, width], outputs=[*rows, width])
+
+
 def tied_int8() -> ModelProto:
     s = Sketch()
     wide = s.dequantize(s.weight(WIDTH, WIDTH), 1)
@@ -241,6 +259,7 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "int4 through a Cast": (int4_cast, "89"),
     "float weight of a quantized input": (float_weight, "89"),
     "weight-only int8 beside float16": (int8_beside_float16, "89"),
+    "parts of a small int8 layer": (parts_of_int8, "89"),
     "weight-only int8 read twice": (tied_int8, "89"),
     "weight-only int4 read twice": (tied_int4, "89"),
     "product of int8 and floats": (product_of_int8_and_floats, "89"),

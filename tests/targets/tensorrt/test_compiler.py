@@ -46,7 +46,7 @@ def record(name: str) -> LayerRecord:
         op="conv2d" if is_conv else "linear",
         scheme=scheme,
         weight="w",
-        weight_shape=(64, 64, 2, 2) if is_conv else (256, 512),
+        weight_shape=(64, 64, 2, 2) if is_conv else (192, 64) if "small" in name else (256, 512),
         weight_sha256="",
         node="layer",
     )
