@@ -207,20 +207,25 @@ def int8_beside_float16() -> ModelProto:
 
 
 def parts_of_int8() -> ModelProto:
-    """Queries, keys and values from one layer, and small: a large weight is left alone."""
-    s, rows, width = Sketch(), [4, 8], 64
+    """Queries, keys and values of two heads from one layer, and small: a large one is left alone."""
+    s, width = Sketch(), 64
     weight = s.dequantize(s.weight(width, 3 * width), 1)
     both = s.node("MatMul", [s.quantize("x"), weight], "layer")
-    view = s.node("Reshape", [both, s.hold("view", np.array([0, 0, 3, -1]))], "viewed")
+    view = s.node("Reshape", [both, s.hold("view", np.array([0, 0, 3, 2, 32]))], "viewed")
     axis = s.hold("axis", np.array([2]))
     cuts = [s.hold(f"cut{index}", np.array([index])) for index in range(4)]
     query, key, value = (
-        s.node("Squeeze", [s.node("Slice", [view, *pair, axis], f"cut_{name}"), axis], name)
+        s.node(
+            "Transpose",
+            [s.node("Squeeze", [s.node("Slice", [view, *pair, axis], f"cut_{name}"), axis], name)],
+            f"{name}_heads",
+            perm=[0, 2, 1, 3],
+        )
         for name, pair in zip("qkv", pairwise(cuts), strict=True)
     )
-    scores = s.node("MatMul", [query, s.node("Transpose", [key], "k_T", perm=[0, 2, 1])], "qk")
+    scores = s.node("MatMul", [query, s.node("Transpose", [key], "k_T", perm=[0, 1, 3, 2])], "qk")
     last = s.node("MatMul", [s.node("Softmax", [scores], "soft"), value], "pv")
-    return s.model(last, inputs=[*rows, width], outputs=[*rows, width])
+    return s.model(last, inputs=[4, 8, width], outputs=[4, 2, 8, 32])
 
 
 def tied_int8() -> ModelProto:
