@@ -207,7 +207,7 @@ def int8_beside_float16() -> ModelProto:
 
 
 def parts_of_int8() -> ModelProto:
-    """Queries, keys and values of two heads from one layer, and small: a large one is left alone."""
+    """Queries, keys and values of two heads from one small layer; a large one is left alone."""
     s, width = Sketch(), 64
     weight = s.dequantize(s.weight(width, 3 * width), 1)
     both = s.node("MatMul", [s.quantize("x"), weight], "layer")
