@@ -156,6 +156,16 @@ def _fmt(dtype: str, granularity: Granularity | None = None) -> TensorFormat:
     return TensorFormat(dtype=dtype, granularity=granularity or PerTensor())
 
 
+def _microscaled(name: str, dtype: str, size: int) -> Scheme:
+    """Weights and activations in narrow floats with a scale per block of ``size`` inputs."""
+    return Scheme(
+        name=name,
+        weight=_fmt(dtype, PerBlock(size)),
+        activation=TensorFormat(dtype=dtype, granularity=PerBlock(size), dynamic=True),
+        compute=dtype,
+    )
+
+
 def _schemes() -> dict[str, Scheme]:
     channel = PerChannel()
     int8_static = TensorFormat(dtype="int8", symmetric=False)
@@ -187,6 +197,8 @@ def _schemes() -> dict[str, Scheme]:
             activation=_fmt("float8_e4m3"),
             compute="float8_e4m3",
         ),
+        _microscaled("mxfp8", "float8_e4m3", 32),
+        _microscaled("nvfp4", "fp4", 16),
         Scheme(name="w8", weight=_fmt("int8", channel)),
         Scheme(name="w4", weight=_fmt("int4", channel)),
         Scheme(
