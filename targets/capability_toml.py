@@ -181,7 +181,7 @@ def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicR
         names = table.names("schemes", known, "dynamic scheme of this file")
         granularity = table.choice("granularity", _GRANULARITIES)
         convolution = table.choice("convolution", ("", "per-sample"), default="")
-        dtype = table.choice("dtype", ("int8", "uint8"))
+        dtype = table.choice("dtype", ("int8", "uint8", "fp4"))
         symmetric = table.get("symmetric", bool)
         source = table.text("source")
         table.finish()

@@ -33,6 +33,7 @@ DTYPES: Final = {
     "Int4": "int4",
     "FP8": "float8",
     "FP4": "float4",
+    "FP4E2M1": "float4",
 }
 
 EXPECTED: Final = {
@@ -41,6 +42,7 @@ EXPECTED: Final = {
     "bf16": "bfloat16 weight, bfloat16 input",
     "w8a8": "int8 weight, int8 input",
     "fp8": "float8 weight, float8 input",
+    "nvfp4": "float4 weight, float4 input",
     "w8": "int8 weight, float16 input",
     "w4-g64": "int4 weight, float16 input",
     "w4-g128": "int4 weight, float16 input",

@@ -16,6 +16,7 @@ import numpy as np
 from advisor.targets.onnxruntime.forms.form import integer
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 from advisor.targets.tensorrt.fences import find_joined, find_split, find_tied
+from advisor.targets.tensorrt.forms.float4 import DOMAIN, QUANTIZER
 from advisor.targets.tensorrt.forms.form import quantized_input
 from advisor.targets.tensorrt.forms.weights import Stored, find_weight
 from advisor.targets.tensorrt.numbers import kind_of, stored_array
@@ -127,6 +128,9 @@ def _fill_in_types(model: ir.Model) -> None:
     for node in model.graph:
         output = node.outputs[0]
         found: ir.DataType | None = None
+        if node.op_type == QUANTIZER:
+            node.outputs[0].dtype = ir.DataType.FLOAT4E2M1
+            node.outputs[1].dtype = ir.DataType.FLOAT8E4M3FN
         if output.dtype is not None:
             continue
         match node.op_type:
@@ -151,7 +155,8 @@ Broken = Iterator[tuple[str, str]]
 
 
 def _check_operator(node: ir.Node, sm: int) -> Broken:
-    if node.domain or node.op_type in REFUSED:
+    is_known = not node.domain or (node.domain, node.op_type) == (DOMAIN, QUANTIZER)
+    if not is_known or node.op_type in REFUSED:
         domain = f"{node.domain}." if node.domain else ""
         yield "operators of ONNX's own domain, quantized by Q and DQ", f"{domain}{node.op_type}"
     for value in node.outputs:
@@ -208,6 +213,8 @@ def _check_weight(node: ir.Node, weight: Stored, read: str, sm: int) -> Broken:
     assert weight.scale is not None  # asked by the caller
     if read and read != weight.kind:
         yield f"a weight of {read.lower()} too", f"one of {weight.kind.lower()}"
+    if weight.kind == "FLOAT4E2M1" and not read:
+        yield "four-bit floats in weights and activations alike", "a quantized weight alone"
     if weight.kind == "INT4" or weight.block:
         yield from _check_blocks(weight, read)
     elif weight.scale.size > 1:

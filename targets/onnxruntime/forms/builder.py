@@ -45,9 +45,12 @@ class Builder:
         *,
         role: str,
         outputs: int,
+        domain: str = "",
         **attributes: Any,
     ) -> tuple[ir.Value, ...]:
         """One node; its outputs.
+
+        domain: of the operator where it is neither ONNX's nor known here.
 
         role: "op" for the operator that stands for the layer, "weight" and "output" for what
         prepares its weight and follows it, "quantize" and "dequantize" for tensors.
@@ -60,7 +63,7 @@ class Builder:
             op_type,
             inputs,
             attributes,
-            domain=MICROSOFT if op_type in MICROSOFT_OPERATORS else "",
+            domain=MICROSOFT if op_type in MICROSOFT_OPERATORS else domain,
             num_outputs=outputs,
             name=base if self.used[base] == 1 else f"{base}/{self.used[base]}",
             metadata_props={NAME_PROPERTY: self.name, ROLE_PROPERTY: role},

@@ -7,6 +7,7 @@
 | w8 | the same | DequantizeLinear, Cast to float16 |
 | w4-g64, w4-g128 | int4, a float16 scale per block of inputs | DequantizeLinear, float16 |
 | fp8 | float8 (E4M3), a float32 scale per channel | DequantizeLinear, float32 |
+| nvfp4 | float4 (E2M1), a float8 scale per block, their unit | DequantizeLinear twice, float32 |
 
 An int4 weight with float32 scales and a Cast behind them is expanded by a kernel of its own, and
 the product then runs in float16; an int8 one is not (measured, TensorRT-RTX 1.7.1.116).
@@ -24,6 +25,7 @@ from advisor.formats import PerBlock, Scheme
 from advisor.passes.graph import WeightTable
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, integer
+from advisor.targets.tensorrt.forms.float4 import BLOCK, read_block_scales, write_float4
 from advisor.targets.tensorrt.numbers import (
     ONNX_KINDS,
     Array,
@@ -70,6 +72,8 @@ def write_weight(build: Builder, call: Call, weight: ir.Value) -> ir.Value:
     kind = ONNX_KINDS[scheme.weight.dtype]
     if table.scale is None:
         return build.constant(f"{name}_{scheme.weight.dtype}", array_of(table.values))
+    if scheme.weight.dtype == "fp4":
+        return write_float4(build, name, table)
     if isinstance(scheme.weight.granularity, PerBlock):
         stored = build.constant(f"{name}_quantized", array_of(table.values), kind)
         steps = build.constant(f"{name}_scale", array_of(table.scale).astype(np.float16))
@@ -160,6 +164,7 @@ def find_weight(value: ir.Value | None) -> Stored | None:
     scale = zero = None
     if node is not None:
         scale = stored_array(node.inputs[1])
+        scale = read_block_scales(node.inputs[1]) if scale is None else scale
         zero = stored_array(node.inputs[2]) if len(node.inputs) > 2 else None
         if scale is None:
             return None
@@ -192,6 +197,8 @@ def scheme_of(stored: Stored, activation: str) -> str:
             return "w8a8"
         case "FLOAT8E4M3FN", "FLOAT8E4M3FN" if not stored.block:
             return "fp8"
+        case "FLOAT4E2M1", "FLOAT4E2M1" if stored.block == BLOCK:
+            return "nvfp4"
         case "INT8" | "INT4", "":
             return f"w{stored.kind[-1]}{block}"
         case _:
