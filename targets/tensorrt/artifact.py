@@ -99,12 +99,13 @@ class TensorrtArtifact:
         tf32 = self.options.tf32 == "on"
         return compile_model(self.path / MODEL_FILE, ranges, sm=self.options.sm, tf32=tf32)
 
-    def verify(self) -> Verification:
+    def verify(self, simulation: Simulation | None = None) -> Verification:
         """Read back every layer from the file and from the compiler, hold the file against
         TensorRT's rules, run each layer alone and the whole, compare with the simulation.
 
         Writes acceptance.json with every number. Where TensorRT-RTX is not installed nothing is
-        compiled, and the notes say so.
+        compiled, and the notes say so. simulation: what to compare with where the artifact was
+        written without it.
 
         Raises:
             PlanError: the files to check against are missing, or profile.json has no range for a
@@ -115,7 +116,7 @@ class TensorrtArtifact:
         formats = self._read_formats(model, compiled)
         mismatches = self._compare(model, formats, compiled)
         reference = open_reference(model)
-        simulation = load_simulation(self.path / CHECK_FOLDER)
+        simulation = simulation or load_simulation(self.path / CHECK_FOLDER)
         flat = inputs_or_examples(self.manifest, simulation, (), {})
         agreements = self._check(reference.model, simulation, flat)
         names = [record.name for record in self.manifest.outputs]
