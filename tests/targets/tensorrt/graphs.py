@@ -251,6 +251,46 @@ def product_of_int8_and_floats() -> ModelProto:
     return s.model(product, outputs=[ROWS, ROWS])
 
 
+def float4_weight_alone() -> ModelProto:
+    s = Sketch()
+    numbers = s.random.choice([-6.0, -3.0, -1.0, 0.5, 2.0, 4.0], (OUTPUTS, WIDTH))
+    stored = s.hold("w_q", numbers.astype(ml_dtypes.float4_e2m1fn))
+    codes = s.hold("w_scale", np.ones((OUTPUTS, WIDTH // 16), ml_dtypes.float8_e4m3fn))
+    scales = s.node("DequantizeLinear", [codes, s.hold("w_unit", np.float32(0.01))], "w_scales")
+    real = s.node("DequantizeLinear", [stored, scales], "w_DQ", axis=-1, block_size=16)
+    columns = s.node("Transpose", [real], "w_T", perm=[1, 0])
+    return s.model(s.node("MatMul", ["x", columns], "layer"), opset=23)
+
+
+def mxfp8() -> ModelProto:
+    """float8 with a power of two per block of 32, in TensorRT's own operators."""
+    s = Sketch()
+    kinds = {"domain": "trt", "axis": -1, "block_size": 32}
+    quantizer = helper.make_node(
+        "TRT_MXFP8DynamicQuantize",
+        ["x"],
+        ["x_q", "x_scale"],
+        name="x_Q",
+        output_dtype=TensorProto.FLOAT8E4M3FN,
+        **kinds,
+    )
+    s.nodes.append(quantizer)
+    s.hold("w_q", s.weight(OUTPUTS, WIDTH).astype(ml_dtypes.float8_e4m3fn))
+    s.hold("w_scale", np.full((OUTPUTS, WIDTH // 32), 127, np.uint8))
+    real = [
+        s.node(
+            "TRT_MXFP8DequantizeLinear",
+            [f"{name}_q", f"{name}_scale"],
+            f"{name}_DQ",
+            output_dtype=TensorProto.FLOAT,
+            **kinds,
+        )
+        for name in "xw"
+    ]
+    columns = s.node("Transpose", [real[1]], "w_T", perm=[1, 0])
+    return s.model(s.node("MatMul", [real[0], columns], "layer"), opset=23, domains=("trt",))
+
+
 SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "scale on the wrong axis": (conv_scale_axis, "89"),
     "weight-only convolution": (weight_only_conv, "89"),
@@ -268,6 +308,8 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "weight-only int8 read twice": (tied_int8, "89"),
     "weight-only int4 read twice": (tied_int4, "89"),
     "product of int8 and floats": (product_of_int8_and_floats, "89"),
+    "weight-only NVFP4": (float4_weight_alone, "120"),
+    "MXFP8": (mxfp8, "120"),
 }
 """Built without a word, and run in high precision; for which compute capability."""
 

@@ -30,7 +30,7 @@ def record(name: str) -> LayerRecord:
     """The layer as a plan would have it: in the precision that its file speaks of."""
     is_conv = "onv" in name
     scheme = "w8" if "blocks" in name or "weight-only int8" in name else "w8a8"
-    scheme = "w4-g128" if "int4" in name else scheme
+    scheme = "w4-g128" if "int4" in name else "nvfp4" if "FP" in name else scheme
     if name.startswith("product"):
         return LayerRecord(
             name="layer",
