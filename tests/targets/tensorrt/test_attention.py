@@ -19,7 +19,7 @@ from advisor.targets.tensorrt.artifact import TensorrtArtifact
 
 pytest.importorskip("tensorrt_rtx")
 
-WIDTH, HEADS = 64, 4
+WIDTH, HEADS, TOKENS = 64, 4, 12
 
 
 class Attention(nn.Module):
@@ -38,14 +38,18 @@ class Attention(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Three attentions, each with its products in a dtype of its own, and a layer used twice."""
+    """A table of positions, three attentions, each with its products in a dtype of its own, and a
+    layer used twice."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.embed = nn.Linear(WIDTH, WIDTH)
+        self.positions = nn.Parameter(torch.randn(TOKENS, WIDTH))
         self.first, self.second, self.third = (Attention() for _ in range(3))
         self.twice = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x) + self.positions
         for block in (self.first, self.second, self.third):
             x = x + block(functional.layer_norm(x, (WIDTH,)))
         x = functional.gelu(self.twice(x))
@@ -54,8 +58,7 @@ class Blocks(nn.Module):
 
 
 PINS = {
-    "*": "fp16",
-    "first.query": "fp16",
+    "op:linear": "fp16",
     "first.key": "w8",
     "first.sdpa*": "a16a16",
     "second.sdpa*": "a8a8",
@@ -69,7 +72,7 @@ def plan() -> Plan:
     return advise(
         Blocks().eval(),
         target="l4",
-        calibration=[torch.randn(2, 12, WIDTH) for _ in range(2)],
+        calibration=[torch.randn(2, TOKENS, WIDTH) for _ in range(2)],
         pin=PINS,
         trials=1,
         cache=False,
@@ -104,7 +107,7 @@ def test_an_int8_weight_beside_a_float16_one_stays_int8(
     artifact = TensorrtArtifact.load(rows["first.key"]["path"])
     model = onnx.load(artifact.path / "model.onnx")
     clip = next(node for node in model.graph.node if node.op_type == "Clip")
-    x = np.random.default_rng(0).normal(size=(3, 12, WIDTH)).astype(np.float32)
+    x = np.random.default_rng(0).normal(size=(3, TOKENS, WIDTH)).astype(np.float32)
     before = artifact.run(x)
     for node in model.graph.node:
         if clip.output[0] in node.input:
@@ -130,6 +133,12 @@ def test_a_weight_that_two_layers_read_is_never_quantized_alone(plan: Plan) -> N
     }
     assert "expands a weight under w8 that several layers read" in refused["w8"]
     assert "w8a8" not in refused
+
+
+def test_a_table_that_is_added_stays_what_it_is(rows: dict[str, dict[str, Any]]) -> None:
+    """The kernel that adds it reads float16, which the layer before wrote: no fallback."""
+    assert rows["embed"]["kernel"] == "float16 weight, float16 input"
+    assert rows["add"]["scheme"] == "fp32"
 
 
 def test_a_product_has_no_weight_to_quantize(plan: Plan) -> None:
