@@ -150,7 +150,8 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
     large = [each for each in kernel.constants if each.elements >= size]
     read = [tensor.dtype for tensor in kernel.inputs]
     if large:
-        weight = max(large, key=lambda each: each.elements).dtype
+        # The scales of a small float4 weight are padded to more than it has.
+        weight = max(large, key=lambda each: (each.dtype == "float4", each.elements)).dtype
     else:
         weight = read.pop() if len(read) > 1 else "no"
     if layer.op not in _READERS:
