@@ -16,7 +16,7 @@ from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 from advisor.targets.tensorrt.forms.float4 import BLOCK, DOMAIN, FLOAT8_NUMBER, QUANTIZER
 from advisor.targets.tensorrt.forms.weights import CASTS, find_weight
-from advisor.targets.tensorrt.numbers import Array, stored_array
+from advisor.targets.tensorrt.numbers import Array, kind_of, stored_array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -37,9 +37,7 @@ def widen_float4(model: ir.Model) -> None:
 
 
 def _is_weight(node: ir.Node) -> bool:
-    stored = node.inputs[0]
-    is_float4 = stored is not None and stored.dtype is not None and stored.dtype.bitwidth == 4
-    return is_float4 and stored is not None and stored.dtype.is_floating_point()
+    return kind_of(node.inputs[0]) == "FLOAT4E2M1" and stored_array(node.inputs[0]) is not None
 
 
 def _write_constant(model: ir.Model, node: ir.Node) -> None:

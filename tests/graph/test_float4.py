@@ -23,7 +23,8 @@ Array = np.ndarray[Any, Any]
 
 def narrowed(x: Array) -> Array:
     """Through E2M1 and back; ml_dtypes saturates as hardware does."""
-    return x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    wide: Array = x.astype(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    return wide
 
 
 def in_blocks(x: Array, unit: float) -> Array:

@@ -12,20 +12,18 @@ import numpy as np
 
 from advisor.passes.float4 import ACTIVATION_UNIT, split_scales
 from advisor.passes.graph import WeightTable
-from advisor.targets.onnxruntime.forms.builder import Builder
+from advisor.targets.onnxruntime.forms.builder import DOMAINS, Builder
 from advisor.targets.tensorrt.numbers import Array, array_of, stored_array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
 BLOCK: Final = 16
-DOMAIN: Final = "trt"
-"""Of TensorRT's own operators in ONNX files."""
-
 QUANTIZER: Final = "TRT_FP4DynamicQuantize"
 """(tensor, unit) -> numbers, their scales over the unit
 (https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/operators/DynamicQuantize.html)."""
 
+DOMAIN: Final = DOMAINS[QUANTIZER]
 FLOAT8_NUMBER: Final = 17
 """onnx.TensorProto.FLOAT8E4M3FN."""
 
@@ -48,7 +46,6 @@ def quantize_float4(build: Builder, x: ir.Value) -> ir.Value:
         [x, unit],
         role="input",
         outputs=2,
-        domain=DOMAIN,
         axis=-1,
         block_size=BLOCK,
         scale_type=FLOAT8_NUMBER,

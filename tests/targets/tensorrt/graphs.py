@@ -265,7 +265,7 @@ def float4_weight_alone() -> ModelProto:
 def mxfp8() -> ModelProto:
     """float8 with a power of two per block of 32, in TensorRT's own operators."""
     s = Sketch()
-    kinds = {"domain": "trt", "axis": -1, "block_size": 32}
+    kinds: dict[str, Any] = {"domain": "trt", "axis": -1, "block_size": 32}
     quantizer = helper.make_node(
         "TRT_MXFP8DynamicQuantize",
         ["x"],
