@@ -103,7 +103,8 @@ def build(layers: int) -> Any:
 
     torch.set_num_threads(1)
     torch.default_generator.manual_seed(0)
-    return BertModel(BertConfig(num_hidden_layers=layers, attn_implementation="sdpa")).eval()
+    settings: dict[str, Any] = {"num_hidden_layers": layers, "attn_implementation": "sdpa"}
+    return BertModel(BertConfig(**settings)).eval()
 
 
 def example() -> Any:
