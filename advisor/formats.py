@@ -20,6 +20,7 @@ DTYPE_BITS: Final[dict[str, int]] = {
     "bfloat16": 16,
     "float8_e4m3": 8,
     "float8_e5m2": 8,
+    "float8_e8m0": 8,
     "int32": 32,
     "int8": 8,
     "uint8": 8,
@@ -92,7 +93,8 @@ class TensorFormat:
     """How the numbers of one tensor are represented.
 
     table: dtype of the entries of a lookup table; "" for the runtime's scale dtype. A table of
-    integers has one scale.
+    integers has one scale. scale: dtype of the scales where the format says it; "" for the
+    runtime's scale dtype.
     """
 
     dtype: str
@@ -100,6 +102,7 @@ class TensorFormat:
     symmetric: bool = True
     dynamic: bool = False
     table: str = ""
+    scale: str = ""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPE_BITS:
@@ -148,12 +151,22 @@ class Scheme:
 
     @property
     def is_float(self) -> bool:
-        """True when no integer (or table) is involved: fp32, fp16, bf16."""
+        """True when no integer (or table) is involved: fp32, fp16, bf16, a16a16."""
         return self.weight.is_float and self.activation is None
 
 
 def _fmt(dtype: str, granularity: Granularity | None = None) -> TensorFormat:
     return TensorFormat(dtype=dtype, granularity=granularity or PerTensor())
+
+
+def _microscaled(name: str, dtype: str, size: int, scale: str) -> Scheme:
+    """Weights and activations in narrow floats with a scale per block of ``size`` inputs."""
+    return Scheme(
+        name=name,
+        weight=TensorFormat(dtype=dtype, granularity=PerBlock(size), scale=scale),
+        activation=TensorFormat(dtype=dtype, granularity=PerBlock(size), dynamic=True, scale=scale),
+        compute=dtype,
+    )
 
 
 def _schemes() -> dict[str, Scheme]:
@@ -177,8 +190,18 @@ def _schemes() -> dict[str, Scheme]:
             activation=int8_dynamic,
             compute="int8",
         ),
-        # A product of two activations: both operands are static int8, and there is no weight.
+        # A product of two activations has no weight: both operands are in float16, static int8 or
+        # static float8.
+        Scheme(name="a16a16", weight=_fmt("float32"), compute="float16"),
         Scheme(name="a8a8", weight=_fmt("float32"), activation=int8_static, compute="int8"),
+        Scheme(
+            name="a8a8-fp8",
+            weight=_fmt("float32"),
+            activation=_fmt("float8_e4m3"),
+            compute="float8_e4m3",
+        ),
+        _microscaled("mxfp8", "float8_e4m3", 32, "float8_e8m0"),
+        _microscaled("nvfp4", "fp4", 16, "float8_e4m3"),
         Scheme(name="w8", weight=_fmt("int8", channel)),
         Scheme(name="w4", weight=_fmt("int4", channel)),
         Scheme(
@@ -266,5 +289,8 @@ def storage_bits(
     if fmt.is_table:
         table = scales * (1 << fmt.bits) * DTYPE_BITS[fmt.table or scale_dtype]
         return elements + table + (scales * DTYPE_BITS[scale_dtype] if fmt.table else 0)
+    if fmt.scale:
+        unit = 0 if fmt.scale == "float8_e8m0" else DTYPE_BITS["float32"]  # powers of two need none
+        return elements + scales * DTYPE_BITS[fmt.scale] + unit
     zero_points = 0 if fmt.symmetric else ceil(scales * fmt.bits / 8) * 8
     return elements + scales * DTYPE_BITS[scale_dtype] + zero_points

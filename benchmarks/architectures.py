@@ -31,7 +31,7 @@ class Sweep:
 
     packages: whose versions are recorded. results, page: files to write. columns: of the page's
     table between the model's class and the result; by heading, the cell of a row. profile: what is
-    planned for.
+    planned for. free: whether the plan of free choice is compiled too.
     """
 
     runtime: str
@@ -43,6 +43,7 @@ class Sweep:
     introduction: str
     columns: Columns = field(default_factory=dict[str, Callable[[Row], str]])
     profile: str = "intel-vnni"
+    free: bool = True
 
 
 def run(sweep: Sweep, names: Sequence[str]) -> None:
@@ -66,7 +67,7 @@ def run(sweep: Sweep, names: Sequence[str]) -> None:
 def _examine(sweep: Sweep, name: str) -> dict[str, Any]:
     """One architecture's outcome, from a process of its own."""
     command = [sys.executable, "-m", "benchmarks.architectures", sweep.runtime, name]
-    command += [sweep.profile, str(sweep.trials), *sweep.plans]
+    command += [sweep.profile, str(sweep.trials), str(int(sweep.free)), *sweep.plans]
     environment = {**os.environ, "ADVISOR_MEASURE": "never"}  # costs have no part in this
     try:
         done = subprocess.run(
@@ -92,7 +93,9 @@ def _failed(problem: str) -> dict[str, Any]:
     return {**nothing, "left_out": [], "schemes": {}, "problem": problem, "ok": False}
 
 
-def examine_here(runtime: str, name: str, profile: str, trials: str, *plans: str) -> None:
+def examine_here(
+    runtime: str, name: str, profile: str, trials: str, free: str, *plans: str
+) -> None:
     """Examine one architecture in this process and print its outcome as one line of JSON."""
     import torch
 
@@ -101,7 +104,12 @@ def examine_here(runtime: str, name: str, profile: str, trials: str, *plans: str
 
     torch.set_num_threads(1)
     outcome = examine(
-        architecture(name), plans, runtime=runtime, profile=profile, trials=int(trials)
+        architecture(name),
+        plans,
+        runtime=runtime,
+        profile=profile,
+        trials=int(trials),
+        free=free == "1",
     )
     print(json.dumps({**asdict(outcome), "ok": outcome.ok}))
 

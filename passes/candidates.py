@@ -19,7 +19,7 @@ from advisor.targets.capability import Capability, DynamicRules, Support
 
 FLOAT16_MAX = 65504.0
 
-SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8", "fp8")
+SIMULATED_ACTIVATIONS: Final = ("w8a8", "a8a8", "fp8", "a8a8-fp8")
 """Schemes with static activations that the passes know how to compute."""
 
 DYNAMIC_OPS: Final = frozenset({"linear", "lstm"})
@@ -105,9 +105,14 @@ def can_take(
     """Whether the layer can run under the scheme on this runtime and with our rounding."""
     if layer.frozen and scheme.name != "fp32":
         return Support(ok=False, reason=layer.frozen)
+    if layer.is_product and scheme.weight.dtype != "float32":
+        return Support(ok=False, reason=f"a product has no weight to be {scheme.weight.dtype}")
     support = capability.support(layer, scheme, platform)
     if not support.ok:
         return support
+    if not capability.schemes[scheme.name].tied and _is_tied(graph, layer):
+        reason = f"{capability.title} expands a weight under {scheme.name} that several layers read"
+        return Support(ok=False, reason=reason)
     if scheme.weight.dtype not in IMPLEMENTED_DTYPES:
         return Support(ok=False, reason=f"weights as {scheme.weight.dtype} cannot be made yet")
     if scheme.is_static and scheme.name not in SIMULATED_ACTIVATIONS:
@@ -121,6 +126,11 @@ def can_take(
         if largest > FLOAT16_MAX:
             return Support(ok=False, reason=f"weight {largest:.3g} overflows float16 (65504)")
     return Support(ok=True)
+
+
+def _is_tied(graph: Graph, layer: Layer) -> bool:
+    """Whether another layer, or another call of this one, reads the same weight."""
+    return sum(other.weight == layer.weight for other in graph.layers) > 1
 
 
 def _has_dynamic(layer: Layer, rules: DynamicRules) -> bool:

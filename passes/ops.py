@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 
 from advisor.errors import UsageError
+from advisor.passes import float4
 
 INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
     "int8": (-128, 127),
@@ -32,6 +33,7 @@ INTEGER_RANGE: Final[dict[str, tuple[int, int]]] = {
 }
 """Lowest and highest stored integer of every integer dtype."""
 
+FLOAT4: Final = "fp4"
 FLOAT8: Final = {"float8_e4m3": torch.float8_e4m3fn}
 """Eight-bit floats that stand for real numbers with a scale, as integers do, by dtype."""
 
@@ -61,12 +63,14 @@ def storage_dtype(dtype: str) -> torch.dtype:
     """The torch dtype that holds numbers of ``dtype``, one element each.
 
     Raises:
-        UsageError: neither an integer dtype nor an eight-bit float.
+        UsageError: neither an integer dtype nor a narrow float.
     """
     if dtype in FLOAT8:
         return FLOAT8[dtype]
+    if dtype == FLOAT4:
+        return float4.HOLDER
     if dtype not in INTEGER_RANGE:
-        known = ", ".join((*INTEGER_RANGE, *FLOAT8))
+        known = ", ".join((*INTEGER_RANGE, *FLOAT8, FLOAT4))
         raise UsageError(f"{dtype!r} is not an integer dtype; these are: {known}")
     return torch.uint8 if dtype.startswith("u") else torch.int8
 
@@ -174,7 +178,9 @@ def _quantize_dequantize_dynamic(
             rows = real.movedim(1, -1).reshape(-1, x.shape[1])
         case _:
             rows = F.pad(real, (0, -width % block)).reshape(-1, block)
-    if symmetric:
+    if dtype == FLOAT4:
+        rounded = _round_float4(rows)
+    elif symmetric:
         rounded = _round_symmetric(rows, high)
     elif dtype == "int8":
         rounded = _round_by_product(rows, low, high)
@@ -185,6 +191,11 @@ def _quantize_dequantize_dynamic(
     if granularity == "per-pixel":
         rounded = rounded.reshape(x.shape[0], *x.shape[2:], x.shape[1]).movedim(-1, 1)
     return rounded.reshape(x.shape).contiguous()
+
+
+def _round_float4(rows: torch.Tensor) -> torch.Tensor:
+    scale = float4.block_scales(rows.abs().amax(1, keepdim=True), float4.ACTIVATION_UNIT)
+    return float4.round_to_float4(float4.divide(rows, scale)) * scale
 
 
 def _round_symmetric(rows: torch.Tensor, high: int) -> torch.Tensor:

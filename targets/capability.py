@@ -110,9 +110,9 @@ class SchemeSupport:
     ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
     "iOS18", "sm80", "vnni1" or "opset 25"; empty when every supported version does. ragged: whether
     a block size need not divide the inputs. depthwise: whether convolutions with one input channel
-    per group take it as others do. odd_rows: whether embeddings of an odd width do. multiple: what
-    the outputs and the inputs of a layer must be a multiple of. least_blocks: how many blocks of
-    inputs it must have.
+    per group take it as others do. odd_rows: whether embeddings of an odd width do. tied: whether
+    layers that read one weight do. multiple: what the outputs and the inputs of a layer must be a
+    multiple of. least_blocks: how many blocks of inputs it must have.
     zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
     weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
@@ -126,6 +126,7 @@ class SchemeSupport:
     ragged: bool = False
     depthwise: bool = True
     odd_rows: bool = True
+    tied: bool = True
     multiple: int = 1
     least_blocks: int = 1
     zero_points: bool = False

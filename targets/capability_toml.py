@@ -105,6 +105,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
         odd_rows = table.get("odd_rows", bool, default=True)
+        tied = table.get("tied", bool, default=True)
         multiple = table.whole("multiple", default=1)
         least_blocks = table.whole("least_blocks", default=1)
         zero_points = table.get("zero_points", bool, default=False)
@@ -123,6 +124,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
                 ragged=ragged,
                 depthwise=depthwise,
                 odd_rows=odd_rows,
+                tied=tied,
                 multiple=multiple,
                 least_blocks=least_blocks,
                 zero_points=zero_points,
@@ -196,7 +198,7 @@ def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicR
         names = table.names("schemes", known, "dynamic scheme of this file")
         granularity = table.choice("granularity", _GRANULARITIES)
         convolution = table.choice("convolution", ("", "per-sample"), default="")
-        dtype = table.choice("dtype", ("int8", "uint8"))
+        dtype = table.choice("dtype", ("int8", "uint8", "fp4"))
         symmetric = table.get("symmetric", bool)
         source = table.text("source")
         table.finish()

@@ -44,22 +44,31 @@ class Simulation:
     floats: dict[str, torch.Tensor]
 
 
+def simulation_of(graph: QuantizedGraph, input_names: tuple[str, ...]) -> Simulation:
+    """What ``save_simulation`` writes, without writing it."""
+    source = graph.float_graph
+    inputs = check_inputs_of(source)
+    tensors = flat_tensors((inputs.args, inputs.kwargs))
+    with torch.no_grad():
+        outputs = flat_tensors(source.module(*inputs.args, **inputs.kwargs))
+    return Simulation(
+        module=with_plain_outputs(graph.module),
+        inputs=dict(zip(input_names, tensors, strict=True)),
+        floats=dict(zip(source.output_names, outputs, strict=True)),
+    )
+
+
 def save_simulation(graph: QuantizedGraph, input_names: tuple[str, ...], folder: Path) -> None:
     """Write the simulation, its example inputs and the float model's outputs into ``folder``."""
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     folder.mkdir()
-    source = graph.float_graph
-    program = reexport(with_plain_outputs(graph.module), source)
+    simulation = simulation_of(graph, input_names)
+    program = reexport(simulation.module, graph.float_graph)
     program.example_inputs = None  # pickled otherwise; they go to safetensors
     torch.export.save(program, folder / PROGRAM_FILE)
-    inputs = check_inputs_of(source)
-    tensors = flat_tensors((inputs.args, inputs.kwargs))
-    with torch.no_grad():
-        outputs = flat_tensors(source.module(*inputs.args, **inputs.kwargs))
-    stored = {
-        f"input.{name}": tensor for name, tensor in zip(input_names, tensors, strict=True)
-    } | {f"float.{name}": tensor for name, tensor in zip(source.output_names, outputs, strict=True)}
+    stored = {f"input.{name}": tensor for name, tensor in simulation.inputs.items()}
+    stored |= {f"float.{name}": tensor for name, tensor in simulation.floats.items()}
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in stored.items()}
     save_file(copies, folder / EXAMPLES_FILE)
 

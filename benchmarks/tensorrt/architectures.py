@@ -1,14 +1,15 @@
 """Which architectures TensorRT's compiler takes as planned, and why not the others.
 
-    python -m benchmarks.tensorrt.architectures            # all, about an hour on two cores
+    python -m benchmarks.tensorrt.architectures            # all, about 40 minutes
     python -m benchmarks.tensorrt.architectures bert swin  # these; the other rows stay
 
-Every model is captured, planned for an L4 under free choice and compiled; it is then emitted under
-plans that take all schemes of a compute capability in turn, for sm80, sm86, sm89 and sm120. Every
-artifact is compiled by TensorRT-RTX with its batch dynamic where the model's is, every layer's
-kernel is read back, and the numbers of the file are held against the simulation. Writes
-architectures.json beside this file, after each model, and docs/architectures-tensorrt.md. The
-weights are random: this is about structure, never about accuracy or speed.
+Every model is captured and planned for an RTX 5090; it is then emitted under plans that take all
+schemes of a compute capability in turn: those of sm80, compiled for sm80 and sm86, those of sm89,
+and those of sm120. Every artifact is compiled by TensorRT-RTX with its batch dynamic where
+the model's is, every layer's kernel is read back, and the numbers of the file are held against the
+simulation. Writes architectures.json beside this file, after each model, and
+docs/architectures-tensorrt.md. The weights are random: this is about structure, never about
+accuracy or speed.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from benchmarks.architectures import ROOT, Row, Sweep, kept, layers, run, verifi
 INTRODUCTION: Final = """# Architectures through TensorRT's compiler
 
 The models of [architectures.md](architectures.md), for NVIDIA GPUs: captured, compared with the
-model, planned for an L4 under free choice and compiled ("plan"), then emitted under plans that take
-in turn all schemes that a compute capability has ("mixed@80" for sm80, and so on). TensorRT-RTX
-compiles every artifact, with dynamic dimensions where the model has them. A model goes all the way
-when the kernel of every layer reads what is planned for it, and the file's numbers, layer by layer
-and as a whole, agree with the simulation. Nothing ran on a GPU.
+model, planned for an RTX 5090, then emitted under plans that take in turn all schemes that a
+compute capability has ("mixed@80" for sm80, and so on; sm86 has those of sm80, so there the same
+file is compiled once more). TensorRT-RTX compiles every artifact, with dynamic dimensions where the
+model has them. A model goes all the way when the kernel of every layer reads
+what is planned for it, and the file's numbers, layer by layer and as a whole, agree with the
+simulation. Nothing ran on a GPU.
 
-"mixed" counts the layers under each scheme for sm89. "float" counts layers without a quantized form
-here, by operator.
+"mixed" counts the layers under each scheme for sm120. "float" counts layers without a quantized
+form here, by operator.
 
 Written by `python -m benchmarks.tensorrt.architectures`.
 
@@ -48,7 +50,8 @@ SWEEP: Final = Sweep(
     runtime="tensorrt",
     plans=("mixed@80", "mixed@86", "mixed@89", "mixed@120"),
     trials=1,
-    profile="l4",
+    free=False,
+    profile="rtx-5090",
     packages=("torch", "transformers", "tensorrt_rtx", "onnxruntime", "onnx"),
     results=Path(__file__).with_suffix(".json"),
     page=ROOT / "docs" / "architectures-tensorrt.md",

@@ -16,6 +16,7 @@ from advisor.errors import UsageError
 from advisor.formats import EXACT, LUT_BITS, ScaleRounding, TensorFormat
 from advisor.passes.graph import WeightTable
 from advisor.passes.ops import FLOAT8
+from advisor.passes.rounding.float4 import round_to_float4
 from advisor.passes.rounding.float8 import round_to_float8
 from advisor.passes.rounding.grid import round_to_coarse_scales
 from advisor.passes.rounding.kmeans import round_by_kmeans
@@ -35,7 +36,7 @@ NEEDS_DATA: Final = frozenset({"kmeans-weighted"})
 
 IMPLEMENTED_DTYPES: Final = frozenset(
     {
-        *("float32", "float16", "bfloat16", "float8_e4m3", "int8", "int4", "int2"),
+        *("float32", "float16", "bfloat16", "float8_e4m3", "fp4", "int8", "int4", "int2"),
         *(f"lut{bits}" for bits in LUT_BITS),
     }
 )
@@ -71,6 +72,8 @@ def round_weight(
         raise UsageError(f"unknown algorithm {algorithm!r}; possible: {', '.join(possible)}")
     if fmt.dtype in FLOAT8:
         return round_to_float8(weight, fmt)
+    if fmt.dtype == "fp4":
+        return round_to_float4(weight, fmt)
     dtype: torch.dtype = getattr(torch, scales.of(fmt.granularity))
     if fmt.is_table:
         if algorithm in NEEDS_DATA and importance is None:
@@ -89,9 +92,9 @@ def round_weight(
 def algorithms_for(fmt: TensorFormat) -> tuple[str, ...]:
     """Names of the algorithms that make integers (or tables) of a format, the better one last.
 
-    An eight-bit float is as exact relative to small numbers as to large ones, so that clipping
-    large ones gains nothing.
+    A float is as exact relative to small numbers as to large ones, so that clipping large ones
+    gains nothing.
     """
     if fmt.is_table:
         return TABLE_ALGORITHMS
-    return ("rtn",) if fmt.dtype in FLOAT8 else tuple(ALGORITHMS)
+    return ("rtn",) if fmt.dtype in (*FLOAT8, "fp4") else tuple(ALGORITHMS)

@@ -42,6 +42,13 @@ ROUNDINGS: Final = 4
 weight after dequantization, its product and its sum with the bias."""
 
 
+QUANTIZERS: Final = (
+    ops.DEQUANTIZE_STATIC,
+    ops.QUANTIZE_STATIC,
+    ops.QUANTIZE_DEQUANTIZE_DYNAMIC,
+)
+
+
 def tolerance_of(layer: LayerRecord) -> float:
     """Largest difference over the layer's largest output."""
     unit = UNITS.get(compute_kind(scheme_named(layer.scheme)))
@@ -88,7 +95,7 @@ def check_layers(
 
 def _before_quantizers(source: Node) -> Node:
     """The floats that a layer's input is made from: quantizers belong to what is checked."""
-    while source.target in (ops.DEQUANTIZE_STATIC, ops.QUANTIZE_STATIC):
+    while source.target in QUANTIZERS:
         source = source.all_input_nodes[0]
     return source
 

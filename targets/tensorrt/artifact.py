@@ -99,12 +99,13 @@ class TensorrtArtifact:
         tf32 = self.options.tf32 == "on"
         return compile_model(self.path / MODEL_FILE, ranges, sm=self.options.sm, tf32=tf32)
 
-    def verify(self) -> Verification:
+    def verify(self, simulation: Simulation | None = None) -> Verification:
         """Read back every layer from the file and from the compiler, hold the file against
         TensorRT's rules, run each layer alone and the whole, compare with the simulation.
 
         Writes acceptance.json with every number. Where TensorRT-RTX is not installed nothing is
-        compiled, and the notes say so.
+        compiled, and the notes say so. simulation: what to compare with where the artifact was
+        written without it.
 
         Raises:
             PlanError: the files to check against are missing, or profile.json has no range for a
@@ -113,22 +114,9 @@ class TensorrtArtifact:
         """
         model, compiled = self._load(), self.compile()
         formats = self._read_formats(model, compiled)
-        kernels = acceptable_kernels if compiled.kernels else any_kernel
-        mismatches = compare_layers(self.manifest.layers, formats, kernels)
-        mismatches += compare_tensors(
-            self.manifest.tensors,
-            read_tensors(model, [record.name for record in self.manifest.tensors]),
-        )
-        mismatches += [
-            Mismatch(name=found.name, expected=found.rule, found=found.problem)
-            for found in lint(model, sm=self.options.sm)
-        ]
-        mismatches += [
-            Mismatch(name=MODEL_FILE, expected=f"accepted by {compiled.by}", found=problem)
-            for problem in compiled.problems
-        ]
+        mismatches = self._compare(model, formats, compiled)
         reference = open_reference(model)
-        simulation = load_simulation(self.path / CHECK_FOLDER)
+        simulation = simulation or load_simulation(self.path / CHECK_FOLDER)
         flat = inputs_or_examples(self.manifest, simulation, (), {})
         agreements = self._check(reference.model, simulation, flat)
         names = [record.name for record in self.manifest.outputs]
@@ -183,6 +171,40 @@ class TensorrtArtifact:
             MissingDependencyError: always; says how to time the engine where it runs.
         """
         _refuse_timing(self.path)
+
+    def mismatches_on(self, sm: str) -> list[Mismatch]:
+        """What the file's formats and the kernels of another GPU have that the plan has not.
+
+        sm: its compute capability, one of those that the option has. The numbers of the file are
+        the same everywhere; ``verify`` checks them.
+
+        Raises:
+            PlanError: profile.json is damaged, or a dynamic dimension has no range in it.
+        """
+        other = replace(self, options=replace(self.options, sm=sm))
+        model, compiled = other._load(), other.compile()
+        return other._compare(model, other._read_formats(model, compiled), compiled)
+
+    def _compare(
+        self, model: ir.Model, formats: Mapping[str, LayerFormat], compiled: Compiled
+    ) -> list[Mismatch]:
+        """The file and its kernels against the plan and TensorRT's rules."""
+        kernels = acceptable_kernels if compiled.kernels else any_kernel
+        return [
+            *compare_layers(self.manifest.layers, formats, kernels),
+            *compare_tensors(
+                self.manifest.tensors,
+                read_tensors(model, [record.name for record in self.manifest.tensors]),
+            ),
+            *(
+                Mismatch(name=found.name, expected=found.rule, found=found.problem)
+                for found in lint(model, sm=self.options.sm)
+            ),
+            *(
+                Mismatch(name=MODEL_FILE, expected=f"accepted by {compiled.by}", found=problem)
+                for problem in compiled.problems
+            ),
+        ]
 
     def _read_formats(self, model: ir.Model, compiled: Compiled) -> dict[str, LayerFormat]:
         kernels = kernels_by_layer(compiled.kernels, self.manifest.layers)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from advisor.errors import PlanError
 from advisor.passes.graph import QuantizedGraph
 from advisor.targets.describe import describe
-from advisor.targets.manifest import CHECK_FOLDER, write_json, write_manifest
+from advisor.targets.manifest import CHECK_FOLDER, Manifest, write_json, write_manifest
 from advisor.targets.onnxruntime.onnxfile import write_model
 from advisor.targets.simulation import save_simulation
 from advisor.targets.tensorrt import build_engine
@@ -32,6 +32,17 @@ def write_artifact(graph: QuantizedGraph, out: Path, options: TensorrtOptions) -
         UnsupportedError: a layer, a tensor or an output has a form this target cannot write.
         VerificationError: a dimension that should be dynamic became fixed.
     """
+    manifest = write_shipped(graph, out, options)
+    save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
+
+
+def write_shipped(graph: QuantizedGraph, out: Path, options: TensorrtOptions) -> Manifest:
+    """Write what ships, and nothing to check it with.
+
+    Raises:
+        UnsupportedError: a layer, a tensor or an output has a form this target cannot write.
+        VerificationError: a dimension that should be dynamic became fixed.
+    """
     model = export_onnx(graph)
     manifest = describe(graph)
     ranges = ranges_of(graph, manifest)
@@ -41,7 +52,7 @@ def write_artifact(graph: QuantizedGraph, out: Path, options: TensorrtOptions) -
     write_ranges(ranges, out)
     shutil.copyfile(build_engine.__file__, out / SCRIPT_FILE)
     (out / COMMAND_FILE).write_text(trtexec_command(ranges, options), encoding="utf-8")
-    save_simulation(graph, tuple(record.name for record in manifest.inputs), out / CHECK_FOLDER)
+    return manifest
 
 
 def trtexec_command(ranges: Ranges, options: TensorrtOptions) -> str:

@@ -33,6 +33,7 @@ DTYPES: Final = {
     "Int4": "int4",
     "FP8": "float8",
     "FP4": "float4",
+    "FP4E2M1": "float4",
 }
 
 EXPECTED: Final = {
@@ -41,15 +42,23 @@ EXPECTED: Final = {
     "bf16": "bfloat16 weight, bfloat16 input",
     "w8a8": "int8 weight, int8 input",
     "fp8": "float8 weight, float8 input",
+    "nvfp4": "float4 weight, float4 input",
     "w8": "int8 weight, float16 input",
     "w4-g64": "int4 weight, float16 input",
     "w4-g128": "int4 weight, float16 input",
 }
 """What ``describe_kernel`` must say of a layer's kernel, by scheme."""
 
-_PRODUCTS: Final = {"fp32": "float32", "fp16": "float16", "a8a8": "int8", "fp8": "float8"}
-_READ_ONLY: Final = frozenset({"lstm", "gru"})
-"""Operators whose kernels' types are not checked: only float32 is planned for them."""
+_PRODUCTS: Final = {
+    "fp32": "float32",
+    "a16a16": "float16",
+    "a8a8": "int8",
+    "a8a8-fp8": "float8",
+}
+_READERS: Final = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
+"""Operators whose kernels read the planned types. What others, such as recurrent ones or the Add of
+a table of positions, read is not checked: they have no scheme but float32, and the compiler may
+write what comes before or after a table into it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,10 +150,11 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
     large = [each for each in kernel.constants if each.elements >= size]
     read = [tensor.dtype for tensor in kernel.inputs]
     if large:
-        weight = max(large, key=lambda each: each.elements).dtype
+        # The scales of a small float4 weight are padded to more than it has.
+        weight = max(large, key=lambda each: (each.dtype == "float4", each.elements)).dtype
     else:
         weight = read.pop() if len(read) > 1 else "no"
-    if layer.op == "embedding":
+    if layer.op not in _READERS:
         return f"{weight} table"
     wanted = EXPECTED.get(layer.scheme, "").rpartition(", ")[2].removesuffix(" input")
     found = wanted if wanted in read else (read or ["no"])[0]
@@ -153,13 +163,13 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """What ``describe_kernel`` may say of a layer; empty when anything."""
-    if layer.op in _READ_ONLY:
-        return frozenset()
     if layer.op == "matmul":
         wanted = _PRODUCTS.get(layer.scheme)
         return frozenset() if wanted is None else frozenset({wanted})
     if layer.op == "embedding":
         wanted = {"fp32": "float32 table", "fp16": "float16 table"}.get(layer.scheme)
         return frozenset() if wanted is None else frozenset({wanted})
+    if layer.op not in _READERS:
+        return frozenset()
     wanted = EXPECTED.get(layer.scheme)
     return frozenset() if wanted is None else frozenset({wanted})

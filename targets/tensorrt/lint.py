@@ -15,6 +15,8 @@ import numpy as np
 
 from advisor.targets.onnxruntime.forms.form import integer
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+from advisor.targets.tensorrt.fences import find_joined, find_split, find_tied
+from advisor.targets.tensorrt.forms.float4 import DOMAIN, QUANTIZER
 from advisor.targets.tensorrt.forms.form import quantized_input
 from advisor.targets.tensorrt.forms.weights import Stored, find_weight
 from advisor.targets.tensorrt.numbers import kind_of, stored_array
@@ -60,12 +62,13 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
     _fill_in_types(model)
     found: list[Finding] = []
     for node in model.graph:
-        name = node.metadata_props.get(NAME_PROPERTY) or str(node.name)
+        name = _name_of(node)
         for check in CHECKS:
             found += [
                 Finding(name=name, rule=rule, problem=problem)
                 for rule, problem in check(node, int(sm))
             ]
+    found += _check_shared(model)
     opset = model.graph.opset_imports.get("", 0)
     if opset < OLDEST_OPSET:
         found.append(
@@ -87,6 +90,34 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
     return found
 
 
+def _check_shared(model: ir.Model) -> list[Finding]:
+    """Layers whose weight is expanded because of what they share with others."""
+    joined = [
+        (product, "an operand of its own beside float16 weights", "one that both read")
+        for product, _ in find_joined(model)
+    ]
+    tied = [
+        (product, "a weight of its own where only the weight is quantized", "one of several layers")
+        for product in find_tied(model)
+    ]
+    split = [
+        (
+            product,
+            "a result that is read whole, or through a Clip",
+            "one read in parts only",
+        )
+        for product in find_split(model)
+    ]
+    return [
+        Finding(name=_name_of(node), rule=rule, problem=problem)
+        for node, rule, problem in (*joined, *tied, *split)
+    ]
+
+
+def _name_of(node: ir.Node) -> str:
+    return node.metadata_props.get(NAME_PROPERTY) or str(node.name)
+
+
 def _fill_in_types(model: ir.Model) -> None:
     """Floats that the file does not give a dtype, which it need not for what is between nodes.
 
@@ -97,6 +128,9 @@ def _fill_in_types(model: ir.Model) -> None:
     for node in model.graph:
         output = node.outputs[0]
         found: ir.DataType | None = None
+        if node.op_type == QUANTIZER:
+            node.outputs[0].dtype = ir.DataType.FLOAT4E2M1
+            node.outputs[1].dtype = ir.DataType.FLOAT8E4M3FN
         if output.dtype is not None:
             continue
         match node.op_type:
@@ -121,7 +155,8 @@ Broken = Iterator[tuple[str, str]]
 
 
 def _check_operator(node: ir.Node, sm: int) -> Broken:
-    if node.domain or node.op_type in REFUSED:
+    is_known = not node.domain or (node.domain, node.op_type) == (DOMAIN, QUANTIZER)
+    if not is_known or node.op_type in REFUSED:
         domain = f"{node.domain}." if node.domain else ""
         yield "operators of ONNX's own domain, quantized by Q and DQ", f"{domain}{node.op_type}"
     for value in node.outputs:
@@ -161,6 +196,12 @@ def _check_product(node: ir.Node, sm: int) -> Broken:
     weight = find_weight(node.inputs[1])
     read = quantized_input(node.inputs[0])
     if weight is None or weight.scale is None:
+        other = quantized_input(node.inputs[1]) if weight is None else ""
+        if weight is None and read != other:
+            yield (
+                "both operands of one dtype",
+                f"{read.lower() or 'floats'} and {other.lower() or 'floats'}",
+            )
         if read and weight is not None:
             yield f"a weight of {read.lower()} too", "a weight in floats"
         return
@@ -172,6 +213,8 @@ def _check_weight(node: ir.Node, weight: Stored, read: str, sm: int) -> Broken:
     assert weight.scale is not None  # asked by the caller
     if read and read != weight.kind:
         yield f"a weight of {read.lower()} too", f"one of {weight.kind.lower()}"
+    if weight.kind == "FLOAT4E2M1" and not read:
+        yield "four-bit floats in weights and activations alike", "a quantized weight alone"
     if weight.kind == "INT4" or weight.block:
         yield from _check_blocks(weight, read)
     elif weight.scale.size > 1:

@@ -20,6 +20,7 @@ ONNX_KINDS: Final[Mapping[str, str]] = {
     "float8_e4m3": "FLOAT8E4M3FN",
     "int8": "INT8",
     "int4": "INT4",
+    "fp4": "FLOAT4E2M1",
 }
 """ONNX's name of every dtype that is written here."""
 
@@ -42,13 +43,15 @@ def array_of(tensor: torch.Tensor) -> Array:
 
 
 def tensor_of(array: Array) -> torch.Tensor:
-    """Undo ``array_of``; int4 comes as int8, one element a byte."""
+    """Undo ``array_of``; int4 comes as int8 and float4 as float8, one element a byte."""
     kind = str(array.dtype)
     dense = np.array(array)  # a file's own arrays are read-only
     if kind == "bfloat16":
         return torch.as_tensor(dense.view(np.int16)).view(torch.bfloat16)
     if kind == "float8_e4m3fn":
         return torch.as_tensor(dense.view(np.uint8)).view(torch.float8_e4m3fn)
+    if kind == "float4_e2m1fn":
+        return torch.as_tensor(dense.astype(np.float32)).to(torch.float8_e4m3fn)
     if kind == "int4":
         dense = dense.astype(np.int8)
     return torch.as_tensor(dense)

@@ -12,6 +12,7 @@ import numpy as np
 
 from advisor.targets.tensorrt.forms.weights import CASTS
 from advisor.targets.tensorrt.numbers import kind_of
+from advisor.targets.tensorrt.widened import widen_float4
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,6 +25,7 @@ def make_portable(model: ir.Model) -> ir.Model:
     import onnx_ir as ir
 
     model = model.clone()
+    widen_float4(model)
     wide = ir.TensorType(ir.DataType.FLOAT)
     for value in model.graph.initializers.values():
         if kind_of(value) == MISSING and value.const_value is not None:

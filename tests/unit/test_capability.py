@@ -188,6 +188,11 @@ def test_storage_only_is_where_the_weight_is_expanded() -> None:
     [
         ("w8a8", "linear conv2d"),
         ("fp8", "linear conv2d"),
+        ("a16a16", "matmul"),
+        ("a8a8", "matmul"),
+        ("a8a8-fp8", "matmul"),
+        ("nvfp4", "linear"),
+        ("mxfp8", ""),
         ("w8", "linear"),
         ("w4-g64", "linear"),
         ("w4-g128", "linear"),
@@ -208,6 +213,12 @@ def test_tensorrt_says_why_a_block_is_refused() -> None:
         "TensorRT takes int4 blocks of 64 or 128 only (https://docs.nvidia.com/"
     )
     assert reason("tensorrt", "conv2d", "w8") == "TensorRT runs w8 only on linear"
+
+
+def test_tensorrt_has_float4_from_blackwell_on_and_says_why_not_mxfp8() -> None:
+    assert accepted("tensorrt", "linear", "nvfp4", {"sm": "120"})
+    assert "needs sm100" in reason("tensorrt", "linear", "nvfp4", {"sm": "90"})
+    assert "expands it to float16" in reason("tensorrt", "linear", "mxfp8", {"sm": "120"})
 
 
 def test_tensorrt_is_symmetric_with_a_float_bias() -> None:

@@ -101,8 +101,8 @@ def test_schemes_are_named_by_what_they_store() -> None:
         if "-g" in name and name.startswith("w"):
             assert scheme.weight.granularity == PerBlock(int(name.rpartition("-g")[2]))
             assert scheme.weight.bits == int(name[1])
-        assert scheme.is_float == (name in ("fp32", "fp16", "bf16"))
-        assert scheme.is_static == (name in ("w8a8", "a8a8", "fp8"))
+        assert scheme.is_float == (name in ("fp32", "fp16", "bf16", "a16a16"))
+        assert scheme.is_static == (name in ("w8a8", "a8a8", "a8a8-fp8", "fp8"))
 
 
 def test_unknown_words_are_refused_with_the_known_ones() -> None:

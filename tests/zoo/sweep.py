@@ -23,10 +23,14 @@ from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph
 from advisor.passes.quantize import fit_biases, quantize, round_weights
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.acceptance import ACCEPTANCE_FILE
-from advisor.targets.base import Target
+from advisor.targets.base import Mismatch, Target, Verification
 from advisor.targets.options import configure
 from advisor.targets.platforms import shortfall
 from advisor.targets.registry import target_named
+from advisor.targets.simulation import simulation_of
+from advisor.targets.tensorrt import TensorrtTarget
+from advisor.targets.tensorrt.artifact import TensorrtArtifact
+from advisor.targets.tensorrt.emit import write_shipped
 from tests.zoo.models import Architecture
 
 Assignment = Mapping[str, LayerAssignment]
@@ -79,11 +83,12 @@ def examine(
     runtime: str = "onnxruntime",
     profile: str = "intel-vnni",
     trials: int = 3,
+    free: bool = True,
 ) -> Outcome:
     """Plan with free choice and compile, then emit more plans of the same graph.
 
     plans: schemes, each for all layers that can take it, and ``MIXED``. profile: whose schemes,
-    costs and systems the plans are for.
+    costs and systems the plans are for. free: whether the plan of free choice is compiled too.
     """
     target = target_named(runtime)
     try:
@@ -100,16 +105,28 @@ def examine(
     except AdvisorError as error:
         return Outcome(name=entry.name, source=entry.source, problem=_first_line(error))
     stuck = {layer.name: layer.frozen for layer in graph.layers if layer.frozen}
-    verified, parts = {}, {}
-    verified["plan"], parts["plan"] = compile_plan(plan)
+    verified: dict[str, str] = {}
+    parts: dict[str, Any] = {}
+    if free:
+        verified["plan"], parts["plan"] = compile_plan(plan)
     turns = mixed(plan)
-    for name in plans:
-        scheme, _, sm = name.partition("@")
-        able = {} if not sm else {"sm": sm}
-        assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
-        if any(found.scheme != "fp32" for found in assignment.values()):
-            quantized = quantize_under(plan, graph, assignment, target)
-            verified[name], parts[name] = emit(quantized, configure(target, runtime, able, {}))
+    made: dict[str, TensorrtArtifact] = {}  # by assignment: its file is the same for every GPU
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        for name in plans:
+            scheme, _, sm = name.partition("@")
+            able = {} if not sm else {"sm": sm}
+            assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
+            before = made.get(repr(assignment))
+            if before is not None:
+                verified[name] = _first(before.mismatches_on(sm))
+            elif any(found.scheme != "fp32" for found in assignment.values()):
+                quantized = quantize_under(plan, graph, assignment, target)
+                path = Path(folder) / name
+                verified[name], parts[name] = emit(
+                    quantized, configure(target, runtime, able, {}), path
+                )
+                if runtime == "tensorrt" and not verified[name]:
+                    made[repr(assignment)] = TensorrtArtifact.load(path)
     labels = {label for dims in graph.dynamic.values() for label in dims.values()}
     return Outcome(
         name=entry.name,
@@ -220,16 +237,33 @@ def compile_plan(plan: Plan) -> tuple[str, Any]:
         return "", _parts(path)
 
 
-def emit(quantized: QuantizedGraph, target: Target) -> tuple[str, Any]:
-    """Emit and verify; the first mismatch or "", and how the runtime splits the model."""
-    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
-        try:
-            verification = target.emit(quantized, Path(folder)).verify()
-        except AdvisorError as error:
-            return _first_line(error), None
-        parts = _parts(Path(folder))
-    found = [f"{m.name}: expected {m.expected}, found {m.found}" for m in verification.mismatches]
-    return "" if verification.ok else (found or ["layers do not match"])[0], parts
+def emit(quantized: QuantizedGraph, target: Target, folder: Path) -> tuple[str, Any]:
+    """Emit into ``folder`` and verify; the first mismatch or "", and how the runtime splits the
+    model."""
+    folder.mkdir()
+    try:
+        if isinstance(target, TensorrtTarget):
+            verification = verify_in_memory(quantized, target, folder)
+        else:
+            verification = target.emit(quantized, folder).verify()
+    except AdvisorError as error:
+        return _first_line(error), None
+    problem = _first(verification.mismatches) or "layers do not match"
+    return "" if verification.ok else problem, _parts(folder)
+
+
+def verify_in_memory(
+    quantized: QuantizedGraph, target: TensorrtTarget, folder: Path
+) -> Verification:
+    """Verify against the graph itself: writing a simulation and reading it again, three times for
+    every model, takes longer than all the rest, and other tests do it."""
+    manifest = write_shipped(quantized, folder, target.options)
+    names = tuple(record.name for record in manifest.inputs)
+    return TensorrtArtifact.load(folder).verify(simulation_of(quantized, names))
+
+
+def _first(mismatches: Sequence[Mismatch]) -> str:
+    return "".join(f"{m.name}: expected {m.expected}, found {m.found}" for m in mismatches[:1])
 
 
 def _parts(folder: Path) -> Any:

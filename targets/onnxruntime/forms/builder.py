@@ -60,7 +60,7 @@ class Builder:
             op_type,
             inputs,
             attributes,
-            domain=MICROSOFT if op_type in MICROSOFT_OPERATORS else "",
+            domain=DOMAINS.get(op_type, ""),
             num_outputs=outputs,
             name=base if self.used[base] == 1 else f"{base}/{self.used[base]}",
             metadata_props={NAME_PROPERTY: self.name, ROLE_PROPERTY: role},
@@ -104,3 +104,9 @@ MICROSOFT_OPERATORS: Final = frozenset(
     }
 )
 """Operators of ONNX Runtime's own domain that are written here."""
+
+DOMAINS: Final = {
+    **dict.fromkeys(MICROSOFT_OPERATORS, MICROSOFT),
+    "TRT_FP4DynamicQuantize": "trt",
+}
+"""Domain of every operator that is not ONNX's own."""

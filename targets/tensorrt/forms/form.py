@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Found
+from advisor.targets.tensorrt.forms.float4 import QUANTIZER
 from advisor.targets.tensorrt.forms.weights import VIEWS, find_weight, scheme_of
 from advisor.targets.tensorrt.numbers import kind_of
 
@@ -37,12 +38,20 @@ def quantized_input(value: ir.Value | None) -> str:
     does; anything else, such as a Relu, hides them from it.
     """
     while value is not None and (producer := value.producer()) is not None:
+        if producer.op_type == "DequantizeLinear" and _is_float4(producer):
+            return "FLOAT4E2M1"
         if producer.op_type == "DequantizeLinear":
             return _kind_of_integers(producer) if _is_quantized(producer) else ""
         if producer.op_type not in VIEWS and producer.op_type != "Cast":
             return ""
         value = producer.inputs[0]
     return ""
+
+
+def _is_float4(node: ir.Node) -> bool:
+    source = node.inputs[0]
+    producer = None if source is None else source.producer()
+    return producer is not None and producer.op_type == QUANTIZER
 
 
 def _is_quantized(node: ir.Node) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call
+from advisor.targets.tensorrt.forms.float4 import quantize_float4
 from advisor.targets.tensorrt.forms.form import Form, read_weighted
 from advisor.targets.tensorrt.forms.weights import (
     cast_back,
@@ -24,6 +25,8 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
     kind = compute_kind(call.scheme)
     source, weight = call.inputs[:2]
     x = cast_to(build, source, kind, role="input")
+    if call.scheme.weight.dtype == "fp4":
+        x = quantize_float4(build, x)
     real, bias = write_weight(build, call, weight), write_bias(build, call)
     rank = None if source.shape is None else len(source.shape)
     if rank == 2 and bias is not None:

@@ -12,11 +12,21 @@ from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, Found
 from advisor.targets.tensorrt.forms.form import Form, quantized_input
-from advisor.targets.tensorrt.forms.weights import SCHEMES, cast_back, cast_to, compute_kind
+from advisor.targets.tensorrt.forms.weights import CASTS, VIEWS, cast_back, cast_to, compute_kind
 from advisor.targets.tensorrt.numbers import kind_of
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+
+
+KINDS: Final = {number: kind for kind, number in CASTS.items()}
+SCHEMES: Final = {
+    "FLOAT": "fp32",
+    "FLOAT16": "a16a16",
+    "INT8": "a8a8",
+    "FLOAT8E4M3FN": "a8a8-fp8",
+}
+"""By ONNX's name of what both operands are."""
 
 
 def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
@@ -28,16 +38,18 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
 
 def read(node: ir.Node, _layer: LayerRecord) -> Found | None:
     """What ``write`` wrote."""
-    kinds = {quantized_input(value) for value in node.inputs}
-    if kinds == {""}:
-        computed = {_float_kind(value) for value in node.inputs}
-        return Found(scheme=SCHEMES.get(computed.pop(), "fp32") if len(computed) == 1 else "mixed")
-    names = {"INT8": "a8a8", "FLOAT8E4M3FN": "fp8"}
-    return Found(scheme=names.get(kinds.pop(), "mixed") if len(kinds) == 1 else "mixed")
+    kinds = {quantized_input(value) or _float_kind(value) for value in node.inputs}
+    return Found(scheme=SCHEMES.get(kinds.pop(), "unknown") if len(kinds) == 1 else "mixed")
 
 
 def _float_kind(value: ir.Value | None) -> str:
-    """The dtype of an operand, through views; float32 where the file does not say."""
+    """The dtype of an operand: a cast to it may be all that a file says, and views hide that."""
+    while value is not None and not kind_of(value) and (producer := value.producer()) is not None:
+        if producer.op_type == "Cast":
+            return KINDS.get(producer.attributes["to"].as_int(), "")
+        if producer.op_type not in VIEWS:
+            break
+        value = producer.inputs[0]
     return kind_of(value) or "FLOAT"
 
 

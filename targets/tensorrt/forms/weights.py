@@ -7,6 +7,7 @@
 | w8 | the same | DequantizeLinear, Cast to float16 |
 | w4-g64, w4-g128 | int4, a float16 scale per block of inputs | DequantizeLinear, float16 |
 | fp8 | float8 (E4M3), a float32 scale per channel | DequantizeLinear, float32 |
+| nvfp4 | float4 (E2M1), a float8 scale per block, their unit | DequantizeLinear twice, float32 |
 
 An int4 weight with float32 scales and a Cast behind them is expanded by a kernel of its own, and
 the product then runs in float16; an int8 one is not (measured, TensorRT-RTX 1.7.1.116).
@@ -24,6 +25,7 @@ from advisor.formats import PerBlock, Scheme
 from advisor.passes.graph import WeightTable
 from advisor.targets.onnxruntime.forms.builder import Builder
 from advisor.targets.onnxruntime.forms.form import Call, integer
+from advisor.targets.tensorrt.forms.float4 import BLOCK, read_block_scales, write_float4
 from advisor.targets.tensorrt.numbers import (
     ONNX_KINDS,
     Array,
@@ -51,9 +53,11 @@ def compute_kind(scheme: Scheme) -> str:
     Integer and float8 kernels accumulate in wider numbers and scale in float32, so there the
     tensors stay float32: what a float16 product of dequantized numbers would round, they do not.
     """
-    if scheme.weight.is_float and scheme.activation is None:
-        return ONNX_KINDS[scheme.weight.dtype]
-    return "FLOAT16" if scheme.activation is None else "FLOAT"
+    if scheme.activation is not None:
+        return "FLOAT"
+    if scheme.compute != "float":
+        return ONNX_KINDS[scheme.compute]
+    return ONNX_KINDS[scheme.weight.dtype] if scheme.weight.is_float else "FLOAT16"
 
 
 def write_weight(build: Builder, call: Call, weight: ir.Value) -> ir.Value:
@@ -68,6 +72,8 @@ def write_weight(build: Builder, call: Call, weight: ir.Value) -> ir.Value:
     kind = ONNX_KINDS[scheme.weight.dtype]
     if table.scale is None:
         return build.constant(f"{name}_{scheme.weight.dtype}", array_of(table.values))
+    if scheme.weight.dtype == "fp4":
+        return write_float4(build, name, table)
     if isinstance(scheme.weight.granularity, PerBlock):
         stored = build.constant(f"{name}_quantized", array_of(table.values), kind)
         steps = build.constant(f"{name}_scale", array_of(table.scale).astype(np.float16))
@@ -114,13 +120,14 @@ def write_bias(build: Builder, call: Call) -> ir.Value | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """A weight as a file has it. kind: ONNX's name of the stored dtype. block: 0 for none.
+    """A weight as a file has it. source: the constant. kind: ONNX's name of the stored dtype.
 
-    axis: along which the scales run. views: between the numbers and the operator. computes: kind
-    of what the operator reads. dequantized: ONNX's name of what the DequantizeLinear gives, "" for
-    a weight without one.
+    block: 0 for none. axis: along which the scales run. views: between the numbers and the
+    operator. computes: kind of what the operator reads. dequantized: ONNX's name of what the
+    DequantizeLinear gives, "" for a weight without one.
     """
 
+    source: ir.Value
     kind: str
     values: Array
     scale: Array | None
@@ -157,10 +164,12 @@ def find_weight(value: ir.Value | None) -> Stored | None:
     scale = zero = None
     if node is not None:
         scale = stored_array(node.inputs[1])
+        scale = read_block_scales(node.inputs[1]) if scale is None else scale
         zero = stored_array(node.inputs[2]) if len(node.inputs) > 2 else None
         if scale is None:
             return None
     return Stored(
+        source=source,
         kind=kind_of(source),
         values=values,
         scale=scale,
@@ -188,6 +197,8 @@ def scheme_of(stored: Stored, activation: str) -> str:
             return "w8a8"
         case "FLOAT8E4M3FN", "FLOAT8E4M3FN" if not stored.block:
             return "fp8"
+        case "FLOAT4E2M1", "FLOAT4E2M1" if stored.block == BLOCK:
+            return "nvfp4"
         case "INT8" | "INT4", "":
             return f"w{stored.kind[-1]}{block}"
         case _:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import ml_dtypes
@@ -64,12 +65,16 @@ class Sketch:
         return self.node("DequantizeLinear", [integers, steps, zeros], f"{name}_DQ", **given)
 
     def blocks(
-        self, block: int, scale_dtype: Any = np.float16, kind: int = TensorProto.INT4
+        self,
+        block: int,
+        scale_dtype: Any = np.float16,
+        kind: int = TensorProto.INT4,
+        outputs: int = OUTPUTS,
     ) -> str:
         """Four-bit weights of (outputs, inputs) in blocks of inputs, transposed."""
-        integers = self.random.integers(-7, 8, (OUTPUTS, WIDTH))
+        integers = self.random.integers(-7, 8, (outputs, WIDTH))
         stored = self.pack("w_q", integers + (8 if kind == TensorProto.UINT4 else 0), kind)
-        steps = self.random.uniform(0.005, 0.01, (OUTPUTS, WIDTH // block))
+        steps = self.random.uniform(0.005, 0.01, (outputs, WIDTH // block))
         inputs = [stored, self.hold("w_scale", steps.astype(scale_dtype))]
         if kind == TensorProto.UINT4:
             inputs.append(self.pack("w_zero", np.full(steps.shape, 8), kind))
@@ -185,6 +190,107 @@ def float_weight() -> ModelProto:
     return s.model(s.node("MatMul", [s.quantize("x"), weight], "layer"))
 
 
+def half(sketch: Sketch, x: str, weight: str, name: str) -> str:
+    """A product in float16 between casts."""
+    narrow = sketch.node("Cast", [x], f"{name}_in", to=TensorProto.FLOAT16)
+    product = sketch.node("MatMul", [narrow, weight], name)
+    return sketch.node("Cast", [product], f"{name}_out", to=TensorProto.FLOAT)
+
+
+def int8_beside_float16() -> ModelProto:
+    """Two layers of one tensor, as keys and values are."""
+    s = Sketch()
+    other = half(s, "x", s.hold("v", s.weight(WIDTH, OUTPUTS).astype(np.float16)), "other")
+    wide = s.dequantize(s.weight(WIDTH, OUTPUTS), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    return s.model(s.node("Add", [other, half(s, "x", narrow, "layer")], "sum"))
+
+
+def parts_of_int8() -> ModelProto:
+    """Queries, keys and values of two heads from one small layer; a large one is left alone."""
+    s, width = Sketch(), 64
+    weight = s.dequantize(s.weight(width, 3 * width), 1)
+    both = s.node("MatMul", [s.quantize("x"), weight], "layer")
+    view = s.node("Reshape", [both, s.hold("view", np.array([0, 0, 3, 2, 32]))], "viewed")
+    axis = s.hold("axis", np.array([2]))
+    cuts = [s.hold(f"cut{index}", np.array([index])) for index in range(4)]
+    query, key, value = (
+        s.node(
+            "Transpose",
+            [s.node("Squeeze", [s.node("Slice", [view, *pair, axis], f"cut_{name}"), axis], name)],
+            f"{name}_heads",
+            perm=[0, 2, 1, 3],
+        )
+        for name, pair in zip("qkv", pairwise(cuts), strict=True)
+    )
+    scores = s.node("MatMul", [query, s.node("Transpose", [key], "k_T", perm=[0, 1, 3, 2])], "qk")
+    last = s.node("MatMul", [s.node("Softmax", [scores], "soft"), value], "pv")
+    return s.model(last, inputs=[4, 8, width], outputs=[4, 2, 8, 32])
+
+
+def tied_int8() -> ModelProto:
+    s = Sketch()
+    wide = s.dequantize(s.weight(WIDTH, WIDTH), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    first = s.node("Relu", [half(s, "x", narrow, "layer")], "relu")
+    return s.model(half(s, first, narrow, "again"), outputs=[ROWS, WIDTH])
+
+
+def tied_int4() -> ModelProto:
+    s = Sketch()
+    weight = s.blocks(128, outputs=WIDTH)
+    first = s.node("Relu", [half(s, "x", weight, "layer")], "relu")
+    return s.model(half(s, first, weight, "again"), outputs=[ROWS, WIDTH])
+
+
+def product_of_int8_and_floats() -> ModelProto:
+    """Attention with one operand quantized."""
+    s = Sketch()
+    columns = s.node("Transpose", ["x"], "columns", perm=[1, 0])
+    product = s.node("MatMul", [s.quantize("x"), columns], "layer")
+    return s.model(product, outputs=[ROWS, ROWS])
+
+
+def float4_weight_alone() -> ModelProto:
+    s = Sketch()
+    numbers = s.random.choice([-6.0, -3.0, -1.0, 0.5, 2.0, 4.0], (OUTPUTS, WIDTH))
+    stored = s.hold("w_q", numbers.astype(ml_dtypes.float4_e2m1fn))
+    codes = s.hold("w_scale", np.ones((OUTPUTS, WIDTH // 16), ml_dtypes.float8_e4m3fn))
+    scales = s.node("DequantizeLinear", [codes, s.hold("w_unit", np.float32(0.01))], "w_scales")
+    real = s.node("DequantizeLinear", [stored, scales], "w_DQ", axis=-1, block_size=16)
+    columns = s.node("Transpose", [real], "w_T", perm=[1, 0])
+    return s.model(s.node("MatMul", ["x", columns], "layer"), opset=23)
+
+
+def mxfp8() -> ModelProto:
+    """float8 with a power of two per block of 32, in TensorRT's own operators."""
+    s = Sketch()
+    kinds: dict[str, Any] = {"domain": "trt", "axis": -1, "block_size": 32}
+    quantizer = helper.make_node(
+        "TRT_MXFP8DynamicQuantize",
+        ["x"],
+        ["x_q", "x_scale"],
+        name="x_Q",
+        output_dtype=TensorProto.FLOAT8E4M3FN,
+        **kinds,
+    )
+    s.nodes.append(quantizer)
+    s.hold("w_q", s.weight(OUTPUTS, WIDTH).astype(ml_dtypes.float8_e4m3fn))
+    s.hold("w_scale", np.full((OUTPUTS, WIDTH // 32), 127, np.uint8))
+    real = [
+        s.node(
+            "TRT_MXFP8DequantizeLinear",
+            [f"{name}_q", f"{name}_scale"],
+            f"{name}_DQ",
+            output_dtype=TensorProto.FLOAT,
+            **kinds,
+        )
+        for name in "xw"
+    ]
+    columns = s.node("Transpose", [real[1]], "w_T", perm=[1, 0])
+    return s.model(s.node("MatMul", [real[0], columns], "layer"), opset=23, domains=("trt",))
+
+
 SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "scale on the wrong axis": (conv_scale_axis, "89"),
     "weight-only convolution": (weight_only_conv, "89"),
@@ -197,6 +303,13 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "int8 in blocks": (int8_blocks, "89"),
     "int4 through a Cast": (int4_cast, "89"),
     "float weight of a quantized input": (float_weight, "89"),
+    "weight-only int8 beside float16": (int8_beside_float16, "89"),
+    "parts of a small int8 layer": (parts_of_int8, "89"),
+    "weight-only int8 read twice": (tied_int8, "89"),
+    "weight-only int4 read twice": (tied_int4, "89"),
+    "product of int8 and floats": (product_of_int8_and_floats, "89"),
+    "weight-only NVFP4": (float4_weight_alone, "120"),
+    "MXFP8": (mxfp8, "120"),
 }
 """Built without a word, and run in high precision; for which compute capability."""
 

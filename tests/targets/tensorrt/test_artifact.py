@@ -267,6 +267,14 @@ def test_a_scheme_that_the_capability_lacks_is_refused_with_its_reason() -> None
     assert "multiples of 2, and these are 7 and 64" in last["w8"]
 
 
+def test_one_file_is_checked_for_other_gpus(artifact: TensorrtArtifact) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert artifact.mismatches_on("120") == []
+    found = artifact.mismatches_on("86")
+    assert {m.expected for m in found if m.name == "side"} >= {"sm89 or newer for float8e4m3fn"}
+    assert any("fp8" in m.found for m in found if m.name == "model.onnx")
+
+
 def test_timing_needs_a_gpu_and_says_how(artifact: TensorrtArtifact) -> None:
     with pytest.raises(MissingDependencyError, match="--dumpProfile"):
         artifact.benchmark()

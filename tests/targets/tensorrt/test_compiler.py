@@ -29,13 +29,24 @@ def compiled(build: Build, sm: str, path: Path) -> Compiled:
 def record(name: str) -> LayerRecord:
     """The layer as a plan would have it: in the precision that its file speaks of."""
     is_conv = "onv" in name
-    scheme = "w4-g128" if "int4" in name else "w8" if "blocks" in name else "w8a8"
+    scheme = "w8" if "blocks" in name or "weight-only int8" in name else "w8a8"
+    scheme = "w4-g128" if "int4" in name else "nvfp4" if "FP" in name else scheme
+    if name.startswith("product"):
+        return LayerRecord(
+            name="layer",
+            op="matmul",
+            scheme="a8a8",
+            weight="",
+            weight_shape=(),
+            weight_sha256="",
+            node="layer",
+        )
     return LayerRecord(
         name="layer",
         op="conv2d" if is_conv else "linear",
         scheme=scheme,
         weight="w",
-        weight_shape=(64, 64, 2, 2) if is_conv else (256, 512),
+        weight_shape=(64, 64, 2, 2) if is_conv else (192, 64) if "small" in name else (256, 512),
         weight_sha256="",
         node="layer",
     )

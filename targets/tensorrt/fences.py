@@ -1,0 +1,145 @@
+"""Keep quantized weights from being expanded, where the compiler would rearrange products.
+
+All of this was measured with TensorRT-RTX 1.7.1.116:
+
+- Layers that read one float16 tensor may become one product, with their weights side by side. Where
+  one weight is float16 and another int8 (not int4), the integers are expanded for that.
+- A small layer of which only parts are read, such as queries, keys and values from one layer of 64
+  inputs, becomes products with parts of its weight, which is expanded for that (not with 128).
+- A weight that two products read is expanded once for both. Nothing prevents that; such layers are
+  not planned with a weight that alone is quantized.
+
+A Clip between the largest float32 numbers changes no finite number, and the compiler computes it
+together with what is before or after it. But it does not look through it: before the cast of an
+int8 layer it makes two tensors of one, and behind a layer it keeps the parts from being drawn
+into the product.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from advisor.targets.onnxruntime.cut import labelled
+from advisor.targets.onnxruntime.forms.builder import Builder
+from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
+from advisor.targets.tensorrt.forms.form import quantized_input
+from advisor.targets.tensorrt.forms.weights import CASTS, VIEWS, find_weight
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+LARGEST: Final = float(np.finfo(np.float32).max)
+PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
+PARTS: Final = frozenset({"Gather", "Slice", "Split"})
+"""Operators that read a part of their first input."""
+
+
+def add_fences(model: ir.Model, used: Counter[str]) -> None:
+    """Put a Clip wherever the compiler would expand a weight otherwise."""
+    for _, cast in find_joined(model):
+        source = cast.inputs[0]
+        assert source is not None  # a cast has its operand
+        kept = _clip(model, cast, source, used, role="input")
+        cast.replace_input_with(0, kept)
+    for product in find_split(model):
+        last = labelled(model, product.metadata_props[NAME_PROPERTY], "op", "output")[-1]
+        result = last.outputs[0]
+        readers = list(result.uses())
+        first = min(readers, key=lambda use: _place(model, use[0]))
+        kept = _clip(model, first[0], result, used, role="output", name_of=product)
+        for reader, index in readers:
+            reader.replace_input_with(index, kept)
+
+
+def find_joined(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
+    """Products of an int8 weight alone, each with the cast of its operand, where a product of a
+    float16 weight reads the same tensor in float16."""
+    values = [output for node in model.graph for output in node.outputs]
+    found: list[tuple[ir.Node, ir.Node]] = []
+    for source in (*model.graph.inputs, *values):
+        kinds: dict[str, list[tuple[ir.Node, ir.Node]]] = {}
+        for cast, _ in source.uses():
+            if cast.op_type == "Cast" and cast.attributes["to"].as_int() == CASTS["FLOAT16"]:
+                for product in _products(cast.outputs[0]):
+                    weight = find_weight(product.inputs[1])
+                    kind = "" if weight is None else weight.kind
+                    kinds.setdefault(kind, []).append((product, cast))
+        if "FLOAT16" in kinds:
+            found += kinds.get("INT8", [])
+    return found
+
+
+def find_split(model: ir.Model) -> list[ir.Node]:
+    """Products of a quantized weight of which every reader reads a part only."""
+    found: list[ir.Node] = []
+    for node in model.graph:
+        if node.op_type in PRODUCTS and _is_split(node.outputs[0]):
+            weight = find_weight(node.inputs[1])
+            if weight is not None and weight.scale is not None:
+                found.append(node)
+    return found
+
+
+def find_tied(model: ir.Model) -> list[ir.Node]:
+    """Products of floats whose quantized weight another product reads too."""
+    readers: dict[int, list[ir.Node]] = {}
+    for node in model.graph:
+        if node.op_type in PRODUCTS and not quantized_input(node.inputs[0]):
+            weight = find_weight(node.inputs[1])
+            if weight is not None and weight.scale is not None:
+                readers.setdefault(id(weight.source), []).append(node)
+    return [node for nodes in readers.values() if len(nodes) > 1 for node in nodes]
+
+
+def _products(value: ir.Value) -> Iterator[ir.Node]:
+    """The products whose first operand is the value, through views of it."""
+    for user, index in value.uses():
+        if user.op_type in PRODUCTS and index == 0:
+            yield user
+        elif user.op_type in VIEWS:
+            yield from _products(user.outputs[0])
+
+
+def _is_split(value: ir.Value) -> bool:
+    """Whether all that is read of a value is parts: through casts, views and a bias."""
+    readers = [user for user, _ in value.uses()]
+    if not readers or value.is_graph_output():
+        return False
+    return all(
+        reader.op_type in PARTS or (_passes(reader) and _is_split(reader.outputs[0]))
+        for reader in readers
+    )
+
+
+def _passes(node: ir.Node) -> bool:
+    """Whether a part of what the node gives is the same of a part of what it reads."""
+    if node.op_type == "Add":
+        return any(value is not None and value.is_initializer() for value in node.inputs)
+    return node.op_type in VIEWS or node.op_type == "Cast"
+
+
+def _place(model: ir.Model, node: ir.Node) -> int:
+    return next(place for place, other in enumerate(model.graph) if other is node)
+
+
+def _clip(
+    model: ir.Model,
+    before: ir.Node,
+    source: ir.Value,
+    used: Counter[str],
+    *,
+    role: str,
+    name_of: ir.Node | None = None,
+) -> ir.Value:
+    """A Clip of ``source``, which is float32, that stands before a node."""
+    name = (name_of or before).metadata_props[NAME_PROPERTY]
+    build = Builder(model=model, before=before, name=name, used=used)
+    low = build.constant("advisor.least", np.array(-LARGEST, np.float32))
+    high = build.constant("advisor.most", np.array(LARGEST, np.float32))
+    kept = build.node("Clip", [source, low, high], role=role)
+    kept.shape, kept.type = source.shape, source.type
+    return kept
