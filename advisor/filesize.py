@@ -23,4 +23,4 @@ def predict_file_bytes(setting: Setting, choice: Choice, size_bytes: float) -> f
             if rule is not None:
                 channels = 0 if layer.is_product else layer.weight_shape[0]
                 total += rule.layer_bytes + rule.channel_bytes * channels
-    return total
+    return float(total)

@@ -26,7 +26,7 @@ class TimeParts:
     @property
     def seconds(self) -> float:
         """The sum."""
-        return sum(getattr(self, each.name) for each in fields(self))
+        return float(sum(getattr(self, each.name) for each in fields(self)))
 
     @property
     def bound(self) -> BoundBy:

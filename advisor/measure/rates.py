@@ -137,7 +137,8 @@ def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
     )
     graph = graph_for(capture(kernel.model.eval(), kernel.inputs, {}), capability)
     groups = group_layers(graph, capability)
-    setting = make_setting(graph, groups, find_candidates(graph, groups, capability), deployment)
+    space = find_candidates(graph, groups, capability, platform=deployment.profile.platform)
+    setting = make_setting(graph, groups, space, deployment)
     choice = tuple(
         [option.scheme for option in setting.space.candidates[group.name]].index(kernel.scheme)
         for group in groups

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 CLASSES: Final = 1000
+LABELS: Final[dict[str, Any]] = {"num_labels": CLASSES}
 BLOCKS: Final = 32
 """Of LLaMA 7B."""
 
@@ -112,23 +113,21 @@ def _resnet(depths: tuple[int, ...], kind: str) -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
     widths = [64, 128, 256, 512] if kind == "basic" else [256, 512, 1024, 2048]
-    config = ResNetConfig(
-        layer_type=kind, depths=list(depths), hidden_sizes=widths, num_labels=CLASSES
-    )
+    config = ResNetConfig(layer_type=kind, depths=list(depths), hidden_sizes=widths, **LABELS)
     return ResNetForImageClassification(config)
 
 
 def _mobilenet_v1(size: int) -> nn.Module:
     from transformers import MobileNetV1Config, MobileNetV1ForImageClassification
 
-    config = MobileNetV1Config(image_size=size, num_labels=CLASSES, tf_padding=False)
+    config = MobileNetV1Config(image_size=size, **LABELS, tf_padding=False)
     return MobileNetV1ForImageClassification(config)
 
 
 def _mobilenet_v2(size: int) -> nn.Module:
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification
 
-    config = MobileNetV2Config(image_size=size, num_labels=CLASSES, tf_padding=False)
+    config = MobileNetV2Config(image_size=size, **LABELS, tf_padding=False)
     return MobileNetV2ForImageClassification(config)
 
 
@@ -140,7 +139,7 @@ def _efficientnet_b0(size: int) -> nn.Module:
         width_coefficient=1.0,
         depth_coefficient=1.0,
         hidden_dim=1280,
-        num_labels=CLASSES,
+        **LABELS,
     )
     return EfficientNetForImageClassification(config)
 

@@ -33,7 +33,8 @@ class Chain(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = F.relu(self.one(x))
         y = self.two(h)
-        return torch.sigmoid(F.relu(y) * h) + y
+        found: torch.Tensor = torch.sigmoid(F.relu(y) * h) + y
+        return found
 
 
 def fused(runtime: str) -> list[str]:
