@@ -144,14 +144,16 @@ def foresee(
 
     def measure(choices: Sequence[Choice]) -> list[float]:
         nonlocal done
-        named = {plan_name(problem, choice, PROBE_KNOBS, "scoring"): choice for choice in choices}
-        jobs = {name: job(choice) for name, choice in named.items()}
-        found: list[float] = []
-        for name in jobs:
+        jobs = {
+            plan_name(problem, choice, PROBE_KNOBS, "scoring"): job(choice)
+            for choice in dict.fromkeys(choices)
+        }
+        found: dict[Choice, float] = {}
+        for choice, name in zip(dict.fromkeys(choices), jobs, strict=True):
             say("check", min(done, most), most)
             done += 1
-            found.append(kept.get(name, jobs).value)
-        return found
+            found[choice] = kept.get(name, jobs).value
+        return [found[choice] for choice in choices]
 
     is_large = len(problem.groups) > LARGE
 

@@ -19,6 +19,8 @@ from tests.system import small
 from tests.system.small import IMAGES, plan_small
 
 TRIALS = 4
+LARGE_BATCH = 64
+"""Of one image the small network is as fast in float32 as in integers."""
 
 
 def plan_digits(**options: Any) -> Plan:
@@ -242,7 +244,7 @@ def test_loss_replaces_the_divergence() -> None:
     def loss(outputs: torch.Tensor, reference: torch.Tensor) -> float:
         return float((outputs - reference).abs().mean()) + 5.0
 
-    made = plan_small(loss=loss)
+    made = plan_small(loss=loss, objective="memory")
     assert value(made, "divergence") > 5.0
     assert any("loss" in note for note in made.notes)
 
@@ -299,10 +301,14 @@ def test_accuracy_drop_limits_every_objective(objective: str) -> None:
     def metric(module: nn.Module) -> float:
         return 1.0 - float((module(IMAGES.calibration[:64]) - reference).abs().max())
 
-    free = plan_small(objective=objective, metric=metric, trials=TRIALS)
+    free = plan_small(objective=objective, metric=metric, trials=TRIALS, batch=LARGE_BATCH)
     drop = (1.0 - value(free, "metric")) / 2
     held = plan_small(
-        budget={"accuracy_drop": drop}, objective=objective, metric=metric, trials=TRIALS
+        budget={"accuracy_drop": drop},
+        objective=objective,
+        metric=metric,
+        trials=TRIALS,
+        batch=LARGE_BATCH,
     )
     assert value(free, "metric") < 1.0 - drop <= value(held, "metric")
     assert "finalists within" in held.outcome
