@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from advisor.errors import CaptureError, InputError, ModelError
 from advisor.passes.batch import RUN_ERRORS, Batch, check_batch, find_batch, resize_batch
 from advisor.passes.blame import explain, locate
-from advisor.passes.decompositions import DECOMPOSITIONS
+from advisor.passes.decompositions import decompose
 from advisor.passes.fx import detach_parameters, flatten_inputs, output_nodes, placeholders
 from advisor.passes.graph import Graph
 from advisor.passes.layers import find_layers
@@ -277,8 +277,7 @@ def _finish(
     notes: tuple[str, ...],
 ) -> Graph:
     with quiet_export():
-        untyped: Any = program  # torch annotates run_decompositions incompletely
-        program = untyped.run_decompositions(dict(DECOMPOSITIONS))
+        program = decompose(program)
         _refuse_mutation(program)
         module: GraphModule = program.module(check_guards=False)
     _refuse_control_flow(module)

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from advisor.passes.blame import locate
+from advisor.passes.decompositions import decompose
 from advisor.passes.graph import ROLE_KEY, Graph, name_of
 from advisor.passes.layers import LAYER_OPS
 from advisor.passes.ops import QUANTIZE_STATIC
@@ -56,8 +57,7 @@ def export_steps(
     steps = {**(table or {}), **UNROLLED}
     steps.pop(torch.ops.aten.linear.default, None)
     with quiet():
-        exported: Any = reexport(module, fixed)  # its methods' types are incomplete
-        program: ExportedProgram = exported.run_decompositions(steps)
+        program = decompose(reexport(module, fixed), steps)
     own_linears(program.graph)
     return program
 

@@ -14,7 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from torch.utils import _pytree as pytree
 
 from advisor.passes.capture import capture, quiet_export
-from advisor.passes.decompositions import DECOMPOSITIONS, decompose_rms_norm
+from advisor.passes.decompositions import DECOMPOSITIONS, decompose, decompose_rms_norm
 from advisor.passes.fx import attribute, detach_parameters
 from advisor.passes.graph import PASS_KEY, Graph, Layer, name_of
 from advisor.passes.group import group_layers
@@ -29,8 +29,7 @@ aten = torch.ops.aten
 def raw(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> GraphModule:
     """What the pipeline starts from, exported at a fixed batch."""
     with quiet_export():
-        program: Any = torch.export.export(model, args, kwargs)
-        program = program.run_decompositions(dict(DECOMPOSITIONS))
+        program = decompose(torch.export.export(model, args, kwargs))
     module: GraphModule = program.module(check_guards=False)
     detach_parameters(module)
     return module
@@ -49,6 +48,17 @@ def state(module: GraphModule) -> tuple[str, dict[str, bytes]]:
         name: tensor.detach().contiguous().numpy().tobytes() for name, tensor in tensors.items()
     }
     return module.code, dense
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_programs_are_decomposed_as_torch_does_it(name: str) -> None:
+    """Node for node, with the same signature and constants."""
+    with torch.no_grad(), quiet_export():
+        program: Any = torch.export.export(*make_case(name, 3))
+        wanted, found = program.run_decompositions(dict(DECOMPOSITIONS)), decompose(program)
+    assert str(found.graph) == str(wanted.graph)
+    assert found.graph_signature == wanted.graph_signature
+    assert [*found.constants] == [*wanted.constants]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from advisor.formats import scheme_named
 from advisor.passes.calibrate import Observations, static_params
@@ -25,6 +27,48 @@ from advisor.passes.rounding.store import RoundedWeights
 from advisor.targets.capability import load_capability
 
 Quantizer = Callable[..., QuantizedGraph]
+
+MOST_KEPT = 64
+"""Graphs that are kept for the next test with an equal model."""
+
+_CAPTURED: dict[Hashable, Graph] = {}
+
+
+def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
+    """The model's graph, which tests with an equal model on equal inputs share: never change it.
+
+    A target converts a graph once, so that plans for one graph are what a user has too.
+    """
+    key = _spelled(model, (args, dict(kwargs)))
+    if key not in _CAPTURED:
+        if len(_CAPTURED) >= MOST_KEPT:
+            del _CAPTURED[next(iter(_CAPTURED))]
+        _CAPTURED[key] = capture(model, args, dict(kwargs))
+    return _CAPTURED[key]
+
+
+def _spelled(model: nn.Module, inputs: Any) -> Hashable:
+    """Equal for models of the same classes with the same attributes, tensors and ties."""
+    modules = [
+        (name, type(module), {k: v for k, v in vars(module).items() if not k.startswith("_")})
+        for name, module in model.named_modules(remove_duplicate=False)
+    ]
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    numbers: dict[int, int] = {}
+    ties = tuple((name, numbers.setdefault(id(t), len(numbers))) for name, t in tensors)
+    leaves, tree = pytree.tree_flatten(([plain for _, _, plain in modules], inputs))
+    values = hashlib.sha256()
+    for leaf in (*(tensor for _, tensor in tensors), *leaves):
+        if isinstance(leaf, Tensor):
+            values.update(f"{leaf.dtype} {tuple(leaf.shape)} {leaf.requires_grad}".encode())
+            values.update(leaf.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            values.update(repr(leaf).encode())
+    classes = tuple((name, kind) for name, kind, _ in modules)
+    return classes, ties, str(tree), values.hexdigest()
 
 
 class Observer(torch.fx.Interpreter):
@@ -59,7 +103,7 @@ def make(
     schemes: one for all layers, or by layer name. batch: of the deployment.
     """
     capability = load_capability(runtime)
-    graph = capture(model, args, dict(kwargs or {}))
+    graph = captured(model, args, kwargs or {})
     wanted = schemes if isinstance(schemes, Mapping) else {}
     names = {
         layer.name: wanted.get(layer.name, "fp32") if wanted else str(schemes)

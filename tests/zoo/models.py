@@ -6,8 +6,9 @@ ships. Random weights count for structure only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,22 +22,35 @@ VOCABULARY = 64
 TOKENS = 12
 IMAGE = 32
 
+DEPTHS = frozenset({"num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"})
+"""What configurations call the number of blocks that are all alike."""
+
+STAGES: dict[str, Any] = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A model's class by its public name, how to build it, and inputs for a batch."""
+    """A model's class by its public name, how to build it, and inputs for a batch.
+
+    make_shallow: builds it with one block in place of several alike; None: it has none such.
+    """
 
     name: str
     source: str
     make: Callable[[], nn.Module]
     inputs: Callable[[int], Any]
+    make_shallow: Callable[[], nn.Module] | None = None
 
-    def build(self) -> nn.Module:
-        """The model in evaluation mode; the same weights every time."""
+    def build(self, *, shallow: bool = False) -> nn.Module:
+        """The model in evaluation mode; the same weights every time.
+
+        shallow: every kind of block, but where several are alike only one of them.
+        """
+        make = self.make_shallow if shallow and self.make_shallow is not None else self.make
         state = torch.get_rng_state()
         torch.manual_seed(0)
         try:
-            return _normalised(_rescaled(self.make().eval()), self.inputs(4))
+            return _normalised(_rescaled(make().eval()), self.inputs(4))
         finally:
             torch.set_rng_state(state)
 
@@ -92,16 +106,25 @@ def _transformers(
     inputs: Callable[[int], Any],
     *,
     part: str | None = None,
+    shallow: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Architecture:
-    def make() -> nn.Module:
+    """shallow: the settings with which it has one of every kind of block; None: one layer."""
+
+    def make(settings: Mapping[str, Any]) -> nn.Module:
         import transformers
 
         made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**settings))
         return made if part is None else made.get_submodule(part)
 
-    source = f"transformers.{model}" + (f" ({part})" if part else "")
-    return Architecture(name=name, source=source, make=make, inputs=inputs)
+    fewer = dict.fromkeys(DEPTHS & settings.keys(), 1) if shallow is None else shallow
+    return Architecture(
+        name=name,
+        source=f"transformers.{model}" + (f" ({part})" if part else ""),
+        make=partial(make, settings),
+        inputs=inputs,
+        make_shallow=partial(make, {**settings, **fewer}),
+    )
 
 
 ENCODER: dict[str, Any] = {
@@ -146,6 +169,7 @@ def _encoders() -> list[Architecture]:
             "AlbertForSequenceClassification",
             "AlbertConfig",
             masked_ids,
+            shallow={},  # its layers share their weights
             embedding_size=16,
             **ENCODER,
         ),
@@ -168,6 +192,7 @@ def _encoders() -> list[Architecture]:
             "ModernBertForMaskedLM",
             "ModernBertConfig",
             masked_ids,
+            shallow={},  # the second layer looks at neighbours only
             **{**ENCODER, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
             cls_token_id=1,
             sep_token_id=2,
@@ -177,6 +202,7 @@ def _encoders() -> list[Architecture]:
             "T5EncoderModel",
             "T5Config",
             masked_ids,
+            shallow={},  # the second layer reads the position bias of the first
             vocab_size=VOCABULARY,
             d_model=WIDTH,
             d_kv=16,
@@ -319,6 +345,16 @@ def _vision_transformers() -> list[Architecture]:
             "SegformerForSemanticSegmentation",
             "SegformerConfig",
             large_pixels,
+            shallow={
+                "num_encoder_blocks": 2,
+                "depths": [1, 1],
+                "sr_ratios": [8, 1],
+                "hidden_sizes": [8, 16],
+                "patch_sizes": [7, 3],
+                "strides": [4, 2],
+                "num_attention_heads": [1, 2],
+                "mlp_ratios": [4, 4],
+            },
             depths=[1, 1, 1, 1],
             hidden_sizes=[8, 16, 16, 32],
             num_attention_heads=[1, 1, 2, 2],
@@ -339,6 +375,7 @@ def _vision_transformers() -> list[Architecture]:
             "DetrForObjectDetection",
             "DetrConfig",
             large_pixels,
+            shallow={"backbone_config": {**_resnet_config(), **STAGES, "out_features": ["stage2"]}},
             use_timm_backbone=False,
             backbone_config=_resnet_config(),
             d_model=WIDTH,
@@ -405,6 +442,14 @@ def _convolutional() -> list[Architecture]:
             "EfficientNetForImageClassification",
             "EfficientNetConfig",
             pixels,
+            shallow={
+                "kernel_sizes": [3, 3, 5],
+                "in_channels": [32, 16, 24],
+                "out_channels": [16, 24, 40],
+                "strides": [1, 2, 2],
+                "num_block_repeats": [1, 1, 4],
+                "expand_ratios": [1, 6, 6],
+            },
             width_coefficient=0.25,
             depth_coefficient=0.3,
             hidden_dim=320,
@@ -414,6 +459,7 @@ def _convolutional() -> list[Architecture]:
             "ConvNextForImageClassification",
             "ConvNextConfig",
             pixels,
+            shallow={**STAGES, "num_stages": 2},
             hidden_sizes=[8, 16, 16, 32],
             depths=[1, 1, 2, 1],
         ),
@@ -422,6 +468,7 @@ def _convolutional() -> list[Architecture]:
             "ConvNextV2ForImageClassification",
             "ConvNextV2Config",
             pixels,
+            shallow={**STAGES, "num_stages": 2},
             hidden_sizes=[8, 16, 16, 32],
             depths=[1, 1, 2, 1],
         ),
@@ -430,6 +477,7 @@ def _convolutional() -> list[Architecture]:
             "RegNetForImageClassification",
             "RegNetConfig",
             pixels,
+            shallow=STAGES,
             embedding_size=8,
             hidden_sizes=[8, 16, 16, 32],
             depths=[1, 1, 2, 1],

@@ -11,7 +11,6 @@ import torch
 
 from advisor.formats import PerBlock, Scheme, scheme_named
 from advisor.passes import ops
-from advisor.passes.capture import capture
 from advisor.passes.fx import attribute, clone, finish, flatten_inputs, insert_constant, stamp
 from advisor.passes.graph import (
     ActivationParams,
@@ -23,6 +22,7 @@ from advisor.passes.graph import (
     name_of,
 )
 from advisor.passes.layers import find_calls, input_argument, weight_argument
+from tests.targets.making import captured
 
 aten = torch.ops.aten
 FUSED = (aten.relu.default, aten.hardtanh.default)
@@ -79,7 +79,7 @@ def make(
     fixed: bool = False,
 ) -> QuantizedGraph:
     args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
-    graph = capture(model.eval(), args, kwargs)
+    graph = captured(model.eval(), args, kwargs)
     if fixed:
         graph = replace(graph, dynamic={}, batch=2)
     chosen = (

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from advisor import advise
+from advisor import Plan, advise
 from advisor.formats import scheme_named, storage_bits
 from advisor.targets.base import Artifact
 
@@ -33,23 +33,25 @@ class Net(nn.Module):
         return found
 
 
+@pytest.fixture(scope="module")
+def unquantized() -> Plan:
+    """A plan with every layer in float32."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 40, (4, 6))
+    batches = [tokens, tokens.flip(0)]
+    plan = advise(Net().eval(), target="intel-vnni", calibration=batches, trials=1, cache=False)
+    return plan.pin("*", "fp32")
+
+
 @pytest.mark.parametrize(
     "scheme", ["fp32", "fp16", "w8a8", "w8", "w8-g64", "w4-g32", "w4-g128", "w2-g64", "w2-g128"]
 )
-def test_bytes_of_every_weight(scheme: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    tokens = torch.randint(0, 40, (4, 6))
-    plan = advise(
-        Net().eval(),
-        target="intel-vnni",
-        calibration=[tokens, tokens.flip(0)],
-        schemes=[scheme],
-        pin={"linear": scheme},
-        objective="memory",
-        trials=1,
-        cache=False,
-    )
-    assert any(layer.scheme == scheme for layer in plan.layers)
+def test_bytes_of_every_weight(scheme: str, unquantized: Plan, tmp_path: Path) -> None:
+    plan = unquantized
+    for layer in unquantized.layers:
+        if any(option.scheme == scheme and not option.reason for option in layer.options):
+            plan = plan.pin(layer.name, scheme)
+    assert {layer.name: layer.scheme for layer in plan.layers}["linear"] == scheme
     artifact = plan.compile(tmp_path / "build")
     stored = {i.name: i for i in onnx.load(artifact.path / "model.onnx").graph.initializer}
     for layer in plan.layers:
