@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+ComputeCapability = Literal["75", "80", "86", "87", "89", "90", "100", "120", "121"]
+"""Of a GPU, without its dot."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorrtOptions:
@@ -15,7 +18,7 @@ class TensorrtOptions:
     slow and exact.
     """
 
-    sm: Literal["75", "80", "86", "87", "89", "90", "100", "120", "121"] = "80"
+    sm: ComputeCapability = "80"
     tf32: Literal["on", "off"] = "on"
 
 

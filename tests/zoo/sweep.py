@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ from advisor.targets.tensorrt import TensorrtTarget
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
 from advisor.targets.tensorrt.emit import write_shipped
 from tests.zoo.models import Architecture
+
+if TYPE_CHECKING:
+    from advisor.targets.tensorrt.options import ComputeCapability
 
 Assignment = Mapping[str, LayerAssignment]
 
@@ -118,7 +121,7 @@ def examine(
             assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
             before = made.get(repr(assignment))
             if before is not None:
-                verified[name] = _first(before.mismatches_on(sm))
+                verified[name] = _first(before.mismatches_on(cast("ComputeCapability", sm)))
             elif any(found.scheme != "fp32" for found in assignment.values()):
                 quantized = quantize_under(plan, graph, assignment, target)
                 path = Path(folder) / name
