@@ -57,6 +57,8 @@ def recheck(
     tried: set[tuple[int, int]] = set()
     for _ in range(ROUNDS):
         wanted = _decisive(now.problem, plans(now.problem, now.scores), tried)
+        # Where a group has no other choice, its own is the base: nothing to compare it with.
+        wanted = [each for each in wanted if each[1] != base[each[0]]]
         wanted = [each for each in wanted if _is_alone(table, base, each)][: most - len(factors)]
         wanted = wanted[: max(2, len(problem.groups) // 5)]
         if not wanted:

@@ -29,7 +29,7 @@ from advisor.targets.tensorrt.compiler import Compiled, compile_model
 from advisor.targets.tensorrt.emit import MODEL_FILE, read_options
 from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer
 from advisor.targets.tensorrt.lint import lint
-from advisor.targets.tensorrt.options import Sm, TensorrtOptions
+from advisor.targets.tensorrt.options import ComputeCapability, TensorrtOptions
 from advisor.targets.tensorrt.readback import read_layers, read_tensors
 from advisor.targets.tensorrt.reference import Reference, open_reference
 from advisor.targets.tensorrt.shapes import read_ranges
@@ -172,7 +172,7 @@ class TensorrtArtifact:
         """
         _refuse_timing(self.path)
 
-    def mismatches_on(self, sm: Sm) -> list[Mismatch]:
+    def mismatches_on(self, sm: ComputeCapability) -> list[Mismatch]:
         """What the file's formats and the kernels of another GPU have that the plan has not.
 
         sm: its compute capability, one of those that the option has. The numbers of the file are

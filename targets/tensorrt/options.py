@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Sm = Literal["75", "80", "86", "87", "89", "90", "100", "120", "121"]
-"""A compute capability, without its dot."""
+ComputeCapability = Literal["75", "80", "86", "87", "89", "90", "100", "120", "121"]
+"""Of a GPU, without its dot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +18,7 @@ class TensorrtOptions:
     slow and exact.
     """
 
-    sm: Sm = "80"
+    sm: ComputeCapability = "80"
     tf32: Literal["on", "off"] = "on"
 
 

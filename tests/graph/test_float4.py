@@ -33,8 +33,8 @@ def in_blocks(x: Array, unit: float) -> Array:
     codes = (np.abs(rows).max(1, keepdims=True) / np.float32(6 * unit)).clip(max=448)
     scale = codes.astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * np.float32(unit)
     over = np.divide(rows, scale, out=np.zeros_like(rows), where=scale > 0)
-    found: Array = (narrowed(over) * scale).reshape(x.shape)
-    return found
+    blocks: Array = narrowed(over) * scale
+    return blocks.reshape(x.shape)
 
 
 def test_numbers_round_as_ml_dtypes_does() -> None:

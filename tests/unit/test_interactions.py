@@ -238,3 +238,21 @@ def test_nothing_is_measured_where_nothing_is_lost() -> None:
         return [choice for choice, _ in itertools.islice(enumerate_plans(problem), 50)]
 
     assert recheck(problem, scores, plans, refuse, most=10).factors == {}
+
+
+def test_a_group_without_a_choice_is_not_measured_against_itself() -> None:
+    problem = layered_problem(np.random.default_rng(1), groups=5, most=4, points=2)
+    problem = replace(problem, indicators=(), memory_bytes=(), latency_s=problem.size_bytes)
+    lossy = [np.ones_like(terms) for terms in problem.divergence.per_group]  # all lose alike
+    problem = replace(problem, divergence=Linear(per_group=tuple(lossy)))
+
+    def measure(choices: Sequence[Choice]) -> list[float]:
+        assert len(set(choices)) == len(choices)
+        return [float(sum(choice)) for choice in choices]
+
+    def plans(_: Problem, __: FloatArray) -> list[Choice]:
+        return [tuple(int(np.argmin(terms)) for terms in lossy)]
+
+    scores = random_scores(np.random.default_rng(2), problem)
+    found = recheck(problem, scores, plans, measure, most=10)
+    assert all(candidate != np.argmin(lossy[group]) for group, candidate in found.factors)

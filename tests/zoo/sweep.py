@@ -34,7 +34,7 @@ from advisor.targets.tensorrt.emit import write_shipped
 from tests.zoo.models import Architecture
 
 if TYPE_CHECKING:
-    from advisor.targets.tensorrt.options import Sm
+    from advisor.targets.tensorrt.options import ComputeCapability
 
 Assignment = Mapping[str, LayerAssignment]
 
@@ -121,7 +121,7 @@ def examine(
             assignment = uniform(plan, name) if scheme != MIXED else mixed(plan, target, able)
             before = made.get(repr(assignment))
             if before is not None:
-                verified[name] = _first(before.mismatches_on(cast("Sm", sm)))
+                verified[name] = _first(before.mismatches_on(cast("ComputeCapability", sm)))
             elif any(found.scheme != "fp32" for found in assignment.values()):
                 quantized = quantize_under(plan, graph, assignment, target)
                 path = Path(folder) / name

@@ -14,7 +14,8 @@ from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.tensorrt.compiler import Compiled, compile_model
 from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer, parse_kernels
 from advisor.targets.tensorrt.lint import lint
-from tests.targets.tensorrt.graphs import REJECTED, SILENT, int8_conv
+from tests.targets.tensorrt.rejected import REJECTED
+from tests.targets.tensorrt.silent import SILENT, int8_conv
 
 pytest.importorskip("tensorrt_rtx")
 
