@@ -73,10 +73,12 @@ def main() -> int:
 def plan_for(target: str) -> Plan:
     """What ``advise`` makes of the model there."""
     able = capability_named(load_profile(target).runtime).schemes
+    batches = [{"input_ids": batch} for batch in byte_lm.calibration_batches()[:SAMPLES]]
     return advise(
         byte_lm.load(),
         target=target,
-        calibration=byte_lm.calibration_batches()[:SAMPLES],
+        inputs={"input_ids": batches[0]["input_ids"][:2]},
+        calibration=batches,
         output="logits",
         batch=BATCH,
         schemes=[scheme for scheme in SCHEMES if scheme in able],
