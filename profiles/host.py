@@ -51,7 +51,7 @@ def host_profile(say: Say | None = None, runtime: str = DEFAULT) -> Profile:
 
 def measure_profile(say: Say | None = None, runtime: str = DEFAULT) -> str:
     """The TOML text of a profile of this machine, measured now; takes some ten seconds, or a
-    minute on another runtime than the default.
+    minute or two on another runtime than the default.
 
     Raises:
         MissingDependencyError: the runtime is not installed.

@@ -72,7 +72,7 @@ class Kernel:
 
 
 def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
-    """Time a runtime's kernels on this machine; about a minute.
+    """Time a runtime's kernels on this machine; a minute or two.
 
     Raises:
         MissingDependencyError: the runtime is not installed.

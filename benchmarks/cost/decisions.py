@@ -2,10 +2,10 @@
 
     python -m benchmarks.cost.decisions [--targets NAME ...]
 
-The byte-level language model of the examples, 256 sequences of 128 bytes at a time, planned by
-``advise`` with its default objective: the fastest plan whose divergence stays within 0.01. The
-reasons are the plan's own: what the device computes each scheme in, and what the time goes to.
-Writes ``decisions.json``; targets that are not named keep their entries.
+The vision transformer of the examples, 1024 pictures at a time, planned by ``advise`` with its
+default objective: the fastest plan whose divergence stays within 0.01. The reasons are the plan's
+own: what the device computes each scheme in, and what the time goes to. Writes
+``decisions.json``; targets that are not named keep their entries.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from advisor.atomic import write_text
 from advisor.plan import Plan, latencies
 from advisor.profiles.loader import load_profile
 from advisor.targets.registry import capability_named
-from examples import byte_lm
+from examples import digits_vit
 
 RESULTS: Final = Path(__file__).with_name("decisions.json")
-BATCH: Final = 256
+BATCH: Final = 1024
 TRIALS: Final = 4
 SAMPLES: Final = 4
 """Calibration batches."""
@@ -73,10 +73,12 @@ def main() -> int:
 def plan_for(target: str) -> Plan:
     """What ``advise`` makes of the model there."""
     able = capability_named(load_profile(target).runtime).schemes
+    model, example, batches = digits_vit.build()
     return advise(
-        byte_lm.load(),
+        model,
         target=target,
-        calibration=byte_lm.calibration_batches()[:SAMPLES],
+        inputs=example,
+        calibration=batches[:SAMPLES],
         output="logits",
         batch=BATCH,
         schemes=[scheme for scheme in SCHEMES if scheme in able],
