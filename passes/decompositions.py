@@ -84,10 +84,11 @@ def decompose(
     called = {node.target for node in program.graph.nodes if isinstance(node.target, OpOverload)}
     composite = {op for op in {*called, *table} if _is_preservable_cia_op(op)}
     with unset_fake_temporarily():
-        return _decompose_exported_program(
+        opened: ExportedProgram = _decompose_exported_program(
             program,
             cia_to_decomp={op: table.get(op, _special_op_to_preserve_cia) for op in composite},
-            python_decomp_table={op: opened for op, opened in table.items() if op not in composite},
+            python_decomp_table={op: own for op, own in table.items() if op not in composite},
             joint_loss_index=None,
             decompose_custom_triton_ops=False,
         )
+    return opened
