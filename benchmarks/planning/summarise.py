@@ -84,9 +84,9 @@ TRIED: Final = """## What was tried
   moved by one pixel): plans measured on light mixtures were ranked as well as on the samples
   themselves (Spearman in a cell 0.92 against 0.89 over 12 cells), on moved images worse (0.78). Not
   kept: it helps little, and only where inputs can be mixed.
-- **The mean of the roots** of the samples' losses, squared, instead of their mean, which few samples
-  make up: chosen plans lost 2 to 3 % less over 36 cells of the vision transformer. Not kept for that
-  little, since what is reported is the mean.
+- **The mean of the roots** of the samples' losses, squared, instead of their mean, which few
+  samples make up: chosen plans lost 2 to 3 % less over 36 cells of the vision transformer. Not
+  kept for that little, since what is reported is the mean.
 """
 
 
