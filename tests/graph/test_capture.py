@@ -76,6 +76,14 @@ def test_token_models_take_any_sequence(name: str, length: int) -> None:
         assert_same(run(graph, **inputs), eager(case.model, **inputs))
 
 
+def test_inputs_may_be_slices_of_something_larger() -> None:
+    case, _ = captured("decoder")
+    longer = tokens(2, 9)
+    graph = capture(case.model, (longer[:, :-1],), {})
+    assert graph.dynamic == {"input_ids": {0: "batch", 1: "sequence"}}
+    assert_same(run(graph, longer[:, 1:]), eager(case.model, longer[:, 1:]))
+
+
 def test_an_exported_program_is_taken_as_it_is() -> None:
     model = seeded(ResidualCNN())
     fixed = capture(torch.export.export(model, (image(2),)), (image(2),), {})
