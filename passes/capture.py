@@ -52,7 +52,7 @@ def capture(
     check_weights(dict(model.named_parameters()) | dict(model.named_buffers()))
     if isinstance(model, ExportedProgram):
         return _capture_program(model, args, kwargs)
-    # Of a slice of token ids torch.export makes guards on strides that its decompositions then fail.
+    # Of a slice torch.export makes guards on strides, which its own decompositions then fail.
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
     model, args, kwargs, notes = _in_float32(model, args, kwargs)
     if model.training:

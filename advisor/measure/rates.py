@@ -95,7 +95,6 @@ def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
 
 def kernels_of() -> dict[str, list[Kernel]]:
     """What is timed, by what it tells."""
-    torch.manual_seed(0)
     square = LINEAR[-1]
     one, large = torch.randn(1, 4), torch.randn(1, LARGE)
     return {

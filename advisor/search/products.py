@@ -40,8 +40,8 @@ def with_products(problem: Problem, surrogate: Surrogate) -> Problem:
     first, second = _pairs(problem, surrogate)
     literals = _literals(problem)
     products = tuple(
-        Indicator(name=f"{a} and {b}", literals=(literals[a], literals[b]))
-        for a, b in zip(first.tolist(), second.tolist(), strict=True)
+        Indicator(name=f"{a} and {b}", literals=(literals[int(a)], literals[int(b)]))
+        for a, b in zip(first, second, strict=True)
     )
     return replace(
         problem,
