@@ -8,18 +8,18 @@ plan needs to see, or that a runtime gets wrong.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._export.utils import (
     _is_preservable_cia_op,  # pyright: ignore[reportPrivateUsage]  # see decompose
-    _special_op_to_preserve_cia,  # pyright: ignore[reportPrivateUsage]
+    _special_op_to_preserve_cia,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 )
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.export import ExportedProgram
 from torch.export.exported_program import (
-    _decompose_exported_program,  # pyright: ignore[reportPrivateUsage]
+    _decompose_exported_program,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 )
 
 aten = torch.ops.aten
@@ -73,7 +73,7 @@ DECOMPOSITIONS: dict[OpOverload, Callable[..., Any]] = {
 
 
 def decompose(
-    program: ExportedProgram, table: Mapping[OpOverload, Callable[..., Any]] = DECOMPOSITIONS
+    program: ExportedProgram, table: Mapping[Any, Callable[..., Any]] = DECOMPOSITIONS
 ) -> ExportedProgram:
     """The program in torch's functional form, with the operators of ``table`` opened.
 
@@ -81,13 +81,15 @@ def decompose(
     (some 450) as one to keep whole; that takes 0.3 s, longer than all the rest for a small model.
     Here only those that the program calls are marked.
     """
-    called = {node.target for node in program.graph.nodes if isinstance(node.target, OpOverload)}
+    targets: list[Any] = [node.target for node in program.graph.nodes]
+    called = {target for target in targets if hasattr(target, "_schema")}
     composite = {op for op in {*called, *table} if _is_preservable_cia_op(op)}
+    keep = cast("Any", _special_op_to_preserve_cia)
     with unset_fake_temporarily():
         opened: ExportedProgram = _decompose_exported_program(
             program,
-            cia_to_decomp={op: table.get(op, _special_op_to_preserve_cia) for op in composite},
-            python_decomp_table={op: own for op, own in table.items() if op not in composite},
+            cia_to_decomp={op: table.get(op, keep) for op in composite},
+            python_decomp_table={op: table[op] for op in table if op not in composite},
             joint_loss_index=None,
             decompose_custom_triton_ops=False,
         )
