@@ -35,7 +35,7 @@ from advisor.plan import Alternative, Calibration, Plan, Provenance
 from advisor.planfile import note_measurements
 from advisor.prepare import check_deployment, check_whole, prepare
 from advisor.search.objective import check_objective, pareto_front
-from advisor.search.study import Trial
+from advisor.search.trial import Trial
 from advisor.simulate import Loss
 
 TRIALS: Final = 24

@@ -35,7 +35,8 @@ from advisor.search.objective import (
     start,
 )
 from advisor.search.problem import Choice, Evaluation, Knobs, evaluate
-from advisor.search.study import Trial, refine
+from advisor.search.study import refine
+from advisor.search.trial import Trial
 from advisor.setting import Setting
 from advisor.uniform import uniform_choices
 

@@ -20,9 +20,9 @@ from advisor.search.objective import DIVERGENCE_LIMIT, Start, is_measured, score
 from advisor.search.problem import Choice, FloatArray, Knobs, Problem
 from advisor.search.products import MOST_PRODUCTS, count_products, with_products
 from advisor.search.recheck import Checked, recheck
-from advisor.search.study import Trial
 from advisor.search.surrogate import HALF, fit_surrogate
 from advisor.search.table import as_array, table_of
+from advisor.search.trial import Trial
 from advisor.setting import Setting
 
 if TYPE_CHECKING:

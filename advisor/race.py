@@ -13,7 +13,7 @@ from advisor.measure.finalists import Contest, Entrant, TimedPlans
 from advisor.planfile import Measurement
 from advisor.search.objective import is_measured
 from advisor.search.problem import Choice, Knobs, evaluate
-from advisor.search.study import Trial
+from advisor.search.trial import Trial
 
 RACED: Final = ("auto", "latency")
 """Objectives under which plans are timed before one is picked; under a latency limit all are."""

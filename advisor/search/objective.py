@@ -14,7 +14,7 @@ from advisor.search.belief import TRUST
 from advisor.search.feasibility import check_feasible
 from advisor.search.milp import Solution, solve, value_of
 from advisor.search.problem import Choice, Evaluation, Problem
-from advisor.search.study import Trial
+from advisor.search.trial import Trial
 
 OBJECTIVES: Final = ("auto", "accuracy", "latency", "memory")
 DIVERGENCE_LIMIT: Final = 0.01

@@ -14,49 +14,38 @@ import logging
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from advisor.budget import Budget
 from advisor.errors import UsageError
-from advisor.search.measurements import (
-    Abandoned,
-    Job,
-    Measured,
-    Measurements,
-    Outcome,
-    Report,
-    plan_name,
-    spell,
-)
-from advisor.search.milp import value_of, within
-from advisor.search.problem import Choice, Evaluation, Knob, Knobs, Problem, evaluate
-from advisor.search.region import Region, region_around, repair
+from advisor.search.measurements import Measurements
+from advisor.search.problem import Choice, Knob, Knobs, Problem
+from advisor.search.region import region_around, repair
 from advisor.search.storage import fail_unfinished, open_storage, sole_writer
+from advisor.search.trial import (
+    Measure,
+    Plan,
+    Run,
+    Score,
+    Suggest,
+    Trial,
+    is_kept,
+    read_trial,
+    score_of,
+    tell,
+    try_plan,
+)
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.samplers import TPESampler
-    from optuna.trial import FrozenTrial
     from optuna.trial import Trial as OptunaTrial
 
 logger = logging.getLogger("advisor")
-
-Measure = Callable[[Choice, Knobs, Report], Measured]
-"""Divergence of a plan under knobs; may say on the way what it is at least."""
-
-Score = Callable[[float, Evaluation], float]
-Plan = tuple[Choice, Knobs]
-Suggest = Callable[[Sequence["Trial"]], Plan | None]
-"""From the trials so far to a plan to try next that is not among them, or None."""
-
-HOPELESS: Final = 1.5
-"""A plan that is known to score so many times the best one is not measured to the end."""
 
 SAMPLED: Final = 4
 """Every so many plans after the starts the sampler suggests one, whatever else is suggested."""
@@ -69,27 +58,6 @@ PATIENCE: Final = 32
 
 _STARTUP: Final = 4
 _REPEATS: Final = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One plan tried. number: its place, from 0.
-
-    divergence: measured on all calibration samples, held_out: on the held-out ones; None: not
-    measured, because it breaks a limit (``feasible`` False), or abandoned, because it is already
-    known to be ``at_least`` so much and cannot win.
-    evaluation: predicted quantities. origin "start": passed in; "search": suggested.
-    """
-
-    number: int
-    choice: Choice
-    knobs: Knobs = field(default_factory=dict[str, Knob])
-    divergence: float | None
-    evaluation: Evaluation
-    feasible: bool
-    origin: Literal["start", "search"]
-    held_out: float | None = None
-    at_least: float | None = None
 
 
 def refine(
@@ -155,7 +123,7 @@ def refine(
     _check(problem, [*starts, *(choice for choice, _ in variants)], trials, settings)
     defaults: dict[str, Knob] = {name: values[0] for name, values in settings.items()}
     region = region_around(problem, starts[0], trust_radius, max_groups)
-    run = _Run(
+    run = Run(
         problem=problem,
         region=region,
         starts=(
@@ -175,23 +143,8 @@ def refine(
         return _continue(run, trials, journal, on_trial, on_end or logger.info)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Run:
-    problem: Problem
-    region: Region
-    starts: tuple[tuple[Choice, Knobs], ...]
-    bounds: Mapping[str, float]
-    knobs: Mapping[str, tuple[Knob, ...]]
-    seed: int
-    measure: Measure
-    kept: Measurements
-    score: Score
-    problem_under: Callable[[Knobs], Problem]
-    suggest: Suggest | None
-
-
 def _continue(
-    run: _Run,
+    run: Run,
     trials: int,
     storage_path: Path | None,
     on_trial: Callable[[Trial], None] | None,
@@ -217,7 +170,7 @@ def _continue(
     for study in (inside, outside):
         fail_unfinished(study)
     reused = sorted(
-        (_read(run, t.user_attrs) for s in (inside, outside) for t in s.trials if _is_kept(t)),
+        (read_trial(run, t.user_attrs) for s in (inside, outside) for t in s.trials if is_kept(t)),
         key=lambda trial: trial.number,
     )
     for trial in reused[: max(trials, len(run.starts))]:
@@ -229,7 +182,7 @@ def _continue(
             inside.enqueue_trial(_params(run, choice, knobs))
         inside.sampler = _sampler(run, inside)
         asked = study.ask(_space(run) if study is inside else {})
-        keep(_try(run, study, asked, (choice, knobs), found, beside, is_start=is_start))
+        keep(try_plan(run, study, asked, (choice, knobs), found, beside, is_start=is_start))
 
     while len(found) < len(run.starts):
         given(*run.starts[len(found)], run.starts[len(found) + 1 :], is_start=True)
@@ -248,15 +201,15 @@ def _continue(
         if isinstance(suggested, str):
             on_end(suggested)
             break
-        keep(_try(run, inside, *suggested, found, (), is_start=False))
+        keep(try_plan(run, inside, *suggested, found, (), is_start=False))
     return tuple(found)
 
 
-def _idle(run: _Run, found: Sequence[Trial]) -> int:
+def _idle(run: Run, found: Sequence[Trial]) -> int:
     """Plans that the search tried since the last one that was better than all before."""
     best, since = math.inf, 0
     for trial in found:
-        value = _score(run, trial)
+        value = score_of(run, trial)
         if value < best:
             best, since = value, 0
         elif trial.origin == "search":
@@ -264,7 +217,7 @@ def _idle(run: _Run, found: Sequence[Trial]) -> int:
     return since
 
 
-def _suggest(run: _Run, study: Study, found: list[Trial]) -> tuple[OptunaTrial, Plan] | str:
+def _suggest(run: Run, study: Study, found: list[Trial]) -> tuple[OptunaTrial, Plan] | str:
     """The next plan not tried yet, with its open Optuna trial; or why there is none."""
     tried = {_key(trial.choice, trial.knobs): trial for trial in found}
     space = _space(run)
@@ -284,123 +237,11 @@ def _suggest(run: _Run, study: Study, found: list[Trial]) -> tuple[OptunaTrial, 
             return asked, (choice, knobs)
         # Told to the sampler, which learns from it, but neither measured nor counted again.
         asked.set_user_attr("repeat_of", number)
-        _tell(run, study, asked, known)
+        tell(run, study, asked, known)
     return "the region around the start has no more plans"
 
 
-def _try(
-    run: _Run,
-    study: Study,
-    asked: OptunaTrial,
-    plan: Plan,
-    found: Sequence[Trial],
-    beside: Sequence[Plan],
-    *,
-    is_start: bool,
-) -> Trial:
-    """beside: plans that may be measured while another process measures this one."""
-    choice, knobs = plan
-    worst = math.inf if is_start else HOPELESS * min(map(partial(_score, run), found))
-    record: dict[str, Any] = {
-        "number": len(found),
-        "choice": list(choice),
-        "knobs": dict(knobs),
-        "divergence": None,
-        "origin": "start" if is_start else "search",
-    }
-    if within(evaluate(run.problem_under(knobs), choice), run.bounds):
-        outcome = _measure(run, plan, beside, worst)
-        record["divergence" if outcome.is_whole else "at_least"] = spell(outcome.value)
-        record["held_out"] = spell(outcome.held_out)
-    asked.set_user_attr("record", record)
-    trial = _read(run, {"record": record})
-    _tell(run, study, asked, trial)
-    return trial
-
-
-def _measure(run: _Run, plan: Plan, beside: Sequence[Plan], worst: float) -> Outcome:
-    """worst: score above which the plan is abandoned."""
-
-    def job(plan: Plan, worst: float) -> Job:
-        choice, knobs = plan
-        evaluation = evaluate(run.problem_under(knobs), choice)
-
-        def report(at_least: float) -> None:
-            if run.score(at_least, evaluation) > worst:
-                raise Abandoned(at_least)
-
-        def make() -> Outcome:
-            try:
-                found = run.measure(choice, knobs, report)
-                return Outcome(value=found.divergence, held_out=found.held_out)
-            except Abandoned as end:
-                return Outcome(value=end.at_least, is_whole=False)
-
-        return make
-
-    inside = [p for p in beside if within(evaluate(run.problem_under(p[1]), p[0]), run.bounds)]
-    named = {_name(run, each): job(each, math.inf) for each in inside}
-    name = _name(run, plan)
-    outcome = run.kept.get(name, {name: job(plan, worst), **named})
-    evaluation = evaluate(run.problem_under(plan[1]), plan[0])
-    if outcome.is_whole or run.score(outcome.value, evaluation) > worst:
-        return outcome
-    # Another study gave this plan up where this one would not.
-    return run.kept.replace(name, job(plan, worst))
-
-
-def _name(run: _Run, plan: Plan) -> str:
-    return plan_name(run.problem, *plan, "all")
-
-
-def _score(run: _Run, trial: Trial) -> float:
-    """What the study minimises; infinite for what was not measured to the end."""
-    if trial.divergence is None or not math.isfinite(trial.divergence):
-        return math.inf
-    return run.score(trial.divergence, trial.evaluation)
-
-
-def _tell(run: _Run, study: Study, asked: OptunaTrial, trial: Trial) -> None:
-    from optuna.trial import TrialState
-
-    for name, bound in run.bounds.items():
-        asked.set_constraint(name, value_of(trial.evaluation, name) / bound - 1.0)
-    value = _score(run, trial)
-    if math.isfinite(value):
-        study.tell(asked, value)
-        return
-    if trial.at_least is not None:
-        asked.report(run.score(trial.at_least, trial.evaluation), step=0)
-    study.tell(asked, state=TrialState.PRUNED)
-
-
-def _read(run: _Run, attributes: Mapping[str, Any]) -> Trial:
-    record = attributes["record"]
-    choice = tuple(int(index) for index in record["choice"])
-    knobs: Knobs = dict(record["knobs"])
-    evaluation = evaluate(run.problem_under(knobs), choice)
-    divergence = record["divergence"]
-    held_out, at_least = record.get("held_out"), record.get("at_least")
-    return Trial(
-        number=int(record["number"]),
-        choice=choice,
-        knobs=knobs,
-        divergence=None if divergence is None else float(divergence),
-        evaluation=evaluation,
-        feasible=within(evaluation, run.bounds),
-        origin=record["origin"],
-        held_out=None if held_out is None else float(held_out),
-        at_least=None if at_least is None else float(at_least),
-    )
-
-
-def _is_kept(trial: FrozenTrial) -> bool:
-    from optuna.trial import TrialState
-
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) and "record" in trial.user_attrs
-
-
-def _space(run: _Run) -> dict[str, BaseDistribution]:
+def _space(run: Run) -> dict[str, BaseDistribution]:
     from optuna.distributions import CategoricalDistribution
 
     groups = {f"group:{g}": o for g, o in enumerate(run.region.options) if len(o) > 1}
@@ -408,12 +249,12 @@ def _space(run: _Run) -> dict[str, BaseDistribution]:
     return {name: CategoricalDistribution(values) for name, values in {**groups, **knobs}.items()}
 
 
-def _params(run: _Run, choice: Choice, knobs: Knobs) -> dict[str, Knob]:
+def _params(run: Run, choice: Choice, knobs: Knobs) -> dict[str, Knob]:
     groups = {f"group:{g}": choice[g] for g, o in enumerate(run.region.options) if len(o) > 1}
     return {**groups, **{f"knob:{name}": value for name, value in knobs.items()}}
 
 
-def _sampler(run: _Run, study: Study) -> TPESampler:
+def _sampler(run: Run, study: Study) -> TPESampler:
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -422,7 +263,7 @@ def _sampler(run: _Run, study: Study) -> TPESampler:
     return TPESampler(seed=int(seed), n_startup_trials=_STARTUP, multivariate=True)
 
 
-def _digest(run: _Run) -> str:
+def _digest(run: Run) -> str:
     """Name of the study: whatever changes which trials are made, or what their numbers say."""
     text = json.dumps(
         [run.seed, run.starts, run.region.options, dict(run.knobs), dict(run.bounds)]

@@ -16,7 +16,7 @@ from advisor.planfile import noted_measurements
 from advisor.race import Race, plan_of
 from advisor.report.data import report_data
 from advisor.search.problem import Evaluation
-from advisor.search.study import Trial
+from advisor.search.trial import Trial
 from advisor.targets.base import Timing
 
 MICROSECONDS = {"fp32": 4.0, "w8a8": 1.0}

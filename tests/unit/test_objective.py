@@ -14,7 +14,7 @@ from advisor.search.objective import (
     start,
 )
 from advisor.search.problem import Evaluation
-from advisor.search.study import Trial
+from advisor.search.trial import Trial
 from tests.unit.problems import enumerate_plans, small_problem
 
 

@@ -22,7 +22,8 @@ from advisor.search.objective import (
 )
 from advisor.search.problem import Choice, Knob, Problem, evaluate
 from advisor.search.region import region_around, repair
-from advisor.search.study import HOPELESS, PATIENCE, Trial, refine
+from advisor.search.study import PATIENCE, refine
+from advisor.search.trial import HOPELESS, Trial
 from tests.unit.problems import enumerate_plans, layered_problem
 
 KNOBS: dict[str, tuple[Knob, ...]] = {
