@@ -54,9 +54,10 @@ $(LIGHT): $(VENV)/.torch pyproject.toml
 demo: $(LIGHT)
 	$(BIN)/advisor demo
 
-# Two workers, one thread each: PyTorch's own threads gain nothing on small models.
+# Two workers, one thread each: PyTorch's own threads gain nothing on small models. Each begins with
+# half of the files, whose fixtures the other then need not make too; who ends first takes over.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(if $(SLOW),,-m "not slow") $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(if $(SLOW),,-m "not slow") $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check
