@@ -15,7 +15,7 @@ from advisor.passes.liveness import program_points
 from advisor.passes.regions import short_op
 from advisor.search.problem import FloatArray
 from advisor.setting import Setting
-from advisor.targets.capability import MemoryRules
+from advisor.targets.rules import MemoryRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from advisor.passes.shapes import TensorInfo
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-    from advisor.targets.capability import FusionRules
+    from advisor.targets.rules import FusionRules
 
 
 def find_fused(

@@ -23,7 +23,8 @@ from advisor.profiles.roofline import (
 )
 from advisor.profiles.schema import FAMILIES, Profile
 from advisor.profiles.timeparts import TimeParts
-from advisor.targets.capability import Capability, WeightMemory
+from advisor.targets.capability import Capability
+from advisor.targets.rules import WeightMemory
 
 EXPONENTIAL: Final = 16
 """Operations of one exponential by range reduction and a polynomial of degree 5 to 6, as vector

@@ -15,6 +15,7 @@ from advisor.formats import PerBlock, ScaleRounding, Scheme
 from advisor.passes.graph import Layer
 from advisor.targets.fit import misfit
 from advisor.targets.platforms import shortfall
+from advisor.targets.rules import DelegateRules, FileRules, FusionRules, MemoryRules
 
 WEIGHTED_OPS: Final = (
     "linear",
@@ -203,116 +204,6 @@ class DynamicRules:
     def couples_samples(self) -> bool:
         """Whether a sample's integers depend on the rest of its batch."""
         return self.granularity == "per-tensor"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightMemory:
-    """What a weight takes in memory where that is not its bytes, once.
-
-    ops, schemes: the layers this is about. resident: while the model is open, opening: at the
-    highest moment of opening it, both as multiples of the bytes on disk, or of the weight in the
-    runtime's float dtype where it is expanded (``storage_only``). scratch: while the layer runs,
-    as a multiple of the weight in the runtime's float dtype.
-    """
-
-    ops: tuple[str, ...]
-    schemes: tuple[str, ...]
-    resident: float = 1.0
-    opening: float = 1.0
-    scratch: float = 0.0
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemoryRules:
-    """What a process takes beyond the weights on disk and the activations alive.
-
-    runtime_bytes: the runtime itself with an empty model. operator_bytes: each operator's node,
-    kernel and plan. activations: bytes that the allocator takes per byte alive. inside_bytes:
-    weights smaller than that are in the file itself, which is read as a whole to open it. planned:
-    bytes besides per byte of a buffer that is planned for every run at once; 0 where none is.
-    unplanned: operators whose float outputs are not planned, when what they read is not either.
-    absorbed: operators on floats that become part of the layers reading them. weights: where a
-    weight takes other than its bytes on disk.
-    """
-
-    runtime_bytes: float
-    operator_bytes: float
-    activations: float
-    inside_bytes: float = 0.0
-    planned: float = 0.0
-    unplanned: tuple[str, ...] = ()
-    absorbed: tuple[str, ...] = ()
-    weights: tuple[WeightMemory, ...] = ()
-    source: str = ""
-
-    def weight(self, op: str, scheme: str) -> WeightMemory:
-        """What a weight of this operator takes under this scheme."""
-        for rule in self.weights:
-            if op in rule.ops and scheme in rule.schemes:
-                return rule
-        return WeightMemory(ops=(op,), schemes=(scheme,), source=self.source)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Companions:
-    """What a file holds beside a layer's weight and scales: operators, zero points, a bias's scale.
-
-    layer_bytes: of each layer. channel_bytes: of each of its outputs, or rows of a table.
-    """
-
-    ops: tuple[str, ...]
-    schemes: tuple[str, ...]
-    layer_bytes: float
-    channel_bytes: float
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileRules:
-    """How large a file is beyond a plan's constants. operator_bytes: per operator of the captured
-    graph, in float32. layers: what quantizing a layer adds to that."""
-
-    operator_bytes: float
-    layers: tuple[Companions, ...] = ()
-    source: str = ""
-
-    def companions(self, op: str, scheme: str) -> Companions | None:
-        """What such a layer adds; None: nothing."""
-        for rule in self.layers:
-            if op in rule.ops and scheme in rule.schemes:
-                return rule
-        return None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DelegateRules:
-    """How a runtime shares a model with a delegate that takes what it can.
-
-    left_out: operators (ATen names, and kinds of layers) that the delegate does not compute; it
-    takes all others on floats and on the integers of static schemes, and nothing else. launches:
-    operators' overheads that passing from one to the other costs. slowdown: how many times longer
-    a layer takes that the delegate leaves out under one scheme only.
-    """
-
-    name: str
-    left_out: tuple[str, ...]
-    launches: float
-    slowdown: float
-    source: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FusionRules:
-    """Operators that the runtime computes inside the one before them.
-
-    after: kinds of layers, and ATen names, that can take one in. operators: ATen names of what they
-    take in, alone or in a chain. source: where the fact is from.
-    """
-
-    after: tuple[str, ...]
-    operators: tuple[str, ...]
-    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,10 +5,8 @@ contradict each other are errors with the path of the field, such as ``scheme[3]
 """
 
 import tomllib
-from collections.abc import Collection, Sequence
-from difflib import get_close_matches
-from math import inf
-from typing import Final, NoReturn, TypeVar, cast
+from collections.abc import Collection
+from typing import Final
 
 from advisor.errors import UsageError
 from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, PerBlock, Scheme
@@ -17,28 +15,22 @@ from advisor.targets.capability import (
     TENSOR_OPS,
     WEIGHTED_OPS,
     Capability,
-    Companions,
-    DelegateRules,
     DynamicRules,
-    FileRules,
-    FusionRules,
-    MemoryRules,
     SchemeSupport,
     StaticRules,
     Trap,
+)
+from advisor.targets.capability_table import CapabilityTable
+from advisor.targets.platforms import MINIMUM
+from advisor.targets.rules import (
+    Companions,
+    DelegateRules,
+    FileRules,
+    FusionRules,
+    MemoryRules,
     WeightMemory,
 )
-from advisor.targets.platforms import MINIMUM
 
-T = TypeVar("T")
-
-_MISSING: Final = object()
-_KINDS: Final[dict[type[object], str]] = {
-    str: "text",
-    bool: "true or false",
-    list: "a list",
-    dict: "a table",
-}
 _GRANULARITIES: Final = ("per-block", "per-row", "per-tensor")
 
 
@@ -53,7 +45,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{name}.toml: not valid TOML: {error}") from error
-    top = _Table(tables, file=name)
+    top = CapabilityTable(tables, file=name)
     if top.text("name") != name:
         top.fail("name", f"is {top.text('name')!r}, but the file describes {name!r}")
     schemes = _read_schemes(top)
@@ -94,7 +86,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
     return capability
 
 
-def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
+def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
     schemes: dict[str, SchemeSupport] = {}
     for table in top.tables("scheme"):
         names = table.names("names", SCHEMES, "scheme")
@@ -136,7 +128,7 @@ def _read_schemes(top: "_Table") -> dict[str, SchemeSupport]:
     return schemes
 
 
-def _read_fusion(top: "_Table") -> tuple[FusionRules, ...]:
+def _read_fusion(top: CapabilityTable) -> tuple[FusionRules, ...]:
     rules: list[FusionRules] = []
     for table in top.tables("fusion", optional=True):
         operators = table.names("operators", POINTWISE_OPS, "operator")
@@ -146,7 +138,7 @@ def _read_fusion(top: "_Table") -> tuple[FusionRules, ...]:
     return tuple(rules)
 
 
-def _read_traps(top: "_Table", schemes: Collection[str]) -> tuple[Trap, ...]:
+def _read_traps(top: CapabilityTable, schemes: Collection[str]) -> tuple[Trap, ...]:
     traps: list[Trap] = []
     for table in top.tables("trap", optional=True):
         traps.append(
@@ -160,7 +152,7 @@ def _read_traps(top: "_Table", schemes: Collection[str]) -> tuple[Trap, ...]:
     return tuple(traps)
 
 
-def _read_refused(top: "_Table", schemes: Collection[str]) -> dict[str, str]:
+def _read_refused(top: CapabilityTable, schemes: Collection[str]) -> dict[str, str]:
     refused: dict[str, str] = {}
     for table in top.tables("refused", optional=True):
         reason = f"{table.text('reason')} ({table.text('source')})"
@@ -172,7 +164,7 @@ def _read_refused(top: "_Table", schemes: Collection[str]) -> dict[str, str]:
     return refused
 
 
-def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRules:
+def _read_static(table: CapabilityTable, schemes: dict[str, SchemeSupport]) -> StaticRules:
     ops = [op for name, entry in schemes.items() if SCHEMES[name].is_static for op in entry.ops]
     followers = table.names("followers", TENSOR_OPS, "operator", default=())
     rules = StaticRules(
@@ -191,7 +183,7 @@ def _read_static(table: "_Table", schemes: dict[str, SchemeSupport]) -> StaticRu
     return rules
 
 
-def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicRules]:
+def _read_dynamic(top: CapabilityTable, schemes: Collection[str]) -> dict[str, DynamicRules]:
     known = [name for name in schemes if SCHEMES[name].is_dynamic]
     rules: dict[str, DynamicRules] = {}
     for table in top.tables("dynamic", optional=True):
@@ -226,7 +218,7 @@ def _read_dynamic(top: "_Table", schemes: Collection[str]) -> dict[str, DynamicR
     return rules
 
 
-def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
+def _read_memory(table: CapabilityTable, schemes: Collection[str]) -> MemoryRules:
     weights: list[WeightMemory] = []
     for rule in table.tables("weight", optional=True):
         weights.append(
@@ -255,7 +247,7 @@ def _read_memory(table: "_Table", schemes: Collection[str]) -> MemoryRules:
     return rules
 
 
-def _read_file(table: "_Table", schemes: Collection[str]) -> FileRules:
+def _read_file(table: CapabilityTable, schemes: Collection[str]) -> FileRules:
     layers: list[Companions] = []
     for rule in table.tables("layer", optional=True):
         layers.append(
@@ -277,7 +269,7 @@ def _read_file(table: "_Table", schemes: Collection[str]) -> FileRules:
     return rules
 
 
-def _read_delegate(table: "_Table") -> DelegateRules:
+def _read_delegate(table: CapabilityTable) -> DelegateRules:
     rules = DelegateRules(
         name=table.text("name"),
         left_out=table.texts("left_out"),
@@ -291,7 +283,7 @@ def _read_delegate(table: "_Table") -> DelegateRules:
     return rules
 
 
-def _check_activations(top: "_Table", capability: Capability) -> None:
+def _check_activations(top: CapabilityTable, capability: Capability) -> None:
     """A scheme that quantizes activations needs the rules that say how, and the reverse."""
 
     def is_static(scheme: Scheme) -> bool:
@@ -314,111 +306,3 @@ def _check_activations(top: "_Table", capability: Capability) -> None:
     ]
     if lacking:
         top.fail("dynamic", f"missing table; {', '.join(lacking)} need one")
-
-
-class _Table:
-    """One TOML table that remembers its path and which fields were read."""
-
-    def __init__(self, values: dict[str, object], *, file: str, path: str = "") -> None:
-        self._values = values
-        self._file = file
-        self._path = path
-        self._read: set[str] = set()
-
-    def fail(self, field: str, problem: str) -> NoReturn:
-        path = f"{self._path}.{field}" if self._path else field
-        raise UsageError(f"{self._file}.toml: {path}: {problem}")
-
-    def get(self, field: str, kind: type[T], *, default: object = _MISSING) -> T:
-        self._read.add(field)
-        value = self._values.get(field, default)
-        if value is _MISSING:
-            self.fail(field, "missing field")
-        if not isinstance(value, kind):
-            self.fail(field, f"expected {_KINDS[kind]}, found {value!r}")
-        return value
-
-    def number(self, field: str, *, default: float | None = None) -> float:
-        """A number of at least 0; whole ones may be written without a point."""
-        self._read.add(field)
-        value = self._values.get(field, default)
-        if value is None:
-            self.fail(field, "missing field")
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < inf:
-            self.fail(field, f"expected a number of at least 0, found {value!r}")
-        return float(value)
-
-    def whole(self, field: str, *, default: int) -> int:
-        """A whole number of at least 1."""
-        value = self.number(field, default=default)
-        if value < 1 or value != int(value):
-            self.fail(field, f"expected a whole number of at least 1, found {value!r}")
-        return int(value)
-
-    def text(self, field: str, *, default: object = _MISSING) -> str:
-        value = self.get(field, str, default=default)
-        if default is _MISSING and not value.strip():
-            self.fail(field, "must not be empty")
-        return value
-
-    def texts(self, field: str, *, default: Sequence[str] | None = None) -> tuple[str, ...]:
-        missing: object = _MISSING if default is None else list(default)
-        values = cast("list[object]", self.get(field, list, default=missing))
-        for position, value in enumerate(values):
-            if not isinstance(value, str):
-                self.fail(f"{field}[{position}]", f"expected text, found {value!r}")
-        return tuple(cast("list[str]", values))
-
-    def choice(self, field: str, known: Collection[str], *, default: object = _MISSING) -> str:
-        value = self.text(field, default=default)
-        if value not in known:
-            self.fail(field, f"{value!r} is not one of {', '.join(sorted(known))}")
-        return value
-
-    def names(
-        self,
-        field: str,
-        known: Collection[str],
-        kind: str,
-        *,
-        default: Sequence[str] | None = None,
-    ) -> tuple[str, ...]:
-        values = self.texts(field, default=default)
-        for position, value in enumerate(values):
-            if value not in known:
-                close = get_close_matches(value, known)
-                hint = f"did you mean {' or '.join(close)}?" if close else ""
-                known_list = f"known: {', '.join(dict.fromkeys(known))}"
-                self.fail(f"{field}[{position}]", f"unknown {kind} {value!r}; {hint or known_list}")
-            if value in values[:position]:
-                self.fail(f"{field}[{position}]", f"{value!r} is listed twice")
-        if default is None and kind in {"scheme", "operator"} and not values:
-            self.fail(field, "must not be empty")
-        return values
-
-    def optional_table(self, field: str) -> "_Table | None":
-        if field not in self._values:
-            return None
-        values = cast("dict[str, object]", self.get(field, dict))
-        return _Table(values, file=self._file, path=field)
-
-    def tables(self, field: str, *, optional: bool = False) -> list["_Table"]:
-        values = cast("list[object]", self.get(field, list, default=[] if optional else _MISSING))
-        tables: list[_Table] = []
-        for position, value in enumerate(values):
-            path = f"{self._path}.{field}[{position}]" if self._path else f"{field}[{position}]"
-            if not isinstance(value, dict):
-                self.fail(path, f"expected a table, found {value!r}")
-            table = cast("dict[str, object]", value)
-            tables.append(_Table(table, file=self._file, path=path))
-        return tables
-
-    def finish(self) -> None:
-        """Every field that nothing read is an error: a typo must not be ignored."""
-        for field in self._values:
-            if field not in self._read:
-                close = get_close_matches(field, self._read)
-                hint = f"did you mean {close[0]}?" if close else ""
-                self.fail(
-                    field, f"unknown field; {hint or 'known: ' + ', '.join(sorted(self._read))}"
-                )

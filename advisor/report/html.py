@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 
 from advisor.report.data import LayerRow, ReportData
-from advisor.report.page import Cell, Page, Section, Table, lay_out
+from advisor.report.page import Page, lay_out
+from advisor.report.section import Cell, Section, Table
 from advisor.report.units import format_bytes, format_percent
 
 # Every rule starts at .advisor-report, because a notebook shows this page inside its own.

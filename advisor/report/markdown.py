@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from advisor.report.page import Page, Table
+from advisor.report.page import Page
+from advisor.report.section import Table
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~$])")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from advisor.plan import Metrics, Option
 from advisor.report.data import METRIC_TITLES, Contender, LayerRow, ReportData
+from advisor.report.section import Cell, Section, Table
+from advisor.report.timing import break_down_time, describe_arithmetic
 from advisor.report.units import (
     LEGEND,
     MODELLED_MARK,
@@ -19,34 +21,6 @@ from advisor.report.units import (
     format_quantity,
     format_seconds,
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
-    """One cell. sort: the number to sort by, None for text. hint: where the number is from."""
-
-    text: str
-    sort: float | None = None
-    hint: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """A table; ``numeric`` holds the indices of the columns that are set flush right."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    numeric: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A heading, what it says in sentences, and a table where there is one."""
-
-    title: str
-    paragraphs: tuple[str, ...] = ()
-    table: Table | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +40,11 @@ def lay_out(data: ReportData) -> Page:
         _comparison("Comparison", "This plan and uniform precision", data.comparison, (LEGEND,)),
         _budget(data),
         _predicted_and_measured(data),
-        _breakdown(data),
+        break_down_time(data),
         _layers(data),
         _kept_float(data),
         _excluded(data),
-        _arithmetic(data),
+        describe_arithmetic(data),
         _tensors(data),
         _optimality(data),
         _comparison("Pareto front", "Other plans that nothing beats in every number", data.pareto),
@@ -207,54 +181,6 @@ def _predicted_and_measured(data: ReportData) -> Section:
         numeric=frozenset({1, 2}),
     )
     return Section(title="Predicted and measured", table=table)
-
-
-PART_TITLES = {
-    "compute_s": ("Arithmetic", "operators whose products take longer than their traffic"),
-    "memory_s": ("Memory traffic", "operators that wait for weights or activations"),
-    "overhead_s": ("Launches and dispatch", "however small an operator is"),
-    "boundary_s": ("Boundaries", "quantizing, dequantizing, passing to or from a delegate"),
-    "timed_s": ("Timed as a whole", "on this machine; what it is spent on is not known"),
-}
-"""By field of ``TimeParts``, its name in reports and what is counted in it."""
-
-
-def _breakdown(data: ReportData) -> Section:
-    title = "Where the time goes"
-    whole = data.breakdown.seconds
-    if whole <= 0:
-        return Section(title=title)
-    parts = {field: getattr(data.breakdown, field) for field in PART_TITLES}
-    rows = tuple(
-        (
-            Cell(text=PART_TITLES[field][0]),
-            Cell(text=MODELLED_MARK + format_seconds(seconds), sort=seconds),
-            Cell(text=MODELLED_MARK + format_percent(seconds / whole), sort=seconds / whole),
-            Cell(text=PART_TITLES[field][1]),
-        )
-        for field, seconds in parts.items()
-        if seconds
-    )
-    table = Table(
-        caption="The predicted latency of one forward, in parts that add up to it",
-        columns=("Part", "Time", "Share", "What is counted"),
-        rows=rows,
-        numeric=frozenset({1, 2}),
-    )
-    return Section(title=title, table=table)
-
-
-def _arithmetic(data: ReportData) -> Section:
-    title = "What the device computes in"
-    if not data.arithmetic:
-        return Section(title=title)
-    rows = tuple((Cell(text=name), Cell(text=said)) for name, said in data.arithmetic.items())
-    table = Table(
-        caption="Every scheme that a layer could have, or that this device lacks",
-        columns=("Scheme", "On this device"),
-        rows=rows,
-    )
-    return Section(title=title, table=table)
 
 
 def _layers(data: ReportData) -> Section:

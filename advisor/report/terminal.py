@@ -10,7 +10,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from advisor.report.data import report_data
-from advisor.report.page import Table, lay_out
+from advisor.report.page import lay_out
+from advisor.report.section import Table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -16,6 +16,7 @@ from torch.export import Dim, export
 from advisor.passes.calibrate import Observations, observe
 from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
+from advisor.passes.fx import with_code
 from advisor.passes.graph import (
     ActivationParams,
     Graph,
@@ -278,7 +279,7 @@ def static_cnn(tmp_path: Path) -> tuple[Graph, QuantizedGraph]:
 def test_the_quantized_graph_is_exported_again_with_a_dynamic_batch(tmp_path: Path) -> None:
     graph, quantized = static_cnn(tmp_path)
     x = images(3, seed=4)[0]
-    again = export(quantized.module, (x,), dynamic_shapes=({0: Dim("n", min=1)},))
+    again = export(with_code(quantized.module), (x,), dynamic_shapes=({0: Dim("n", min=1)},))
     names = {str(node.target) for node in again.graph.nodes}
     assert "advisor.quantize_static.default" in names
     assert "advisor.dequantize_affine.default" in names

@@ -11,14 +11,10 @@ from advisor.formats import scheme_named
 from advisor.passes.graph import Layer
 from advisor.profiles.cost import LayerCost, Traffic, layer_cost, process_overhead_bytes
 from advisor.profiles.loader import load_profile
-from advisor.targets.capability import (
-    Capability,
-    MemoryRules,
-    WeightMemory,
-    load_capability,
-)
+from advisor.targets.capability import Capability, load_capability
 from advisor.targets.capability_toml import parse_capability
 from advisor.targets.onnxruntime.onnxfile import LARGE_BYTES
+from advisor.targets.rules import MemoryRules, WeightMemory
 
 TEXT = """
 name = "toy"
