@@ -56,13 +56,16 @@ def tolerance_of(layer: LayerRecord) -> float:
 
 
 def rounding_noise(layers: Sequence[LayerRecord]) -> dict[str, float]:
-    """By node name, the standard deviation of the relative error of rounding what a layer in
-    narrow floats reads and writes, uniform within a unit."""
+    """By node name, the standard deviation of the relative error of what a layer in narrow floats
+    reads and of what it writes.
+
+    Of the ``ROUNDINGS``, each uniform within a unit, half come before the product and half behind.
+    """
     noise: dict[str, float] = {}
     for layer in layers:
         unit = UNITS.get(compute_kind(scheme_named(layer.scheme)))
         if unit is not None:
-            noise[layer.node] = unit / 3.0**0.5
+            noise[layer.node] = unit * (ROUNDINGS / 2 / 3.0) ** 0.5
     return noise
 
 
