@@ -145,15 +145,14 @@ def foresee(
     def measure(choices: Sequence[Choice]) -> list[float]:
         nonlocal done
         jobs = {
-            plan_name(problem, choice, PROBE_KNOBS, "scoring"): job(choice)
-            for choice in dict.fromkeys(choices)
+            plan_name(problem, choice, PROBE_KNOBS, "scoring"): job(choice) for choice in choices
         }
-        found: dict[Choice, float] = {}
-        for choice, name in zip(dict.fromkeys(choices), jobs, strict=True):
+        found: list[float] = []
+        for name in jobs:
             say("check", min(done, most), most)
             done += 1
-            found[choice] = kept.get(name, jobs).value
-        return [found[choice] for choice in choices]
+            found.append(kept.get(name, jobs).value)
+        return found
 
     is_large = len(problem.groups) > LARGE
 

@@ -21,7 +21,7 @@ Plans = Callable[[Problem, FloatArray], Sequence[Choice]]
 """From a problem and the scores of its columns to the plans that look best."""
 
 Alone = Callable[[Sequence[Choice]], Sequence[float]]
-"""Measured divergences of choices that do not depend on each other."""
+"""Measured divergences of choices, all different, that do not depend on each other."""
 
 WORTH: Final = 0.03
 """Share of a plan's loss below which a choice is not worth measuring."""
@@ -53,6 +53,7 @@ def recheck(
     table = table_of(problem)
     base = tuple(int(np.argmin(terms)) for terms in problem.divergence.per_group)
     factors: dict[tuple[int, int], float] = {}
+    known: dict[Choice, float] = {}
     now = Checked(problem=problem, scores=scores, factors=factors)
     tried: set[tuple[int, int]] = set()
     for _ in range(ROUNDS):
@@ -65,9 +66,10 @@ def recheck(
             break
         tried.update(wanted)
         alone = [(*base[:group], candidate, *base[group + 1 :]) for group, candidate in wanted]
-        floor, *measured = measure([base, *alone])
-        for (group, candidate), found in zip(wanted, measured, strict=True):
-            lost = found - floor
+        asked = [choice for choice in (base, *alone) if choice not in known]
+        known.update(zip(asked, measure(asked), strict=True))
+        for (group, candidate), choice in zip(wanted, alone, strict=True):
+            lost = known[choice] - known[base]
             predicted = float(problem.divergence.per_group[group][candidate])
             if np.isfinite(lost) and lost > 0:
                 limit = _LARGEST_FACTOR

@@ -214,6 +214,7 @@ def test_measuring_alone_corrects_what_decides(seed: int) -> None:
     assert 0 < len(checked.factors) <= 25
     # Every measurement changes one group alone, from where nothing is lost.
     assert {sum(index != 0 for index in choice) for choice in measured} <= {0, 1}
+    assert len(set(measured)) == len(measured)  # nothing twice
     starts = np.concatenate([[0], np.cumsum([len(o) for o in problem.candidates])])
     for (group, candidate), factor in checked.factors.items():
         now = checked.problem.divergence.per_group[group][candidate]
