@@ -154,7 +154,7 @@ def bert_base(batch: int) -> Case:
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)
-    model = _Hidden(BertModel(BertConfig(), add_pooling_layer=False)).eval()
+    model = Hidden(BertModel(BertConfig(), add_pooling_layer=False)).eval()
     generator = torch.Generator().manual_seed(0)
     shape = (max(STRUCTURE_SAMPLES, batch), BERT_TOKENS)
     ids = torch.randint(1000, 30000, shape, generator=generator)
@@ -208,7 +208,7 @@ def in_batches(inputs: Mapping[str, Tensor], batch: int) -> list[Inputs]:
     ]
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
     """A transformers classifier from pixels to logits, without the dataclass around them."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -216,11 +216,12 @@ class _Logits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
+        """Classify pixels."""
         logits: Tensor = self.model(pixel_values=pixel_values).logits
         return logits
 
 
-class _Hidden(nn.Module):
+class Hidden(nn.Module):
     """A transformers encoder from tokens to its last hidden states."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -228,6 +229,7 @@ class _Hidden(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Encode tokens."""
         states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
         return states
 
@@ -253,7 +255,7 @@ def _digits(name: str, model: nn.Module, batch: int) -> Case:
 def _images(name: str, classifier: type[nn.Module], config: PretrainedConfig, batch: int) -> Case:
     torch.manual_seed(0)
     config.num_labels = 1000
-    model = _Logits(classifier(config))
+    model = Logits(classifier(config))
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(max(STRUCTURE_SAMPLES, batch), 3, 224, 224, generator=generator)
     _settle_norms(model, pixels[:STRUCTURE_SAMPLES])

@@ -12,6 +12,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from benchmarks.models import Hidden, Logits
+
 CLASSES: Final = 1000
 LABELS: Final[dict[str, Any]] = {"num_labels": CLASSES}
 BLOCKS: Final = 32
@@ -38,7 +40,7 @@ def build(name: str, size: int, blocks: int | None = None) -> Subject:
     if name in ENCODERS:
         ids = torch.arange(size)[None] % 1000 + 1000
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return Subject(model=_Hidden(ENCODERS[name]()).eval(), inputs=inputs)
+        return Subject(model=Hidden(ENCODERS[name]()).eval(), inputs=inputs)
     if name in DECODERS:
         ids = torch.arange(size)[None] % 1000 + 1000
         model = DECODERS[name](blocks or BLOCKS)
@@ -46,19 +48,7 @@ def build(name: str, size: int, blocks: int | None = None) -> Subject:
     pixels = torch.randn(1, 3, size, size)
     if name in PLAIN:
         return Subject(model=PLAIN[name](size).eval(), inputs={"pixel_values": pixels})
-    return Subject(model=_Classifier(PICTURES[name](size)).eval(), inputs={"pixel_values": pixels})
-
-
-class _Hidden(nn.Module):
-    """An encoder from tokens to its last hidden states."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        states: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-        return states
+    return Subject(model=Logits(PICTURES[name](size)).eval(), inputs={"pixel_values": pixels})
 
 
 class _Decoder(nn.Module):
@@ -70,18 +60,6 @@ class _Decoder(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         logits: Tensor = self.model(input_ids=input_ids).logits
-        return logits
-
-
-class _Classifier(nn.Module):
-    """A classifier from pixels to its logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        logits: Tensor = self.model(pixel_values=pixel_values).logits
         return logits
 
 
