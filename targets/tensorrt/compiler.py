@@ -24,12 +24,14 @@ PROXIES: Final = {"87": "86", "90": "89", "100": "120"}
 class Compiled:
     """The outcome of a compile. by: compiler and version, "" when nothing was compiled. sm: the
     compute capability that it was compiled for. stands_for: the one that was asked for. size_bytes:
-    of the engine. problems: what was refused. reason: why nothing was compiled."""
+    of the engine. listed: kernels that the compiler listed; ``kernels`` are those that could be
+    read. problems: what was refused. reason: why nothing was compiled."""
 
     by: str = ""
     sm: str = ""
     stands_for: str = ""
     size_bytes: int = 0
+    listed: int = 0
     kernels: tuple[Kernel, ...] = ()
     problems: tuple[str, ...] = ()
     reason: str = ""
@@ -40,8 +42,15 @@ class Compiled:
         if not self.by:
             return f"not compiled: {self.reason}"
         proxy = "" if self.sm == self.stands_for else f", which stands for sm{self.stands_for}"
-        outcome = f"{len(self.kernels)} kernels" if not self.problems else "refused"
+        outcome = "refused" if self.problems else self.unread or f"{len(self.kernels)} kernels"
         return f"compiled by {self.by} for sm{self.sm}{proxy}: {outcome}"
+
+    @property
+    def unread(self) -> str:
+        """What is missing of the list of an engine's kernels; empty when nothing is."""
+        if not self.by or self.problems or len(self.kernels) == self.listed > 0:
+            return ""
+        return f"{len(self.kernels)} of {self.listed} kernels listed could be read"
 
 
 def compile_model(model: Path, ranges: Ranges, *, sm: str, tf32: bool) -> Compiled:
@@ -58,6 +67,7 @@ def compile_model(model: Path, ranges: Ranges, *, sm: str, tf32: bool) -> Compil
         sm=proxy,
         stands_for=sm,
         size_bytes=len(built.engine or b""),
+        listed=len(built.layers),
         kernels=parse_kernels(built.layers),
         problems=built.problems,
     )

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from advisor.errors import MissingDependencyError, PlanError, UsageError
 from advisor.plan import Plan
 from advisor.targets.tensorrt import TARGET, TensorrtOptions
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
+from advisor.targets.tensorrt.engine import Kernel, parse_kernels
 
 SCHEMES = ("fp8", "w8a8", "w8", "w4-g64", "w4-g128", "fp16", "bf16", "fp32")
 
@@ -223,6 +225,34 @@ def test_without_the_compiler_acceptance_says_not_compiled(
     assert "not compiled: tensorrt_rtx is not installed" in verification.notes[0]
     assert 'pip install "quantadvisor[tensorrt]"' in verification.notes[0]
     assert acceptance(apart)["compiled"]["by"] == ""
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_kernels_that_cannot_be_read_fail_by_name(
+    artifact: TensorrtArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """As where another version of the compiler writes its list in other words."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def read_some(lines: Sequence[str]) -> tuple[Kernel, ...]:
+        return parse_kernels(lines)[:keep]
+
+    monkeypatch.setattr("advisor.targets.tensorrt.compiler.parse_kernels", read_some)
+    apart = copied(artifact, tmp_path)
+    verification = apart.verify()
+    assert not verification.ok
+    listed = acceptance(apart)["compiled"]["listed"]
+    wanted = f"{keep} of {listed} kernels listed could be read"
+    assert verification.notes[0].endswith(wanted)
+    lost = {
+        m.name for m in verification.mismatches if m.found.endswith("nothing that could be found")
+    }
+    found = {m.name for m in verification.mismatches if m.found == wanted}
+    assert found == {"model.onnx"}
+    assert "side" in lost
+    if keep == 0:
+        assert lost == set(PINS)
+        assert verification.layers_matched == 0
 
 
 def test_the_shipped_script_builds_what_was_checked(
