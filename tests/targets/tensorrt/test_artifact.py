@@ -255,6 +255,51 @@ def test_kernels_that_cannot_be_read_fail_by_name(
         assert verification.layers_matched == 0
 
 
+class Small(nn.Module):
+    """Images (B, 3, 8, 8) to logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.one = nn.Linear(1024, 32)
+        self.two = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.relu(self.conv(x)).flatten(1)
+        logits: Tensor = self.two(functional.relu(self.one(hidden)))
+        return logits
+
+
+@pytest.mark.parametrize(("last", "sm"), [("fp32", "80"), ("fp16", "75")])
+def test_a_t4_is_checked_as_far_as_the_compiler_can(last: str, sm: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    torch.manual_seed(0)
+    made = advise(
+        Small().eval(),
+        target="t4",
+        inputs=torch.randn(4, 3, 8, 8),
+        pin={"conv": "fp32", "one": "fp16", "two": last},
+        trials=1,
+        cache=False,
+    )
+    compiled = made.compile(tmp_path / "out")
+    assert isinstance(compiled, TensorrtArtifact)
+    verification = compiled.verify()
+    assert verification.ok
+    found = acceptance(compiled)
+    names = {"fp32": "float32 weight, float32 input", "fp16": "float16 weight, float16 input"}
+    assert {row["name"]: row["kernel"] for row in found["layers"]} == {
+        "conv": names["fp32"],
+        "one": names["fp16"],
+        "two": names[last],
+    }
+    assert (found["compiled"]["sm"], found["compiled"]["stands_for"]) == (sm, "75")
+    is_gap = "no kernel of sm75 was seen" in found["compiled"]["reason"]
+    assert is_gap == (last == "fp32")
+    assert found["compiled"]["note"] == verification.notes[0]
+    assert ("no kernel of sm75 was seen" in verification.notes[0]) == is_gap
+
+
 def test_the_shipped_script_builds_what_was_checked(
     artifact: TensorrtArtifact, tmp_path: Path
 ) -> None:
