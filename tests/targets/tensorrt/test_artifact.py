@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advisor.api import advise
-from advisor.errors import MissingDependencyError, PlanError, UsageError
+from advisor.errors import MissingDependencyError, PlanError, UnsupportedError, UsageError
 from advisor.plan import Plan
-from advisor.targets.tensorrt import TARGET, TensorrtOptions
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
 from advisor.targets.tensorrt.engine import Kernel, parse_kernels
 
@@ -323,11 +322,28 @@ def test_trtexec_gets_the_shapes(artifact: TensorrtArtifact) -> None:
     assert "--noTF32" not in text
 
 
-def test_options_and_capabilities_that_do_not_exist_are_refused(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"option sm='70' of tensorrt: possible are"):
-        plan.compile(tmp_path / "out", options={"sm": "70"})
-    target = TARGET.with_options(TensorrtOptions(tf32="off"))
-    assert target.options.tf32 == "off"
+def test_options_that_do_not_exist_are_refused(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"option sm='72' of tensorrt: possible are"):
+        plan.compile(tmp_path / "out", options={"sm": "72"})
+
+
+@pytest.mark.parametrize(("target", "sm"), [("v100", "sm70"), ("p100", "sm60")])
+def test_gpus_that_tensorrt_dropped_are_planned_for_and_not_compiled_for(
+    target: str, sm: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    made = advise(model, target=target, inputs=torch.randn(2, 64), trials=1, cache=False)
+    lacks = f"TensorRT 11 needs sm75, the profile has {sm} (removed for sm70 in TensorRT 10.5"
+    for plan in (made, made.pin("0", "fp16")):
+        (note,) = (note for note in plan.notes if "cannot be compiled" in note)
+        assert lacks in note
+        with pytest.raises(UnsupportedError) as caught:
+            plan.compile(tmp_path / "out")
+        assert str(caught.value).startswith(f"the plan for {target} cannot be compiled: {lacks}")
+        assert "advise(..., runtime=...)" in str(caught.value)
+        assert not (tmp_path / "out").exists()
+    assert torch.equal(made.apply()(torch.ones(1, 64)), model(torch.ones(1, 64)))
 
 
 def test_a_scheme_that_the_capability_lacks_is_refused_with_its_reason() -> None:
