@@ -85,7 +85,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         measured=Metrics(),
         breakdown=costs.breakdown,
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
-        notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units),
+        notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units, plan.platform),
         pins={**plan.pins, pattern: scheme},
         input_tree=tree,
         tensors_sha256=content_digest(stored),

@@ -238,6 +238,7 @@ class Plan:
 
         Raises:
             UsageError: the runtime has no such option; says which it has.
+            UnsupportedError: the runtime's version no longer builds for the plan's device.
             MissingDependencyError: the runtime's packages or its emitter are missing.
             VerificationError: the artifact does not carry or compute the plan.
             OutputError: ``out_dir`` cannot be written; nothing is left half-written.

@@ -49,6 +49,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
     if top.text("name") != name:
         top.fail("name", f"is {top.text('name')!r}, but the file describes {name!r}")
     schemes = _read_schemes(top)
+    minimum = _read_minimum(top)
     static = top.optional_table("static")
     memory = top.optional_table("memory")
     delegate = top.optional_table("delegate")
@@ -60,6 +61,8 @@ def parse_capability(text: str, *, name: str) -> Capability:
         title=top.text("title"),
         version=top.text("version"),
         emitter=top.get("emitter", bool),
+        minimum=minimum,
+        minimum_source=top.text("minimum_source") if minimum else "",
         float_dtype=top.choice("float_dtype", FLOAT_DTYPES),
         scale_dtype=scale_dtype,
         block_scale_dtype=block_scale_dtype,
@@ -91,9 +94,7 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
     for table in top.tables("scheme"):
         names = table.names("names", SCHEMES, "scheme")
         ops = table.names("ops", WEIGHTED_OPS, "operator")
-        minimum = table.text("minimum", default="")
-        if minimum and MINIMUM.fullmatch(minimum) is None:
-            table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
+        minimum = _read_minimum(table)
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
         odd_rows = table.get("odd_rows", bool, default=True)
@@ -126,6 +127,13 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
                 source=source,
             )
     return schemes
+
+
+def _read_minimum(table: CapabilityTable) -> str:
+    minimum = table.text("minimum", default="")
+    if minimum and MINIMUM.fullmatch(minimum) is None:
+        table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
+    return minimum
 
 
 def _read_fusion(top: CapabilityTable) -> tuple[FusionRules, ...]:

@@ -230,7 +230,8 @@ class TensorrtArtifact:
         self, model: ir.Model, formats: Mapping[str, LayerFormat], compiled: Compiled
     ) -> list[Mismatch]:
         """The file and its kernels against the plan and TensorRT's rules."""
-        kernels = acceptable_kernels if compiled.kernels else any_kernel
+        is_built = compiled.by and not compiled.problems
+        kernels = acceptable_kernels if is_built else any_kernel
         return [
             *compare_layers(self.manifest.layers, formats, kernels),
             *compare_tensors(
@@ -244,6 +245,11 @@ class TensorrtArtifact:
             *(
                 Mismatch(name=MODEL_FILE, expected=f"accepted by {compiled.by}", found=problem)
                 for problem in compiled.problems
+            ),
+            *(
+                Mismatch(name=MODEL_FILE, expected=f"every kernel of {compiled.by}", found=found)
+                for found in (compiled.unread,)
+                if found
             ),
         ]
 

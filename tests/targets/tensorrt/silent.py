@@ -38,6 +38,20 @@ def int8_conv() -> ModelProto:
     return image(s, s.node("Conv", [s.quantize("x"), weight], "layer", pads=[1] * 4))
 
 
+def int8_product() -> ModelProto:
+    s = Sketch()
+    weight = s.dequantize(s.weight(WIDTH, OUTPUTS), 1)
+    return s.model(s.node("MatMul", [s.quantize("x"), weight], "layer"))
+
+
+def int8_attention() -> ModelProto:
+    """A product of two activations in int8."""
+    s = Sketch()
+    columns = s.node("Transpose", ["x"], "columns", perm=[1, 0])
+    both = [s.quantize("x"), s.quantize(columns, name="columns")]
+    return s.model(s.node("MatMul", both, "layer"), outputs=[ROWS, ROWS])
+
+
 def relu_behind_dequantize() -> ModelProto:
     s = Sketch()
     x = s.node("Relu", [s.quantize("x")], "relu")
