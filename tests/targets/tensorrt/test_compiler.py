@@ -79,6 +79,15 @@ def test_what_is_rejected_breaks_a_rule_first(name: str, tmp_path: Path) -> None
     assert lint(load_model(tmp_path / "model.onnx"), sm=sm)
 
 
+def test_nvfp4_is_refused_for_the_gpu_alone(tmp_path: Path) -> None:
+    build, _ = REJECTED["NVFP4 on sm89"]
+    found = compiled(build, "120", tmp_path / "model.onnx")
+    assert found.problems == ()
+    layer = record("NVFP4")
+    assert kernels_by_layer(found.kernels, [layer])["layer"] in acceptable_kernels(layer)
+    assert lint(load_model(tmp_path / "model.onnx"), sm="120") == []
+
+
 def test_int8_convolutions_are_in_int8_from_sm80_on(tmp_path: Path) -> None:
     found = compiled(int8_conv, "80", tmp_path / "model.onnx")
     layer = record("conv")
