@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import numpy as np
 import torch
 
-from advisor.errors import MissingDependencyError
+from advisor.errors import MissingDependencyError, PlanError
 from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements, run_shaken
 from advisor.targets.base import LayerFormat, Mismatch, Verification
 from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
-from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
+from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest, write_json
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
@@ -25,7 +25,9 @@ from advisor.targets.simulation import (
     load_simulation,
 )
 from advisor.targets.tensorrt.agreement import check_layers, rounding_noise
+from advisor.targets.tensorrt.build_engine import BACKENDS, build
 from advisor.targets.tensorrt.compiler import Compiled, compile_model
+from advisor.targets.tensorrt.device import GpuCheck, find_backend, run_engine
 from advisor.targets.tensorrt.emit import MODEL_FILE, read_options
 from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer
 from advisor.targets.tensorrt.lint import lint
@@ -185,6 +187,45 @@ class TensorrtArtifact:
         model, compiled = other._load(), other.compile()
         return other._compare(model, other._read_formats(model, compiled), compiled)
 
+    def check_on_gpu(self) -> GpuCheck:
+        """Build the engine for this machine's GPU, run it on the check inputs, hold the outputs
+        against the simulation, and time the whole and every kernel.
+
+        Writes gpu.json. With TensorRT where it is installed, else with TensorRT-RTX.
+
+        Raises:
+            MissingDependencyError: no GPU, or neither package.
+            PlanError: the engine cannot be built or run; profile.json has no range that fits; the
+                files to check against are missing.
+        """
+        backend = find_backend()
+        built = build(
+            self.path / MODEL_FILE,
+            read_ranges(self.path, self.manifest.inputs),
+            backend=backend,
+            tf32=self.options.tf32 == "on",
+            cache=self.path / "timing.cache",
+        )
+        if built.engine is None:
+            raise PlanError(f"{BACKENDS[backend]} built no engine: {'; '.join(built.problems)}")
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        flat = inputs_or_examples(self.manifest, simulation, (), {})
+        names = [record.name for record in self.manifest.outputs]
+        feeds = feed_of(self.manifest, flat)
+        run = run_engine(built.engine, feeds, names, self.manifest.layers, backend=backend)
+        shake = partial(run_shaken, noise=rounding_noise(self.manifest.layers))
+        worst, outside = compare_outputs(simulation, flat, names, run.outputs, shake)
+        check = GpuCheck(
+            gpu=run.gpu,
+            by=run.by,
+            latency_s=run.latency_s,
+            kernels=run.kernels,
+            max_abs_error=worst,
+            mismatches=tuple(outside),
+        )
+        write_json(self.path / "gpu.json", asdict(check))
+        return check
+
     def _compare(
         self, model: ir.Model, formats: Mapping[str, LayerFormat], compiled: Compiled
     ) -> list[Mismatch]:
@@ -230,6 +271,7 @@ def _summary(compiled: Compiled) -> dict[str, Any]:
 
 def _refuse_timing(path: Path) -> NoReturn:
     raise MissingDependencyError(
-        "an engine runs on an NVIDIA GPU alone, so it cannot be timed from here; on the machine "
-        f"with the GPU and TensorRT run: sh {path}/trtexec.sh --dumpProfile --separateProfileRun"
+        "an engine runs on an NVIDIA GPU alone, beside no other file; on the machine with the GPU "
+        "and TensorRT, artifact.check_on_gpu() times it and every kernel, or run: "
+        f"sh {path}/trtexec.sh --dumpProfile --separateProfileRun"
     )

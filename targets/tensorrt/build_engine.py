@@ -75,7 +75,7 @@ def build(
     """
     trt: Any = import_module(BACKENDS[backend])
     messages = Messages()
-    logger = _logger(trt, messages)
+    logger = open_logger(trt, messages)
     builder = trt.Builder(logger)
     flags = _strongly_typed(trt)
     network = builder.create_network(flags)
@@ -139,7 +139,7 @@ def missing_ranges(dynamic: Mapping[str, Sequence[int]], ranges: Ranges) -> list
 def describe_layers(engine: bytes) -> list[Any]:
     """What the inspector says of a TensorRT engine, layer by layer. Needs its GPU."""
     trt: Any = import_module(BACKENDS["trt"])
-    logger = _logger(trt, Messages())
+    logger = open_logger(trt, Messages())
     loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
     inspector = loaded.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
@@ -153,7 +153,9 @@ def _strongly_typed(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _logger(trt: Any, messages: Messages) -> Any:
+def open_logger(trt: Any, messages: Messages) -> Any:
+    """A logger of TensorRT's that keeps what matters in ``messages``."""
+
     class Logger(trt.ILogger):  # type: ignore[misc]  # it comes without types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
