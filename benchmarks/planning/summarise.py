@@ -28,72 +28,7 @@ OURS: Final = {"half": "from scores alone", "learned": "with 48 measurements as 
 KEPT: Final = ("ledoit-wolf", "cross-validated")
 """Estimates of the share of the interactions to keep."""
 
-INTRODUCTION: Final = """# Planning: how good plans are, and what they cost to find
-
-This page is written by `summarise.py` from the JSON files in `results/`, claims that do not hold
-included. To make the numbers again, for every model (a run that was stopped goes on where it was):
-
-```sh
-pip install "quantadvisor[onnxruntime,hf,examples]"
-python3.11 -m venv PEERS && PEERS/bin/pip install -r benchmarks/planning/requirements-peers.txt
-python -m benchmarks.planning.plans bytes MODEL
-PEERS/bin/python -m benchmarks.planning.peers METHOD MODEL MODEL.bytes.json MODEL.METHOD.json
-python -m benchmarks.planning.plans run MODEL
-python -m benchmarks.planning.plans judge MODEL
-python -m benchmarks.planning.clairvoyant MODEL
-python -m benchmarks.planning.ranking MODEL random      # and equal, and cost
-python -m benchmarks.planning.optimum mlp               # and cnn, and transformer
-python -m benchmarks.planning.solver
-python -m benchmarks.planning.summarise
-```
-
-- **The question** is fixed in `questions.py`: every layer takes 16, 8, 4 or 2 bits (float16; int8
-  per channel; int4 and int2 per block of 32), embeddings stay in 8, activations in float32. Budgets
-  are shares of the way from all in 2 bits to all in 8; every seed draws other planning samples.
-- **Only the assignment differs.** What a tool chooses is read back and applied through our
-  quantizer. A tool scores once per seed by its own method and defaults; its solver is then asked
-  for many sizes, and of its answers the largest that fits the bytes counts.
-- **Divergence** is measured on samples that planned nothing: KL in nats per prediction, or squared
-  error over the power for embeddings.
-- `ours` is what `advise` does with its default of 24 trials: scores, measuring alone what decides,
-  local search with half of the interactions, a measured study. `scores`: the same from scores
-  alone. `direct`: every choice measured alone on all planning samples, then the exact solver.
-  `diagonal`: scores without interactions, exact. `sqnr`: noise over signal of the weights, exact.
-"""
-
-TRIED: Final = """## What was tried
-
-- **Expanding around the plan instead of the float model** (gradient and curvature of the divergence
-  at the plan's own weights, then the best plan inside a trust region of that expansion): from a bad
-  start it stayed there. One large error gives every other layer a slope that vanishes when that
-  error does, and half of an interaction then contradicts a whole slope. Not kept.
-- **Softening the reference** (scores and measurements with logits divided by 1.5 to 5, so that more
-  samples have a say): single losses on planning samples came no closer to those on unused ones
-  (standard deviation of the log ratio 0.24 to 0.44 without, 0.25 to 0.53 with). Not kept.
-- **More measured local search** (40 more plans next to the best): lower on planning samples, not on
-  unused ones, where the geometric mean over direct measurement went from 0.90 to 0.91. The least
-  of many measurements is the luckiest: the geometric mean of what is measured on one half of the
-  samples and predicted from the other picked plans 2.1 % above the best of 25, measurement alone
-  5.3 %. That is kept.
-- **Measuring alone what a plan loses most by** and scaling its scores: kept. Without it one layer
-  of two bits, predicted 30 % too low, cost a factor of 2.3 on the depthwise network.
-- **A Gaussian process around the form** that learns from every measured plan: kept. On the small
-  CNN, all of whose 4096 assignments are measured, plans at the two tightest budgets had lost 57 %
-  more than the best ones on planning samples; now they are the best ones. Believed in full it
-  found the luckiest plans (1.06 of direct measurement on unused samples over 8 cells of the vision
-  transformer, where the best of those tried had 0.81); two thirds of a surprise on all planning
-  samples are believed.
-- **More probes, more samples for the scores**: 16 probes instead of 4, or all planning samples
-  instead of half of them, made no better plans on the vision transformer (0.83 and 0.90 of direct
-  measurement where 4 probes and half of the samples gave 0.83; two seeds).
-- **More samples made from those there are** (two images mixed, up to a fifth of the other; images
-  moved by one pixel): plans measured on light mixtures were ranked as well as on the samples
-  themselves (Spearman in a cell 0.92 against 0.89 over 12 cells), on moved images worse (0.78). Not
-  kept: it helps little, and only where inputs can be mixed.
-- **The mean of the roots** of the samples' losses, squared, instead of their mean, which few
-  samples make up: chosen plans lost 2 to 3 % less over 36 cells of the vision transformer. Not
-  kept for that little, since what is reported is the mean.
-"""
+INTRODUCTION: Final = Path(__file__).with_name("introduction.md")
 
 
 def render(results: Path) -> str:
@@ -103,7 +38,6 @@ def render(results: Path) -> str:
     ranking = {m: r for m in MODELS if (r := _load(results / f"{m}.ranking.json"))}
     optima = [r for path in sorted(results.glob("optimum-*.json")) if (r := _load(path))]
     parts = [
-        INTRODUCTION,
         "## Claims\n",
         table(["claim", "holds", "numbers"], _claims(judged, ranking, optima)),
     ]
@@ -131,7 +65,8 @@ def render(results: Path) -> str:
     ]
     if failed:
         parts += ["## Tools that gave no answer\n", "\n".join(failed) + "\n"]
-    return "\n".join([*parts, TRIED])
+    text = INTRODUCTION.read_text(encoding="utf-8")
+    return text.replace("<!-- results -->", "\n".join(parts).rstrip("\n"))
 
 
 def _load(path: Path) -> dict[str, Any] | None:
