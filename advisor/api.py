@@ -282,6 +282,7 @@ def _write(
         observer=str(winner.knobs.get("observer", "minmax")),
         equalise=bool(winner.knobs.get("equalise", False)),
         input_tree=tree,
+        drop=chosen.drop,
         pins=dict(pins),
         platform=dict(setting.profile.platform),
         options=dict(setting.profile.options)

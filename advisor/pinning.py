@@ -83,6 +83,7 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         tensors=tensors,
         predicted=_predicted(plan, layers, costs),
         measured=Metrics(),
+        drop=None,
         breakdown=costs.breakdown,
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
         notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units, plan.platform),

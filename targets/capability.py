@@ -104,6 +104,10 @@ class Support:
     reason: str = ""
 
 
+ANY_TAPS: Final = 2**31 - 1
+"""Of a scheme that takes kernels of any size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeSupport:
     """Where one scheme is available.
@@ -113,7 +117,8 @@ class SchemeSupport:
     a block size need not divide the inputs. depthwise: whether convolutions with one input channel
     per group take it as others do. odd_rows: whether embeddings of an odd width do. tied: whether
     layers that read one weight do. multiple: what the outputs and the inputs of a layer must be a
-    multiple of. least_blocks: how many blocks of inputs it must have.
+    multiple of. least_blocks: how many blocks of inputs it must have. most_taps: largest kernel of
+    a convolution, height times width.
     zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
     weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
@@ -130,6 +135,7 @@ class SchemeSupport:
     tied: bool = True
     multiple: int = 1
     least_blocks: int = 1
+    most_taps: int = ANY_TAPS
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()

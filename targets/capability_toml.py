@@ -11,6 +11,7 @@ from typing import Final
 from advisor.errors import UsageError
 from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, PerBlock, Scheme
 from advisor.targets.capability import (
+    ANY_TAPS,
     POINTWISE_OPS,
     TENSOR_OPS,
     WEIGHTED_OPS,
@@ -101,6 +102,7 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
         tied = table.get("tied", bool, default=True)
         multiple = table.whole("multiple", default=1)
         least_blocks = table.whole("least_blocks", default=1)
+        most_taps = table.whole("most_taps", default=ANY_TAPS)
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
         left_out = table.names("left_out", ops, "operator of this entry", default=())
@@ -120,6 +122,7 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
                 tied=tied,
                 multiple=multiple,
                 least_blocks=least_blocks,
+                most_taps=most_taps,
                 zero_points=zero_points,
                 storage_only=storage_only,
                 left_out=left_out,

@@ -16,7 +16,13 @@ from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements, run_shaken
 from advisor.targets.base import LayerFormat, Mismatch, Verification
 from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
-from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest, write_json
+from advisor.targets.manifest import (
+    CHECK_FOLDER,
+    LayerRecord,
+    Manifest,
+    read_manifest,
+    write_json,
+)
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
@@ -32,7 +38,7 @@ from advisor.targets.tensorrt.emit import MODEL_FILE, read_options
 from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer
 from advisor.targets.tensorrt.lint import lint
 from advisor.targets.tensorrt.options import ComputeCapability, TensorrtOptions
-from advisor.targets.tensorrt.readback import read_layers, read_tensors
+from advisor.targets.tensorrt.readback import find_inputless, read_layers, read_tensors
 from advisor.targets.tensorrt.reference import Reference, open_reference
 from advisor.targets.tensorrt.shapes import read_ranges
 
@@ -231,7 +237,12 @@ class TensorrtArtifact:
     ) -> list[Mismatch]:
         """The file and its kernels against the plan and TensorRT's rules."""
         is_built = compiled.by and not compiled.problems
-        kernels = acceptable_kernels if is_built else any_kernel
+        inputless = find_inputless(model, self.manifest.layers)
+
+        def kernels(layer: LayerRecord) -> frozenset[str]:
+            known = is_built and layer.name not in inputless
+            return acceptable_kernels(layer) if known else any_kernel(layer)
+
         return [
             *compare_layers(self.manifest.layers, formats, kernels),
             *compare_tensors(
@@ -255,6 +266,9 @@ class TensorrtArtifact:
 
     def _read_formats(self, model: ir.Model, compiled: Compiled) -> dict[str, LayerFormat]:
         kernels = kernels_by_layer(compiled.kernels, self.manifest.layers)
+        if compiled.by:
+            inputless = find_inputless(model, self.manifest.layers)
+            kernels |= dict.fromkeys(inputless, "none: its result is the same for all inputs")
         return {
             name: replace(found, kernel=kernels.get(name, ""))
             for name, found in read_layers(model, self.manifest.layers).items()

@@ -137,6 +137,19 @@ def parts_of_int8() -> ModelProto:
     return s.model(last, inputs=[4, 8, width], outputs=[4, 2, 8, 32])
 
 
+def turned_int8() -> ModelProto:
+    """A small layer over tokens, its result turned back and added, as in a mixer."""
+    s, tokens = Sketch(), 16
+    wide = s.dequantize(s.weight(32, tokens), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    mixed = half(s, "x", narrow, "layer")
+    turned = s.node("Transpose", [mixed], "turned", perm=[0, 2, 1])
+    last = s.node(
+        "Relu", [s.node("Add", [turned, s.hold("rest", s.weight(tokens, 24))], "sum")], "y"
+    )
+    return s.model(last, inputs=[2, 24, 32], outputs=[2, tokens, 24])
+
+
 def tied_int8() -> ModelProto:
     s = Sketch()
     wide = s.dequantize(s.weight(WIDTH, WIDTH), 1)
@@ -214,6 +227,7 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "float weight of a quantized input": (float_weight, "89"),
     "weight-only int8 beside float16": (int8_beside_float16, "89"),
     "parts of a small int8 layer": (parts_of_int8, "89"),
+    "weight-only int8 with a turned result": (turned_int8, "120"),
     "weight-only int8 read twice": (tied_int8, "89"),
     "weight-only int4 read twice": (tied_int4, "89"),
     "product of int8 and floats": (product_of_int8_and_floats, "89"),
