@@ -26,6 +26,7 @@ from advisor.devicenotes import with_warnings
 from advisor.doctor import check_cache
 from advisor.errors import BudgetError, OutputError, UsageError
 from advisor.evidence import Evidence, Progress, gather
+from advisor.explain import find_terms
 from advisor.formats import scheme_named
 from advisor.measure.finalists import Contest
 from advisor.measure.machine import find_stopwatch
@@ -237,7 +238,14 @@ def _write(
         name for name, layer in quantized.assignment.items() if scheme_named(layer.scheme).is_static
     }
     front = [trial for trial in pareto_front(chosen.trials) if trial is not winner]
-    layers = decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned)
+    terms = find_terms(
+        evidence.under(winner.knobs).problem,
+        winner.choice,
+        objective=objective,
+        used=chosen.used,
+        bounds=chosen.bounds,
+    )
+    layers = decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned, terms)
     plan = Plan(
         target=setting.profile.name,
         runtime=setting.capability.name,

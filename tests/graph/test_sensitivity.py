@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -238,10 +239,21 @@ def test_the_stated_error_covers_the_truth(cnn: Workbench) -> None:
     few, many = score(cnn, weights, probes=2, seed=5), score(cnn, weights, probes=64)
     for column in few.scores:
         gap = abs(few.divergence(column) - many.divergence(column))
-        assert gap <= 4 * (few.error(column) + many.error(column))
-        assert many.error(column) < few.error(column)
+        assert gap <= 4 * (few.error([column]) + many.error([column]))
+        assert many.error([column]) < few.error([column])
     assert few.samples == many.samples == 256
     assert {scores.shape for scores in few.scores.values()} == {(512,)}
+
+
+def test_the_stated_error_is_that_of_the_mean_of_summed_squares(cnn: Workbench) -> None:
+    """Of a weight and an input that are one error, and of terms that add up."""
+    found = score(cnn, every_weight(cnn.graph, ("w4", "w8")), probes=2, seed=5)
+    first, second, third = list(found.scores)[:3]
+    a, b, c = (found.scores[column].double().numpy() for column in (first, second, third))
+    each = (a + b) ** 2 / 2 + c**2 / 2
+    error = float(np.std(each, ddof=1) / len(each) ** 0.5)
+    assert found.error([first, second], [third]) == pytest.approx(error, rel=1e-5)
+    assert found.error() == 0.0
 
 
 def test_a_seed_repeats_exactly(cnn: Workbench) -> None:
