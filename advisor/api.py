@@ -80,7 +80,8 @@ def advise(
             where they can be.
         calibration: iterable of inputs or (inputs, label), read once; even batches score, odd
             ones are held out. None: random inputs, which the plan says everywhere.
-        metric: callable(module) -> float or array of one value per example; higher is better.
+        metric: callable(module) -> float or array of one value per example; higher is better. Where
+            it is a limit it is run on about twenty plans and the uniform ones.
         loss: callable(outputs, reference) -> float, in place of the divergence.
         output: "logits", "embedding" or "regression", for all outputs or by name; guessed if None.
         runtime: overrides the profile's.
