@@ -112,6 +112,7 @@ def _move(group: list[LayerDecision], scheme: str, pattern: str) -> list[LayerDe
             latency_s=option.latency_s,
             bound=option.bound or decision.bound,
             divergence=option.divergence,
+            error=None,
             reason=reason,
         )
         for decision, option in zip(group, (other[best] for other in options), strict=True)

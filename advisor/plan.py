@@ -98,8 +98,9 @@ class LayerDecision:
 
     group: layers with the same group take the same scheme. params: number of weights.
     size_bytes: weight and scales on disk (0 for the second layer of a tied weight).
-    latency_s, divergence: modelled. bound: what most of the time is spent on. reason: why this
-    scheme; always set when kept in float.
+    latency_s, divergence: modelled. error: standard error of the divergence; None where it is not
+    known. bound: what most of the time is spent on. reason: why this scheme; always set when kept
+    in float.
     """
 
     name: str
@@ -115,6 +116,7 @@ class LayerDecision:
     bound: BoundBy
     divergence: float
     reason: str
+    error: float | None = None
     options: tuple[Option, ...] = ()
 
 
