@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.timeparts import BoundBy, TimeParts
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from advisor.targets.base import Artifact
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of plan.json: raised when a field is added, dropped or changes its meaning. A file of
 another version is refused, never guessed at."""
 
@@ -177,9 +178,10 @@ class Plan:
     path when known, so that apply and compile can load it again. input_tree: JSON of the example
     inputs' structure, whose tensors are in plan.safetensors. platform, options: the profile's
     systems and how it wants files written, which ``compile`` goes by. breakdown: what the predicted
-    latency is spent on. arithmetic: by scheme, what the device computes it in, or why it has none.
-    bias_correction, observer,
-    equalise: the global settings that won the search.
+    latency is spent on. memory_parts, energy_parts: what the predicted memory and energy are made
+    of; no energy where the profile has no figures of it. arithmetic: by scheme, what the device
+    computes it in, or why it has none. bias_correction, observer, equalise: the global
+    settings that won the search.
     """
 
     target: str
@@ -197,6 +199,8 @@ class Plan:
     predicted: Metrics
     measured: Metrics
     breakdown: TimeParts
+    memory_parts: MemoryParts
+    energy_parts: EnergyParts | None
     arithmetic: Mapping[str, str]
     model_gap: float
     measured_regret: float

@@ -20,9 +20,10 @@ from advisor.plan import (
     latencies,
 )
 from advisor.planfile import noted_measurements
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.timeparts import BoundBy, TimeParts
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 """Version of the report's JSON form."""
 
 METRIC_TITLES = {
@@ -122,6 +123,8 @@ class ReportData:
     predicted: Metrics
     measured: Metrics
     breakdown: TimeParts
+    memory_parts: MemoryParts
+    energy_parts: EnergyParts | None
     arithmetic: Mapping[str, str]
     layers: tuple[LayerRow, ...]
     tensors: tuple[TensorDecision, ...]
@@ -174,6 +177,8 @@ def report_data(plan: Plan) -> ReportData:
         predicted=plan.predicted,
         measured=with_timings(plan, plan.measured, "plan"),
         breakdown=plan.breakdown,
+        memory_parts=plan.memory_parts,
+        energy_parts=plan.energy_parts,
         arithmetic=plan.arithmetic,
         layers=tuple(_layer_row(layer, total) for layer in plan.layers),
         tensors=plan.tensors,

@@ -80,7 +80,9 @@ def test_host_with_a_runtime_that_cannot_be_timed_is_refused(brief: Path) -> Non
 @pytest.mark.slow
 def test_litert_kernels_of_this_machine_make_a_profile(brief: Path) -> None:
     path = brief / "here.toml"
-    result = CliRunner().invoke(app, ["profiles", "measure", "--runtime", "tflite", "-o", str(path)])
+    result = CliRunner().invoke(
+        app, ["profiles", "measure", "--runtime", "tflite", "-o", str(path)]
+    )
     assert result.exit_code == 0, result.output
     profile = load_profile(path)
     assert (profile.runtime, profile.kind) == ("tflite", "cpu")
