@@ -408,7 +408,7 @@ def test_an_energy_budget_holds_where_energies_are_published() -> None:
     assert made.energy_parts.joules == pytest.approx(made.predicted.energy_j.value)
     assert made.predicted.memory_bytes is not None
     assert made.memory_parts.total_bytes == pytest.approx(made.predicted.memory_bytes.value)
-    pinned = made.pin("*", "fp32")
+    pinned = free.pin("*", "fp32")
     assert pinned.energy_parts is not None
     assert pinned.energy_parts.joules == pytest.approx(values["fp32"])
     assert len({layer.scheme for layer in made.layers}) > 1

@@ -51,6 +51,8 @@ def test_a_plan_for_this_machine_is_measured(brief: Path) -> None:
     assert "measured on this machine" in latency.how
     assert plan.breakdown.timed_s == pytest.approx(latency.value)
     assert all(layer.bound == "timed" and layer.latency_s >= 0 for layer in plan.layers)
+    assert "off by" in latency.how
+    assert any("models timed on this machine: they are off by" in note for note in plan.notes)
     assert any(note.startswith(f"{read_cpu().model}") for note in plan.notes)
     noted = {each.subject: each for each in noted_measurements(plan)}
     assert {"plan", "fp32"} <= set(noted)
