@@ -13,7 +13,7 @@ import torch
 
 from advisor.arithmetic import describe_arithmetic
 from advisor.binding import bind, content_digest, fingerprint, plan_tensors
-from advisor.breakdown import break_down
+from advisor.breakdown import break_down, break_down_energy, break_down_memory
 from advisor.budget import Budget
 from advisor.choose import Chosen, choose, costs_of, measured_of, metrics_of
 from advisor.decide import (
@@ -247,6 +247,12 @@ def _write(
         bounds=chosen.bounds,
     )
     layers = decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned, terms)
+    decided = (
+        setting.with_graph(evidence.simulator.basis(winner.knobs).graph),
+        evidence.under(winner.knobs).problem,
+        winner.choice,
+        winner.evaluation,
+    )
     plan = Plan(
         target=setting.profile.name,
         runtime=setting.capability.name,
@@ -267,12 +273,9 @@ def _write(
         ),
         predicted=costs_of(setting, winner.choice, winner.evaluation),
         measured=measured_of(evidence, winner.held_out, chosen.metric),
-        breakdown=break_down(
-            setting.with_graph(evidence.simulator.basis(winner.knobs).graph),
-            evidence.under(winner.knobs).problem,
-            winner.choice,
-            winner.evaluation,
-        ),
+        breakdown=break_down(*decided),
+        memory_parts=break_down_memory(*decided),
+        energy_parts=break_down_energy(setting, winner.choice),
         arithmetic=describe_arithmetic(setting),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,

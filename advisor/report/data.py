@@ -21,6 +21,7 @@ from advisor.plan import (
     latencies,
 )
 from advisor.planfile import noted_measurements
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.timeparts import BoundBy, TimeParts
 
 REPORT_SCHEMA = 3
@@ -126,6 +127,8 @@ class ReportData:
     measured: Metrics
     drop: Drop | None
     breakdown: TimeParts
+    memory_parts: MemoryParts
+    energy_parts: EnergyParts | None
     arithmetic: Mapping[str, str]
     layers: tuple[LayerRow, ...]
     tensors: tuple[TensorDecision, ...]
@@ -179,6 +182,8 @@ def report_data(plan: Plan) -> ReportData:
         measured=with_timings(plan, plan.measured, "plan"),
         drop=plan.drop,
         breakdown=plan.breakdown,
+        memory_parts=plan.memory_parts,
+        energy_parts=plan.energy_parts,
         arithmetic=plan.arithmetic,
         layers=tuple(_layer_row(layer, total) for layer in plan.layers),
         tensors=plan.tensors,

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from advisor.plan import Metrics, Option
 from advisor.report.data import METRIC_TITLES, Contender, LayerRow, ReportData
 from advisor.report.section import Cell, Section, Table
-from advisor.report.timing import break_down_time, describe_arithmetic
+from advisor.report.timing import (
+    break_down_energy,
+    break_down_memory,
+    break_down_time,
+    describe_arithmetic,
+)
 from advisor.report.units import (
     LEGEND,
     MODELLED_MARK,
@@ -44,6 +49,8 @@ def lay_out(data: ReportData) -> Page:
         _budget(data),
         _predicted_and_measured(data),
         break_down_time(data),
+        break_down_memory(data),
+        break_down_energy(data),
         _layers(data),
         _kept_float(data),
         _excluded(data),

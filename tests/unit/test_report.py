@@ -309,12 +309,32 @@ def test_sections_without_content_are_left_out() -> None:
         "Comparison",
         "Predicted and measured",
         "Where the time goes",
+        "Where the memory goes",
+        "Where the energy goes",
         "Kept in floating point",
         "What the device computes in",
         "How good the search was",
         "Provenance",
     ]
     Checker(render_html(dataclasses.replace(plan, trials=(), predicted=Metrics())))
+
+
+def test_memory_and_energy_are_told_by_their_parts() -> None:
+    text = render_markdown(make_plan())
+    for row in (
+        "Weights | ≈ 140 kB | ≈ 85.6 %",
+        "Activations | ≈ 19.5 kB | ≈ 11.9 %",
+        "Working memory | ≈ 4 kB | ≈ 2.45 %",
+        "Arithmetic | ≈ 300 µJ | ≈ 75 %",
+        "Memory traffic | ≈ 100 µJ | ≈ 25 %",
+    ):
+        assert row in text
+    assert "data take ≈ 20 MB on top" in text
+    assert "Keys and values" not in text  # it keeps none
+    unknown = dataclasses.replace(make_plan().memory_parts, runtime_bytes=None)
+    text = render_markdown(make_plan(memory_parts=unknown, energy_parts=None))
+    assert "take on top is not known" in text
+    assert "Where the energy goes" not in text
 
 
 def test_diff_of_equal_plans_is_empty() -> None:
