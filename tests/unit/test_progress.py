@@ -37,7 +37,10 @@ def test_the_speed_is_that_of_the_last_half_minute() -> None:
 
 def test_nothing_is_promised_before_there_is_a_speed() -> None:
     assert "-:--:--" in draw([5.0], 10)
-    assert "-:--:--" in draw([5.0] * 3, 0)  # how many steps there are is not known
+    # How many steps there are is not known.
+    unknown = draw([5.0] * 3, 0)
+    assert "3/?" in unknown
+    assert ":" not in unknown
 
 
 def test_nothing_is_drawn_where_nobody_looks() -> None:
