@@ -16,6 +16,9 @@ from advisor.targets.tflite.flatbuffer import FlatModel
 
 FLOAT, INT8, INT4 = "FLOAT32", "INT8", "INT4"
 
+Types = tuple[str, str, str]
+"""Of the activation, the weight and the output of a layer."""
+
 BY_TYPE: Final[Mapping[str, Mapping[str, int]]] = {
     "ADD": {INT8: 2, "INT64": 4},
     "AVERAGE_POOL_2D": {INT8: 2},
@@ -79,14 +82,14 @@ class Form:
         return () if found is None else tuple(float(value) for value in found)
 
     @property
-    def arithmetic(self) -> tuple[str, str, str]:
+    def arithmetic(self) -> Types:
         """Types of the activation, the weight and the output of a layer."""
         return self.reads[0], self.reads[1], self.writes
 
 
-HYBRID: Final = (FLOAT, INT8, FLOAT)
-STATIC: Final = (INT8, INT8, INT8)
-STATIC_4: Final = (INT8, INT4, INT8)
+HYBRID: Final[Types] = (FLOAT, INT8, FLOAT)
+STATIC: Final[Types] = (INT8, INT8, INT8)
+STATIC_4: Final[Types] = (INT8, INT4, INT8)
 
 
 def set_versions(model: FlatModel) -> None:
