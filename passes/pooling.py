@@ -31,9 +31,8 @@ def _covers_all(node: Node) -> bool:
     padding, divisor = argument(node, 3), argument(node, 6)
     if not isinstance(source, Tensor) or any(padding or ()) or divisor is not None:
         return False
-    height, width = (window[0], window[-1])
+    height, width = window[0], window[-1]
     # One beyond the image counts what is in the image only (ceil_mode).
-    return all(
-        isinstance(size, int) and side >= size
-        for size, side in zip(source.shape[-2:], (height, width), strict=True)
-    )
+    sizes = list(source.shape[-2:])
+    # A size that may change is a SymInt.
+    return all(type(size) is int for size in sizes) and height >= sizes[0] and width >= sizes[1]

@@ -12,6 +12,7 @@ matrices", 2004). Plans are made with ``HALF``, and started from other shares to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -112,9 +113,10 @@ def cross_validate(scores: FloatArray, folds: int = 4) -> float:
     off = ~np.eye(len(z), dtype=bool)
     whole = z @ z.T
     agreement = square = 0.0
-    for part in np.array_split(np.arange(count), folds):
-        own = z[:, part] @ z[:, part].T
-        rest = (whole - own) / (count - len(part))
-        agreement += float((rest * own)[off].sum()) / len(part)
+    edges = [count * fold // folds for fold in range(folds + 1)]
+    for begin, end in pairwise(edges):
+        own = z[:, begin:end] @ z[:, begin:end].T
+        rest = (whole - own) / (count - (end - begin))
+        agreement += float((rest * own)[off].sum()) / (end - begin)
         square += float((rest[off] ** 2).sum())
     return HALF if square <= 0 else float(np.clip(agreement / square, 0.0, 1.0))

@@ -117,7 +117,7 @@ def run_engine(
     if loaded is None:
         raise PlanError(f"TensorRT cannot load the engine: {_said(messages)}")
     context = loaded.create_execution_context()
-    inputs = {name: torch.from_numpy(array).cuda() for name, array in feeds.items()}
+    inputs = {name: torch.as_tensor(array).cuda() for name, array in feeds.items()}
     for name, tensor in inputs.items():
         if not context.set_input_shape(name, tuple(tensor.shape)):
             raise PlanError(
@@ -165,8 +165,12 @@ def name_kernels(
     seconds: by the engine's own name of the kernel. described: the inspector's JSON, whose
     metadata name the ONNX nodes of a kernel; a kernel without them belongs to no layer.
     """
-    entries = [each for each in json.loads(described)["Layers"] if isinstance(each, dict)]
-    nodes = {each["Name"]: _SOURCE.findall(each.get("Metadata", "")) for each in entries}
+    entries: list[Any] = json.loads(described)["Layers"]
+    nodes: dict[str, list[str]] = {
+        each["Name"]: _SOURCE.findall(each.get("Metadata", ""))
+        for each in entries
+        if not isinstance(each, str)  # an engine without detail has names alone
+    }
     names = {layer.node: layer.name for layer in layers}
     found = [
         KernelTime(

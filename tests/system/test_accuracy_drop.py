@@ -206,7 +206,9 @@ def test_where_plans_are_timed_the_fastest_by_the_clock_passes(
         reference = network(images)
 
     def metric(module: nn.Module) -> torch.Tensor:
-        lost: torch.Tensor = (module(images) - reference).square().mean(1) / reference.square().mean()
+        lost: torch.Tensor = (module(images) - reference).square().mean(
+            1
+        ) / reference.square().mean()
         return 1 - lost.sqrt()
 
     spy = Spy()

@@ -209,7 +209,8 @@ def test_the_best_plan_with_interactions_is_proven(seed: int) -> None:
 def test_measuring_alone_corrects_what_decides(seed: int) -> None:
     rng = np.random.default_rng(seed)
     problem = layered_problem(rng, groups=12, most=5, points=3)
-    problem = replace(problem, indicators=(), memory_bytes=(), latency_s=problem.size_bytes)
+    size = problem.size_bytes
+    problem = replace(problem, indicators=(), memory_bytes=(), latency_s=size, energy_j=None)
     problem = replace(
         problem, divergence=Linear(per_group=tuple(t * 1e3 for t in problem.divergence.per_group))
     )
@@ -267,7 +268,8 @@ def test_nothing_is_measured_where_nothing_is_lost() -> None:
 
 def test_a_group_without_a_choice_is_not_measured_against_itself() -> None:
     problem = layered_problem(np.random.default_rng(1), groups=5, most=4, points=2)
-    problem = replace(problem, indicators=(), memory_bytes=(), latency_s=problem.size_bytes)
+    size = problem.size_bytes
+    problem = replace(problem, indicators=(), memory_bytes=(), latency_s=size, energy_j=None)
     lossy = [np.ones_like(terms) for terms in problem.divergence.per_group]  # all lose alike
     problem = replace(problem, divergence=Linear(per_group=tuple(lossy)))
 
