@@ -12,13 +12,14 @@ from advisor.budget import Budget
 from advisor.decide import alternative, measured, modelled
 from advisor.evidence import Evidence, Progress
 from advisor.filesize import predict_file_bytes
-from advisor.foresight import foresee
+from advisor.foresight import begin, foresee
 from advisor.formats import scheme_named
 from advisor.journal import journal_path
+from advisor.judge import Judge, aim_by_metric, make_judge, pick_by_metric
 from advisor.measure.finalists import Contest
-from advisor.metric import Metric, evaluate_metric, metric_values, say_drop
+from advisor.metric import Metric
 from advisor.partitions import count_partitions
-from advisor.plan import Alternative, Metrics
+from advisor.plan import Alternative, Drop, Metrics
 from advisor.planfile import Measurement
 from advisor.race import hold_race, is_raced, widened
 from advisor.search.ladder import further_starts
@@ -26,13 +27,10 @@ from advisor.search.measurements import Measurements
 from advisor.search.milp import solve, within
 from advisor.search.objective import (
     DIVERGENCE_LIMIT,
-    Selection,
+    Aim,
     is_measured,
-    pareto_front,
     say_limits,
-    score_for,
     select,
-    start,
 )
 from advisor.search.problem import Choice, Evaluation, Knobs, evaluate
 from advisor.search.study import refine
@@ -47,26 +45,15 @@ KNOBS: Final[dict[str, tuple[str, ...] | tuple[bool, ...]]] = {
 }
 """Global settings that the study may change; the first of each is the default."""
 
-DROP_LIMIT: Final = 0.01
-"""Share of the metric that objective "auto" accepts to lose when no accuracy_drop is given."""
-
-FINALISTS: Final = 8
-"""Trials on which the user's metric is run; it may be expensive."""
-
-
-_BEST: Final = {
-    "auto": "fastest",
-    "accuracy": "least divergence",
-    "latency": "least latency",
-    "memory": "least memory",
-}
+OVER: Final = 1.5
+"""Multiple of the divergence that the metric allowed, above which it will surely refuse a plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
     """The winning trial and everything it was compared with.
 
-    metric: the winner's, if any. fitting: numbers of the trials inside the budget. timings:
+    metric, drop: the winner's, if any. fitting: numbers of the trials inside the budget. timings:
     latencies of the winner and of the uniform plans, where whole models were timed.
     """
 
@@ -79,6 +66,7 @@ class Chosen:
     fitting: frozenset[int]
     baselines: tuple[Alternative, ...]
     timings: tuple[Measurement, ...] = ()
+    drop: Drop | None = None
 
 
 def choose(
@@ -102,7 +90,14 @@ def choose(
     bounds = budget.bounds()
     journal = None if cache is None else journal_path(cache, evidence, objective)
     kept = Measurements(folder=None if journal is None else journal.with_suffix(".measured"))
-    foresight = foresee(evidence, budget, objective, trials, kept, say)
+    knobs = _offer_knobs(evidence)
+    defaults = {name: values[0] for name, values in knobs.items()}
+    judge = None if metric is None else make_judge(evidence, metric, objective, budget)
+    aim, boundary = Aim(objective=objective), None
+    if judge is not None:
+        aim, boundary = aim_by_metric(evidence, judge, budget, objective, defaults, kept, say)
+    is_aimed = boundary is not None and boundary.best is not None
+    foresight = foresee(evidence, budget, aim, trials, kept, say)
     evidence = replace(evidence, problem=foresight.problem)
     problem, begun = foresight.problem, foresight.begun
     if contest is not None and not is_raced(objective, budget):
@@ -110,11 +105,13 @@ def choose(
     uniform = uniform_choices(evidence.prepared.setting)
     searched = budget if contest is None else widened(budget)
     fitting = [c for c, _ in uniform.values() if within(evaluate(problem, c), searched.bounds())]
-    ladder = further_starts(problem, begun, objective, bounds, is_timed=contest is not None)
-    starts = list(dict.fromkeys([begun.choice, *foresight.starts, *ladder, *fitting]))
-    knobs = _offer_knobs(evidence)
+    ladder = further_starts(problem, begun, aim, bounds, is_timed=contest is not None)
+    # What the metric accepts comes first: the study searches around the first start.
+    tested = [] if boundary is None else sorted(boundary.tried, key=lambda c: c != boundary.best)
+    centre = [*tested[:1], begun.choice] if is_aimed else [begun.choice]
+    starts = list(dict.fromkeys([*centre, *foresight.starts, *ladder, *tested, *fitting]))
     variants = _equalised_starts(
-        evidence, [begun.choice, *fitting], objective, budget, is_timed=contest is not None
+        evidence, [*centre, *fitting], aim, budget, is_timed=contest is not None
     )
     # Where there are many schemes, their uniform starts must not leave the study without a trial.
     count = max(trials, len(starts) + len(variants) + trials // 4)
@@ -126,41 +123,42 @@ def choose(
         budget=searched,
         trials=count,
         seed=seed,
-        storage_path=journal,
+        # Which plans are tried depends on what the metric allows.
+        storage_path=journal_path(cache, evidence, repr(aim)) if is_aimed and cache else journal,
         kept=kept,
         knobs=knobs,
         variants=variants,
-        score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
+        score=foresight.score,
         problem_under=lambda knobs: evidence.under(knobs).problem,
         suggest=foresight.suggest,
         on_trial=lambda trial: say("search", trial.number + 1, count),
         on_end=ended.append,
     )
-    defaults = {name: values[0] for name, values in knobs.items()}
-    baselines = _measure_uniform(evidence, uniform, defaults, found, metric, bounds, say)
+    baselines = _measure_uniform(evidence, uniform, defaults, found, judge, bounds, say)
     race, timed, inside, judged = None, dict[int, float](), found, budget
     if contest is not None:
         predicted = [trial for trial in found if within(trial.evaluation, bounds)]
-        by_divergence = objective == "auto" and metric is None
         race = hold_race(
             evidence,
             contest,
             found,
-            select(predicted, objective, DIVERGENCE_LIMIT).trial,
+            _favourite(predicted, objective, aim, judge if is_aimed else None),
             {scheme: choice for scheme, (choice, _) in uniform.items()},
             objective=objective,
             budget=budget,
-            most_divergence=DIVERGENCE_LIMIT if by_divergence else float("inf"),
+            most_divergence=_most_divergence(objective, aim, judge, is_aimed=is_aimed),
         )
         judged = race.judged(budget)
         timed, inside = race.by_trial(found, judged), race.inside(found, judged)
     expected = None if evidence.simulator.loss is not None else foresight.predict(found)
     whole = {choice for choice, _ in uniform.values()}
     ceiling = min((_loss(t) for t in inside if t.choice in whole and is_measured(t)), default=inf)
-    selection = select(inside, objective, DIVERGENCE_LIMIT, timed, expected, ceiling)
-    winner, value, outcome = _by_metric(
-        evidence, selection, inside, metric, objective, budget, timed
+    selection = select(
+        inside, aim.objective, aim.measured, timed, expected, ceiling, first=aim.first
     )
+    winner, outcome = selection.trial, selection.outcome
+    if judge is not None:
+        winner, outcome = pick_by_metric(judge, selection, inside, objective, timed, boundary)
     if race is not None:
         outcome += race.remark(winner, judged)
     # Where plans are timed, the clock keeps the latency limit, and the race says so.
@@ -170,7 +168,8 @@ def choose(
         outcome += f"; the search ended after {len(found)} of {count} trials: {reason}"
     return Chosen(
         winner=winner,
-        metric=value,
+        metric=None if judge is None else judge.value(winner.choice, winner.knobs),
+        drop=None if judge is None else judge.lost(winner),
         outcome=outcome,
         model_gap=begun.model_gap,
         measured_regret=selection.measured_regret,
@@ -217,6 +216,23 @@ def measured_of(evidence: Evidence, divergence: float | None, metric: float | No
     )
 
 
+def _favourite(trials: Sequence[Trial], objective: str, aim: Aim, judge: Judge | None) -> Trial:
+    """The trial that wins by what is known before plans are timed; where the metric is a limit,
+    one that is known to pass."""
+    if judge is not None:
+        passing = [t for t in trials if judge.is_known(t) and not judge.has_failed(t)]
+        if any(map(is_measured, passing)):
+            return select(passing, objective, inf).trial
+    return select(trials, aim.objective, aim.measured, first=aim.first).trial
+
+
+def _most_divergence(objective: str, aim: Aim, judge: Judge | None, *, is_aimed: bool) -> float:
+    """Measured divergence above which a plan need not be timed."""
+    if is_aimed:
+        return OVER * aim.measured
+    return DIVERGENCE_LIMIT if objective == "auto" and judge is None else inf
+
+
 def _offer_knobs(evidence: Evidence) -> dict[str, tuple[str, ...] | tuple[bool, ...]]:
     """The knobs that can change something for this model and runtime."""
     setting = evidence.prepared.setting
@@ -229,7 +245,7 @@ def _offer_knobs(evidence: Evidence) -> dict[str, tuple[str, ...] | tuple[bool, 
 def _equalised_starts(
     evidence: Evidence,
     starts: Sequence[Choice],
-    objective: str,
+    aim: Aim,
     budget: Budget,
     *,
     is_timed: bool,
@@ -244,8 +260,8 @@ def _equalised_starts(
     problem, bounds = evidence.equalised.problem, budget.bounds()
     best: list[Choice] = []
     if solve(problem, minimise="divergence", bounds=bounds) is not None:
-        begun = start(problem, budget, objective)
-        further = further_starts(problem, begun, objective, bounds, is_timed=is_timed)
+        begun = begin(problem, budget, aim)
+        further = further_starts(problem, begun, aim, bounds, is_timed=is_timed)
         best = [begun.choice, *further]
     found: list[tuple[Choice, Knobs]] = []
     for choice in dict.fromkeys([*starts, *best]):
@@ -260,7 +276,7 @@ def _measure_uniform(
     uniform: Mapping[str, tuple[Choice, int]],
     knobs: Knobs,
     trials: Sequence[Trial],
-    metric: Metric | None,
+    judge: Judge | None,
     bounds: Mapping[str, float],
     say: Progress,
 ) -> tuple[Alternative, ...]:
@@ -271,7 +287,7 @@ def _measure_uniform(
         divergence = known.get(choice)
         if divergence is None:
             divergence = evidence.simulator.measure(choice, knobs)
-        value = _metric_of(evidence, metric, choice, knobs)
+        value = None if judge is None else judge.value(choice, knobs)
         evaluation = evaluate(evidence.problem, choice)
         note = f"{unable} layers cannot take {scheme} and stay in float" if unable else ""
         results.append(
@@ -288,70 +304,5 @@ def _measure_uniform(
     return tuple(results)
 
 
-def _by_metric(
-    evidence: Evidence,
-    selection: Selection,
-    trials: Sequence[Trial],
-    metric: Metric | None,
-    objective: str,
-    budget: Budget,
-    timed: Mapping[int, float],
-) -> tuple[Trial, float | None, str]:
-    """The winner when the user's metric has a say: its value, and the outcome in a sentence."""
-    favourite = selection.trial
-    if metric is None:
-        return favourite, None, selection.outcome
-    before = metric_values(metric, evidence.prepared.setting.graph.module)
-    original = float(before.mean())
-    drop = budget.accuracy_drop if budget.accuracy_drop is not None else DROP_LIMIT
-    floor = original - drop * abs(original)
-    is_limit = objective == "auto" or budget.accuracy_drop is not None
-    entrants = [trial for trial in trials if trial.number in timed] or trials
-    finalists = _finalists(favourite, entrants, objective) if is_limit else [favourite]
-    after = {
-        t.number: metric_values(metric, evidence.simulator.quantized(t.choice, t.knobs).module)
-        for t in finalists
-    }
-    values = {number: float(each.mean()) for number, each in after.items()}
-    passing = [trial for trial in finalists if values[trial.number] >= floor]
-    accepted = f"a drop of {drop:.2%} from the float model's metric {original:.6g}"
-    if not is_limit:
-        value = values[favourite.number]
-        verdict = "within" if passing else "outside"
-        said = f"{selection.outcome}; metric {value:.6g}, {verdict} {accepted}"
-        return favourite, value, said + say_drop(before, after[favourite.number])
-    if passing:
-        winner = select(passing, objective, float("inf"), timed).trial
-        case = f"{_BEST[objective]} of {len(finalists)} finalists within {accepted}"
-    else:
-        winner = max(finalists, key=lambda t: (values[t.number], -_loss(t), -t.number))
-        case = f"none of {len(finalists)} finalists is within {accepted}; the best metric instead"
-    value = values[winner.number]
-    said = f"{case}: metric {value:.6g}, divergence {_loss(winner):.4g}"
-    return winner, value, said + say_drop(before, after[winner.number])
-
-
-def _finalists(favourite: Trial, trials: Sequence[Trial], objective: str) -> list[Trial]:
-    """The favourite and an even pick of the measured front, what the objective wants first."""
-
-    def wanted(trial: Trial) -> tuple[float, float]:
-        cost = trial.evaluation
-        first = {"memory": cost.memory_bytes, "accuracy": _loss(trial)}
-        return first.get(objective, cost.latency_s), _loss(trial)
-
-    front = sorted(pareto_front(trials), key=wanted)
-    step = max(-(-len(front) // FINALISTS), 1)
-    picked = {trial.number: trial for trial in (favourite, *front[::step], *front[-1:])}
-    return list(picked.values())
-
-
 def _loss(trial: Trial) -> float:
     return float("inf") if trial.divergence is None else trial.divergence
-
-
-def _metric_of(
-    evidence: Evidence, metric: Metric | None, choice: Choice, knobs: Knobs
-) -> float | None:
-    if metric is None:
-        return None
-    return evaluate_metric(metric, evidence.simulator.quantized(choice, knobs).module)

@@ -6,6 +6,7 @@ diagnosis and a slow one cannot slow it down.
 
 import os
 import platform
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,8 +19,12 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from platformdirs import user_cache_path
 
+from advisor.gpus import Gpus, find_gpus
+from advisor.profiles.nearest import Nearest, arm_name, first_fields, nearest_apple, nearest_cpu
+
 DISTRIBUTION: Final = "quantadvisor"
 CORE_ML: Final = "Core ML"
+SYSCTL_LIMIT_S: Final = 5.0
 
 CPU_FEATURES: Final = (
     *("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
@@ -55,11 +60,22 @@ class Component:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """The processor. features: those of CPU_FEATURES; None where the system does not list them."""
+    """The processor. features: those of CPU_FEATURES; None where the system does not list them.
+
+    nearest: the profile that it is the most like, None where the catalogue has none.
+    """
 
     model: str
     cores: int
     features: tuple[str, ...] | None
+    nearest: Nearest | None = None
+
+    @property
+    def says(self) -> str:
+        """One sentence: which profile of the catalogue it is the most like."""
+        if self.nearest is None:
+            return f"{self.model}: no profile of the catalogue is of its kind"
+        return f"{self.model} is the most like {self.nearest.target!r} ({self.nearest.why})"
 
     @property
     def lacks_vnni(self) -> bool:
@@ -85,6 +101,7 @@ class Diagnosis:
     cpu: Cpu
     components: tuple[Component, ...]
     cache: Cache
+    gpus: Gpus
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -96,7 +113,11 @@ class Diagnosis:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What this system adds to what is installed, one sentence each."""
+        """What this machine and its system add to what is installed, one sentence each."""
+        here = f"{self.cpu.says}; target 'host' measures this machine itself"
+        return (here, *self.gpus.notes, *self._core_ml_notes())
+
+    def _core_ml_notes(self) -> tuple[str, ...]:
         has_coreml = any(part.title == CORE_ML and part.ok for part in self.components)
         if not has_coreml:
             return ()
@@ -151,6 +172,7 @@ def diagnose() -> Diagnosis:
         cpu=read_cpu(),
         components=tuple(_examine(known, wanted) for known in _KNOWN),
         cache=check_cache(),
+        gpus=find_gpus(),
     )
 
 
@@ -159,18 +181,30 @@ def read_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Cpu:
     model = platform.processor() or platform.machine()
     cores = os.cpu_count() or 1
     if not cpuinfo.is_file():
-        return Cpu(model=model, cores=cores, features=None)
-    fields: dict[str, str] = {}
-    for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-        key, separator, value = line.partition(":")
-        if separator:
-            fields.setdefault(key.strip(), value.strip())  # the first core speaks for all
+        brand = _apple_brand() or model
+        return Cpu(model=brand, cores=cores, features=None, nearest=nearest_apple(brand))
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    fields = first_fields(text)
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     return Cpu(
-        model=fields.get("model name") or model,
+        model=fields.get("model name") or arm_name(text) or model,
         cores=cores,
         features=tuple(feature for feature in CPU_FEATURES if feature in flags),
+        nearest=nearest_cpu(text),
     )
+
+
+def _apple_brand() -> str:
+    """Such as "Apple M2 Pro"; "" on another system."""
+    if platform.system() != "Darwin":
+        return ""
+    asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+    try:
+        return subprocess.run(
+            asked, capture_output=True, text=True, timeout=SYSCTL_LIMIT_S, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):  # then the name is the architecture's
+        return ""
 
 
 def cache_folder() -> Path:

@@ -21,6 +21,7 @@ from advisor.passes.group import class_tensors
 from advisor.passes.rounding.store import RoundedWeights
 from advisor.passes.sensitivity import Column, Question, Sensitivity, probe
 from advisor.prepare import Prepared
+from advisor.profiles.host import HOST
 from advisor.search.problem import Knobs, Problem
 from advisor.setting import Setting
 from advisor.simulate import Loss, Simulator, can_equalise, channel_importance
@@ -124,6 +125,7 @@ def gather(
     notes = (prepared.example.note, *graph.notes, *data.notes)
     notes += (SYNTHETIC_NOTE,) if synthetic else ()
     notes += () if loss is None else (LOSS_NOTE,)
+    notes += setting.profile.notes if setting.profile.name == HOST else ()
     return Evidence(
         prepared=prepared,
         simulator=simulator,

@@ -16,13 +16,13 @@ from advisor.search.belief import believe
 from advisor.search.descent import Descent
 from advisor.search.measurements import Job, Measurements, Outcome, plan_name
 from advisor.search.model import columns_of
-from advisor.search.objective import DIVERGENCE_LIMIT, Start, is_measured, score_for, start
+from advisor.search.objective import Aim, Start, is_measured, score_for, start
 from advisor.search.problem import Choice, FloatArray, Knobs, Problem
 from advisor.search.products import MOST_PRODUCTS, count_products, with_products
 from advisor.search.recheck import Checked, recheck
 from advisor.search.surrogate import HALF, fit_surrogate
 from advisor.search.table import as_array, table_of
-from advisor.search.trial import Trial
+from advisor.search.trial import Score, Trial
 from advisor.setting import Setting
 
 if TYPE_CHECKING:
@@ -56,9 +56,15 @@ class Foresight:
     starts: tuple[Choice, ...]
     checked: Mapping[tuple[int, int], float]
     budget: Budget
-    objective: str
+    aim: Aim
     learns: bool = True
     equalised: tuple[Problem | None, FloatArray | None] = (None, None)
+
+    @property
+    def score(self) -> Score:
+        """What the study minimises, of what is measured."""
+        aim = self.aim
+        return score_for(aim.objective, aim.measured, self.begun.evaluation, aim.first)
 
     def predict(self, trials: Sequence[Trial]) -> dict[int, float]:
         """Divergence of the trials by number, interactions included."""
@@ -80,7 +86,7 @@ class Foresight:
         measured, which is not what is predicted: the best predicted one. None: nothing was
         measured, or nothing better is expected.
         """
-        score = score_for(self.objective, DIVERGENCE_LIMIT, self.begun.evaluation.latency_s)
+        score = self.score
         usable = [trial for trial in trials if is_measured(trial)]
         if not usable:
             return None
@@ -117,13 +123,13 @@ class Foresight:
         equalised, its_scores = self.equalised
         if knobs.get("equalise", False) and equalised is not None and its_scores is not None:
             problem, scores = equalised, its_scores
-        return _descent(problem, scores, self.budget, self.objective, self.begun, HALF)
+        return _descent(problem, scores, self.budget, self.aim, self.begun, HALF)
 
 
 def foresee(
     evidence: Evidence,
     budget: Budget,
-    objective: str,
+    aim: Aim,
     most: int,
     kept: Measurements,
     say: Progress,
@@ -157,15 +163,15 @@ def foresee(
     is_large = len(problem.groups) > LARGE
 
     def plans(problem: Problem, scores: FloatArray) -> list[Choice]:
-        begun = start(problem, budget, objective)
+        begun = begin(problem, budget, aim)
         if is_large:
             return [begun.choice]
-        return [begun.choice, _improve(problem, scores, budget, objective, begun, HALF)]
+        return [begun.choice, _improve(problem, scores, budget, aim, begun, HALF)]
 
     checked: Checked = recheck(problem, scores, plans, measure, most=most)
-    begun = start(checked.problem, budget, objective)
+    begun = begin(checked.problem, budget, aim)
     starts = [
-        _improve(checked.problem, checked.scores, budget, objective, begun, share)
+        _improve(checked.problem, checked.scores, budget, aim, begun, share)
         for share in (SHARES[:1] if is_large else SHARES)
     ]
     say("check", most, most)
@@ -177,12 +183,21 @@ def foresee(
         starts=tuple(choice for choice in dict.fromkeys(starts) if choice != begun.choice),
         checked=checked.factors,
         budget=budget,
-        objective=objective,
+        aim=aim,
         learns=evidence.simulator.loss is None,
         equalised=(None, None)
         if other is None
         else (other.problem, column_scores(setting, other.problem, other.sensitivity)),
     )
+
+
+def begin(problem: Problem, budget: Budget, aim: Aim) -> Start:
+    """The exact start for an aim.
+
+    Raises:
+        InfeasibleError: nothing fits the budget.
+    """
+    return start(problem, budget, aim.objective, aim.predicted, aim.first)
 
 
 def column_scores(setting: Setting, problem: Problem, sensitivity: Sensitivity) -> FloatArray:
@@ -215,7 +230,7 @@ def _improve(
     problem: Problem,
     scores: FloatArray,
     budget: Budget,
-    objective: str,
+    aim: Aim,
     begun: Start,
     share: float,
 ) -> Choice:
@@ -223,8 +238,8 @@ def _improve(
     the local optimum near the exact start."""
     surrogate = fit_surrogate(scores, kept=share)
     if count_products(problem, surrogate) <= MOST_PRODUCTS:
-        return start(with_products(problem, surrogate), budget, objective).choice
-    descent = _descent(problem, scores, budget, objective, begun, share)
+        return begin(with_products(problem, surrogate), budget, aim).choice
+    descent = _descent(problem, scores, budget, aim, begun, share)
     return descent.run(begun.choice).choice
 
 
@@ -232,7 +247,7 @@ def _descent(
     problem: Problem,
     scores: FloatArray,
     budget: Budget,
-    objective: str,
+    aim: Aim,
     begun: Start,
     share: float,
 ) -> Descent:
@@ -240,5 +255,5 @@ def _descent(
         table=table_of(problem),
         surrogate=fit_surrogate(scores, kept=share),
         bounds=budget.bounds(),
-        score=score_for(objective, DIVERGENCE_LIMIT, begun.evaluation.latency_s),
+        score=score_for(aim.objective, aim.predicted, begun.evaluation, aim.first),
     )

@@ -33,6 +33,12 @@ def compile_plan(
             f"the plan is for {plan.runtime}; lowering it to {runtime} is not possible yet; "
             f"plan again with advise(..., runtime={runtime!r})"
         )
+    outdated = target.capability.outdated(plan.platform)
+    if outdated:
+        raise UnsupportedError(
+            f"the plan for {plan.target} cannot be compiled: {outdated}; plan again for a device "
+            "that it builds for, or for another runtime with advise(..., runtime=...)"
+        )
     target = configure(target, runtime, options, _defaults(plan, target))
     out = Path(out_dir)
     quantized = quantized_of(plan)

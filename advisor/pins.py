@@ -12,6 +12,7 @@ from advisor.formats import scheme_named
 from advisor.passes.candidates import Space
 from advisor.passes.graph import Graph, Layer
 from advisor.passes.group import Group
+from advisor.targets.capability import Capability
 
 OP_PREFIX = "op:"
 
@@ -52,7 +53,10 @@ def resolve_pins(graph: Graph, pins: Mapping[str, str]) -> dict[str, tuple[str, 
 
 
 def apply_pins(
-    space: Space, groups: tuple[Group, ...], pinned: Mapping[str, tuple[str, str]]
+    space: Space,
+    groups: tuple[Group, ...],
+    pinned: Mapping[str, tuple[str, str]],
+    capability: Capability,
 ) -> Space:
     """The space with every pinned group left with its scheme only.
 
@@ -74,10 +78,17 @@ def apply_pins(
         kept = tuple(c for c in space.candidates[group.name] if c.scheme == scheme)
         if not kept:
             possible = dict.fromkeys(c.scheme for c in space.candidates[group.name])
-            reason = space.refused[name].get(scheme, f"{scheme} is not among the schemes asked for")
+            reason = space.refused[name].get(scheme) or _lacking(scheme, capability)
             raise UnsupportedError(
                 f"layer {name} cannot be pinned to {scheme}: {reason}; "
                 f"possible here: {', '.join(possible)}"
             )
         narrowed[group.name] = kept
     return replace(space, candidates=narrowed)
+
+
+def _lacking(scheme: str, capability: Capability) -> str:
+    """Why a scheme was considered for no layer."""
+    if scheme in capability.schemes:
+        return f"{scheme} is not among the schemes asked for"
+    return capability.refused.get(scheme, f"{capability.title} has no {scheme}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from advisor.targets.base import Artifact
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of plan.json: raised when a field is added, dropped or changes its meaning. A file of
 another version is refused, never guessed at."""
 
@@ -57,6 +57,21 @@ class Metrics:
     divergence: Quantity | None = None
     metric: Quantity | None = None
     partitions: Quantity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """What a plan loses of the user's metric, as a share of the float model's.
+
+    low, high: interval of 95 % by a paired bootstrap over ``examples``; None, and 0 examples, where
+    the metric is one number. limit: share that may be lost; None where the metric was no limit.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    examples: int = 0
+    limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +194,7 @@ class Plan:
     systems and how it wants files written, which ``compile`` goes by. breakdown: what the predicted
     latency is spent on. arithmetic: by scheme, what the device computes it in, or why it has none.
     bias_correction, observer,
-    equalise: the global settings that won the search.
+    equalise: the global settings that won the search. drop: of the user's metric; None without one.
     """
 
     target: str
@@ -209,6 +224,7 @@ class Plan:
     observer: str = "minmax"
     equalise: bool = False
     input_tree: str = ""
+    drop: Drop | None = None
     pins: Mapping[str, str] = field(default_factory=dict[str, str])
     platform: Mapping[str, str] = field(default_factory=dict[str, str])
     options: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -238,6 +254,7 @@ class Plan:
 
         Raises:
             UsageError: the runtime has no such option; says which it has.
+            UnsupportedError: the runtime's version no longer builds for the plan's device.
             MissingDependencyError: the runtime's packages or its emitter are missing.
             VerificationError: the artifact does not carry or compute the plan.
             OutputError: ``out_dir`` cannot be written; nothing is left half-written.

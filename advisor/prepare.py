@@ -137,7 +137,7 @@ def prepare(
     space = keep_to(space, groups, deployment.profile.schemes, deployment.profile.name)
     _check_quantizable(graph, groups, space, deployment.capability, on_unsupported)
     pinned = resolve_pins(graph, pins)
-    space = apply_pins(space, groups, pinned)
+    space = apply_pins(space, groups, pinned, deployment.capability)
     setting = make_setting(graph, groups, space, deployment)
     if measure is not None:
         check_feasible(build_problem(setting), replace(budget, latency_s=None))

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Final
 from advisor.atomic import write_text
 from advisor.doctor import cache_folder, read_cpu
 from advisor.errors import MissingEmitterError, UsageError
+from advisor.gpus import find_gpus
+from advisor.profiles.loader import load_profile
 from advisor.profiles.parse import parse_profile
 from advisor.profiles.schema import Profile
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 HOST: Final = "host"
 DEFAULT: Final = "onnxruntime"
 """The runtime whose kernels are timed, unless told otherwise."""
+
+MEASURED_DTYPES: Final = ("float32", "int8")
 
 LEAST_SHARE, MOST_SHARE = 1e-3, 1.0
 FALLBACK_CAPACITY: Final = 8_000_000_000
@@ -46,7 +50,9 @@ def host_profile(say: Say | None = None, runtime: str = DEFAULT) -> Profile:
     path = _kept_at(cpu, timed)
     if not path.is_file():
         write_text(path, measure_profile(say, timed))
-    return replace(parse_profile(path.read_text(encoding="utf-8"), path.name), name=HOST)
+    kept = parse_profile(path.read_text(encoding="utf-8"), path.name)
+    # What else is in the machine may change while the figures stay.
+    return replace(kept, name=HOST, notes=(*kept.notes, *find_gpus().notes))
 
 
 def measure_profile(say: Say | None = None, runtime: str = DEFAULT) -> str:
@@ -110,6 +116,7 @@ def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) 
         'kind = "cpu"',
         f'runtime = "{runtime}"',
         "",
+        f"notes = {json.dumps([f'{cpu.says}.'])}",
         *(["[platform]", 'vnni = "0"', ""] if cpu.lacks_vnni else []),
         "[sources]",
         f"run = {json.dumps(f'{version} on {cpu.model}')}",
@@ -122,10 +129,35 @@ def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) 
     ]
     for name, (value, text) in figures.items():
         lines += _figure(name, value, text)
-    for dtype, value in (("float32", rates.float32_ops_per_s), ("int8", rates.int8_ops_per_s)):
+    for dtype, value in zip(
+        MEASURED_DTYPES, (rates.float32_ops_per_s, rates.int8_ops_per_s), strict=True
+    ):
         lines += ["[[compute]]", 'unit = "cpu"', f'dtype = "{dtype}"', ""]
         lines += _figure("compute.ops_per_s", value, said(f"{dtype}_ops_per_s"))
-    return "\n".join(lines)
+    return "\n".join([*lines, *_unmeasured(rates, cpu)])
+
+
+def _unmeasured(rates: Rates, cpu: Cpu) -> list[str]:
+    """Throughputs that no kernel was timed for, as the nearest profile has them to its float32."""
+    if cpu.nearest is None:
+        return []
+    like = load_profile(cpu.nearest.target)
+    peaks = {entry.dtype: entry.ops_per_s.value for entry in like.compute if entry.unit == "cpu"}
+    lines: list[str] = []
+    for dtype, peak in peaks.items():
+        if dtype in MEASURED_DTYPES:
+            continue
+        ratio = peak / peaks["float32"]
+        says = f"not measured: {ratio:.3g} times the float32 above, as of {like.name}"
+        lines += ["[[compute]]", 'unit = "cpu"', f'dtype = "{dtype}"', ""]
+        lines += [
+            "[compute.ops_per_s]",
+            f"value = {ratio * rates.float32_ops_per_s:.6g}",
+            'origin = "estimate"',
+            f"says = {json.dumps(says)}",
+            "",
+        ]
+    return lines
 
 
 def profile_name(cpu: Cpu) -> str:
@@ -159,6 +191,7 @@ def _kept_at(cpu: Cpu, runtime: str) -> Path:
         "cores": cpu.cores,
         "features": cpu.features,
         "runtime": _version(runtime),
+        "nearest": "" if cpu.nearest is None else cpu.nearest.target,
         "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

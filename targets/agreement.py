@@ -188,14 +188,19 @@ def compare_integers(
 
 
 def compare_floats(
-    layer: str, found: Array, expected: Array, tolerance: float = FLOAT_TOLERANCE
+    layer: str,
+    found: Array,
+    expected: Array,
+    tolerance: float = FLOAT_TOLERANCE,
+    floor: float = 0.0,
 ) -> Agreement:
-    """Layers that write floats: at most ``tolerance`` of the largest magnitude."""
+    """Layers that write floats: at most ``tolerance`` of the largest magnitude, or ``floor``, which
+    is what numbers too small for the layer's own dtype may be off by."""
     worst = float(np.abs(found.astype(np.float64) - expected).max(initial=0.0))
     size = float(np.abs(expected).max(initial=0.0))
     error = worst / size if size else worst
     problem = ""
-    if not error <= tolerance:
+    if not (error <= tolerance or worst <= floor):
         problem = f"differs by {error:.2e} of its largest value (allowed: {tolerance:.0e})"
     return Agreement(layer=layer, error=error, problem=problem)
 

@@ -104,6 +104,10 @@ class Support:
     reason: str = ""
 
 
+ANY_TAPS: Final = 2**31 - 1
+"""Of a scheme that takes kernels of any size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeSupport:
     """Where one scheme is available.
@@ -113,7 +117,8 @@ class SchemeSupport:
     a block size need not divide the inputs. depthwise: whether convolutions with one input channel
     per group take it as others do. odd_rows: whether embeddings of an odd width do. tied: whether
     layers that read one weight do. multiple: what the outputs and the inputs of a layer must be a
-    multiple of. least_blocks: how many blocks of inputs it must have.
+    multiple of. least_blocks: how many blocks of inputs it must have. most_taps: largest kernel of
+    a convolution, height times width.
     zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
     weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
@@ -130,6 +135,7 @@ class SchemeSupport:
     tied: bool = True
     multiple: int = 1
     least_blocks: int = 1
+    most_taps: int = ANY_TAPS
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -222,7 +228,9 @@ class Trap:
 class Capability:
     """Everything the planner must know of a runtime.
 
-    emitter: whether this package can write the runtime's files. float_dtype: what "float" means
+    emitter: whether this package can write the runtime's files. minimum: lowest platform that the
+    runtime's ``version`` builds for, empty when there is none; minimum_source: of that fact; plans
+    for older ones can be made, not compiled. float_dtype: what "float" means
     in a scheme's ``compute``. scale_dtype: how scales are stored; block_scale_dtype: the same for
     per-block scales; block_scale_rounding: dtype that the runtime rounds per-block scales to
     before it computes. schemes: what is supported, by scheme. refused: schemes that a user might
@@ -242,6 +250,8 @@ class Capability:
     scale_dtype: str
     schemes: dict[str, SchemeSupport]
     emitter: bool = False
+    minimum: str = ""
+    minimum_source: str = ""
     block_scale_dtype: str = "float32"
     block_scale_rounding: str = "float32"
     refused: dict[str, str] = field(default_factory=dict[str, str])
@@ -315,13 +325,31 @@ class Capability:
             return 1.0
         return self.delegate.slowdown if self.leaves_out(layer, scheme) else 1.0
 
-    def warnings(self, schemes: Collection[str], units: Collection[str]) -> tuple[str, ...]:
+    def outdated(self, platform: Mapping[str, str]) -> str:
+        """Why this version of the runtime cannot build for ``platform`` at all; "" when it can.
+
+        Raises:
+            UsageError: ``platform`` has an unknown key or a version that cannot be read.
+        """
+        missing = shortfall(self.minimum, platform)
+        return f"{self.title} {self.version} {missing} ({self.minimum_source})" if missing else ""
+
+    def warnings(
+        self,
+        schemes: Collection[str],
+        units: Collection[str],
+        platform: Mapping[str, str] | None = None,
+    ) -> tuple[str, ...]:
         """What every plan for this runtime should say, and what is reported to go wrong with these
         schemes on these compute units.
 
-        units: those of the device; none where it does not say, when every trap counts.
+        units: those of the device; none where it does not say, when every trap counts. platform:
+        versions of the device; None where it does not say.
         """
         found = [f"{self.title}: {self.caution}"] if self.caution else []
+        outdated = self.outdated(platform or {})
+        if outdated:
+            found.append(f"cannot be compiled for this device: {outdated}")
         for trap in self.traps:
             hit = [scheme for scheme in trap.schemes if scheme in schemes]
             if hit and (not trap.unit or not units or trap.unit in units):

@@ -11,6 +11,7 @@ from typing import Final
 from advisor.errors import UsageError
 from advisor.formats import DTYPE_BITS, FLOAT_DTYPES, SCHEMES, PerBlock, Scheme
 from advisor.targets.capability import (
+    ANY_TAPS,
     POINTWISE_OPS,
     TENSOR_OPS,
     WEIGHTED_OPS,
@@ -49,6 +50,7 @@ def parse_capability(text: str, *, name: str) -> Capability:
     if top.text("name") != name:
         top.fail("name", f"is {top.text('name')!r}, but the file describes {name!r}")
     schemes = _read_schemes(top)
+    minimum = _read_minimum(top)
     static = top.optional_table("static")
     memory = top.optional_table("memory")
     delegate = top.optional_table("delegate")
@@ -60,6 +62,8 @@ def parse_capability(text: str, *, name: str) -> Capability:
         title=top.text("title"),
         version=top.text("version"),
         emitter=top.get("emitter", bool),
+        minimum=minimum,
+        minimum_source=top.text("minimum_source") if minimum else "",
         float_dtype=top.choice("float_dtype", FLOAT_DTYPES),
         scale_dtype=scale_dtype,
         block_scale_dtype=block_scale_dtype,
@@ -91,15 +95,14 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
     for table in top.tables("scheme"):
         names = table.names("names", SCHEMES, "scheme")
         ops = table.names("ops", WEIGHTED_OPS, "operator")
-        minimum = table.text("minimum", default="")
-        if minimum and MINIMUM.fullmatch(minimum) is None:
-            table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
+        minimum = _read_minimum(table)
         ragged = table.get("ragged", bool, default=False)
         depthwise = table.get("depthwise", bool, default=True)
         odd_rows = table.get("odd_rows", bool, default=True)
         tied = table.get("tied", bool, default=True)
         multiple = table.whole("multiple", default=1)
         least_blocks = table.whole("least_blocks", default=1)
+        most_taps = table.whole("most_taps", default=ANY_TAPS)
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
         left_out = table.names("left_out", ops, "operator of this entry", default=())
@@ -119,6 +122,7 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
                 tied=tied,
                 multiple=multiple,
                 least_blocks=least_blocks,
+                most_taps=most_taps,
                 zero_points=zero_points,
                 storage_only=storage_only,
                 left_out=left_out,
@@ -126,6 +130,13 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
                 source=source,
             )
     return schemes
+
+
+def _read_minimum(table: CapabilityTable) -> str:
+    minimum = table.text("minimum", default="")
+    if minimum and MINIMUM.fullmatch(minimum) is None:
+        table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
+    return minimum
 
 
 def _read_fusion(top: CapabilityTable) -> tuple[FusionRules, ...]:

@@ -22,6 +22,12 @@ def misfit(title: str, layer: Layer, scheme: Scheme, entry: SchemeSupport) -> st
             f"{title} runs {scheme.name} on no convolution with one input channel per group "
             "(depthwise)"
         )
+    taps = prod(layer.weight_shape[2:])
+    if layer.op.startswith("conv") and taps > entry.most_taps:
+        return (
+            f"{title} runs {scheme.name} only on convolutions with kernels of up to "
+            f"{entry.most_taps} positions, and this one has {taps}"
+        )
     if not entry.odd_rows and layer.op == "embedding" and inputs % 2:
         return (
             f"{title} looks {scheme.name} up only in rows of even width, and these have {inputs} "

@@ -84,6 +84,15 @@ def _rules(kind: type) -> dict[str, Free | tuple[str, ...]]:
     return found
 
 
+def check_options(runtime: str, options: object) -> None:
+    """Check that every option can be what it is. options: a target's own dataclass.
+
+    Raises:
+        UsageError: one of them cannot.
+    """
+    _checked(runtime, options, {})
+
+
 def parse_options(texts: Sequence[str]) -> dict[str, str]:
     """Options as a command line has them: "io=int8".
 

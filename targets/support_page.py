@@ -64,6 +64,8 @@ def _overview_cell(entry: SchemeSupport | None) -> str:
 
 def _render_runtime(capability: Capability) -> str:
     emitter = "can be compiled for" if capability.emitter else "no emitter yet"
+    if capability.minimum:
+        emitter += f" from {capability.minimum} on ({capability.minimum_source})"
     lines = [
         f"## {capability.title}",
         "",

@@ -7,7 +7,7 @@ from math import inf
 from typing import Final
 
 from advisor.search.milp import solve
-from advisor.search.objective import DIVERGENCE_LIMIT, LATENCY_SLACK, Start
+from advisor.search.objective import LATENCY_SLACK, Aim, Start
 from advisor.search.problem import Choice, Problem
 
 DIVERGENCE_SHARES: Final = (0.3, 0.1, 0.03)
@@ -24,21 +24,26 @@ that no clock can tell."""
 
 
 def further_starts(
-    problem: Problem, begun: Start, objective: str, bounds: Mapping[str, float], *, is_timed: bool
+    problem: Problem, begun: Start, aim: Aim, bounds: Mapping[str, float], *, is_timed: bool
 ) -> list[Choice]:
-    """Choices near the first start for ``objective``, the most promising first.
+    """Choices near the first start for ``aim``, the most promising first.
 
     bounds: by quantity. is_timed: whole plans are timed before one is picked.
     """
     wanted: list[tuple[str, dict[str, float]]] = [("divergence", {})]
+    objective, by_clock = aim.objective, is_timed and "latency_s" in bounds
     if objective == "auto":
-        limits = [DIVERGENCE_LIMIT * share for share in DIVERGENCE_SHARES]
-        wanted = [("latency_s", {"divergence": limit}) for limit in limits] + wanted
+        limits = [aim.predicted * share for share in DIVERGENCE_SHARES]
+        wanted = [(aim.first, {"divergence": limit}) for limit in limits] + wanted
+        if by_clock and aim.first != "latency_s":
+            limits = [bounds["latency_s"] * share for share in LATENCY_SHARES]
+            accurate = {"divergence": aim.predicted}
+            wanted += [(aim.first, {**accurate, "latency_s": limit}) for limit in limits]
     elif objective == "latency":
         fastest, most = begun.evaluation.latency_s, bounds.get("latency_s", inf)
         limits = [min(fastest * (1 + LATENCY_SLACK * share), most) for share in SLACK_SHARES]
         wanted = [("divergence", {"latency_s": limit}) for limit in limits] + wanted
-    elif is_timed and "latency_s" in bounds:
+    elif by_clock:
         goal = "divergence" if objective == "accuracy" else "memory_bytes"
         limits = [bounds["latency_s"] * share for share in LATENCY_SHARES]
         wanted += [(goal, {"latency_s": limit}) for limit in limits]

@@ -31,11 +31,27 @@ BINDING: Final = 0.98
 """Share of a limit from which on it is said to bind: hardly anything better fits into the rest."""
 
 _TINY: Final = 1e-12
+_MOST: Final = {"latency_s": "fastest", "memory_bytes": "smallest"}
 _FIRST: Final[dict[str, str]] = {
     "accuracy": "divergence",
     "latency": "latency_s",
     "memory": "memory_bytes",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What the search goes for: an objective, and what "auto" means by it.
+
+    first: the quantity that "auto" makes least, of "latency_s" and "memory_bytes". predicted,
+    measured: the most divergence that "auto" accepts, before and after it is measured; they differ
+    where what is measured is a loss of the user's.
+    """
+
+    objective: str
+    first: str = "latency_s"
+    predicted: float = DIVERGENCE_LIMIT
+    measured: float = DIVERGENCE_LIMIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,12 +78,13 @@ def start(
     budget: Budget,
     objective: str = "auto",
     divergence_limit: float = DIVERGENCE_LIMIT,
+    first: str = "latency_s",
 ) -> Start:
     """The plan to search from: the exact optimum of the predictions inside every limit.
 
-    "auto": the fastest of those with predicted divergence of at most ``divergence_limit`` (within
-    ``LATENCY_SLACK`` the one of least divergence); when none is that accurate, the least
-    divergence. "accuracy", "latency", "memory": the least of
+    "auto": the least ``first`` of those with predicted divergence of at most ``divergence_limit``
+    (of latencies, within ``LATENCY_SLACK`` the one of least divergence); when none is that
+    accurate, the least divergence. "accuracy", "latency", "memory": the least of
     that quantity, then the least divergence.
 
     Raises:
@@ -78,12 +95,14 @@ def start(
     bounds = budget.bounds()
     if objective == "auto":
         accurate = {**bounds, "divergence": divergence_limit}
-        fastest = solve(problem, minimise="latency_s", bounds=accurate)
+        fastest = solve(problem, minimise=first, bounds=accurate)
+        case = f"{_MOST[first]} plan with predicted divergence within {divergence_limit:g}"
+        if fastest is not None and first != "latency_s":
+            return _start(fastest, case, budget)
         if fastest is not None:
             near = {**bounds, "latency_s": fastest.value * (1 + LATENCY_SLACK)}
             near["latency_s"] = min(near["latency_s"], bounds.get("latency_s", math.inf))
             best = solve(problem, minimise="divergence", bounds=near) or fastest
-            case = f"fastest plan with predicted divergence within {divergence_limit:g}"
             begun = _start(best, case, budget)
             return replace(begun, model_gap=max(fastest.gap, best.gap))
     found = solve(problem, minimise=_FIRST.get(objective, "divergence"), bounds=bounds)
@@ -107,10 +126,12 @@ def select(
     timed: Mapping[int, float] | None = None,
     predicted: Mapping[int, float] | None = None,
     ceiling: float = math.inf,
+    first: str = "latency_s",
 ) -> Selection:
     """The best measured trial inside every limit, by the rule of ``start`` on measurements.
 
-    "auto" and "latency" take the least loss within ``LATENCY_SLACK`` of the fastest.
+    "auto" and "latency" take the least loss within ``LATENCY_SLACK`` of the fastest; ``first``
+    "memory_bytes" makes "auto" take the least memory.
 
     timed: seconds by trial number where whole models were timed; only those trials can win, and
     how fast they are goes by it.
@@ -140,14 +161,17 @@ def select(
     accurate = [trial for trial in usable if _divergence(trial) <= divergence_limit]
     limit = f"{divergence_limit:g}"
     fastest = "fastest timed plan" if timed else "fastest plan"
-    if objective == "auto" and accurate:
+    if objective == "auto" and accurate and first == "memory_bytes":
+        best = _smallest(accurate)
+        case = f"smallest plan with measured divergence within {limit}"
+    elif objective == "auto" and accurate:
         best = fastest_of(accurate, timed, predicted, ceiling)
         case = f"{fastest} with measured divergence within {limit}"
     elif objective == "latency":
         best = fastest_of(usable, timed, predicted, ceiling)
         case = f"least loss within {LATENCY_SLACK:.0%} of the {fastest}"
     elif objective == "memory":
-        best = min(usable, key=lambda trial: (trial.evaluation.memory_bytes, *_ties(trial)))
+        best = _smallest(usable)
         case = "least memory"
     else:
         best = _least_lossy(usable, predicted, ceiling)
@@ -198,18 +222,19 @@ def pareto_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 
 
 def score_for(
-    objective: str, divergence_limit: float, latency_scale_s: float
+    objective: str, divergence_limit: float, begun: Evaluation, first: str = "latency_s"
 ) -> Callable[[float, Evaluation], float]:
     """What the study minimises: a number that orders measured trials as ``select`` does.
 
-    latency_scale_s: of the starting plan. For "auto": below 1 for accurate trials, by latency;
-    above 1 for the others, by divergence. For "latency": below 1 for trials within
-    ``LATENCY_SLACK`` of the starting plan, by divergence; above 1 for the others, by latency.
+    begun: of the starting plan. For "auto": below 1 for accurate trials, by ``first``; above 1 for
+    the others, by divergence. For "latency": below 1 for trials within ``LATENCY_SLACK`` of the
+    starting plan, by divergence; above 1 for the others, by latency.
 
     Raises:
         UsageError: unknown objective, or a bad divergence limit.
     """
     check_objective(objective, divergence_limit)
+    latency_scale_s, scale = begun.latency_s, value_of(begun, first)
 
     def score(divergence: float, evaluation: Evaluation) -> float:
         if objective == "latency":
@@ -222,7 +247,8 @@ def score_for(
             return divergence
         if divergence > divergence_limit:
             return divergence / divergence_limit
-        return evaluation.latency_s / (evaluation.latency_s + latency_scale_s)
+        value = value_of(evaluation, first)
+        return value / (value + scale)
 
     return score
 
@@ -291,6 +317,10 @@ def _least_lossy(
         return float(seen**TRUST * foreseen ** (1 - TRUST))
 
     return min(near, key=lambda trial: (merit(trial), *_ties(trial)))
+
+
+def _smallest(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda trial: (trial.evaluation.memory_bytes, *_ties(trial)))
 
 
 def _divergence(trial: Trial) -> float:

@@ -92,3 +92,28 @@ def ledoit_wolf(scores: FloatArray) -> float:
     if square <= 0:
         return HALF
     return float(np.clip(1 - variance[off].sum() / square, 0.0, 1.0))
+
+
+def cross_validate(scores: FloatArray, folds: int = 4) -> float:
+    """Share of the interactions to keep, by how well those of some samples foretell the others'.
+
+    With R of all folds but one and Q of that one, correlations off the diagonal, the least of
+    Σ (share R - Q)² over all folds is at Σ R Q / Σ R², since Q's noise does not depend on R's.
+    Folds are neighbouring columns: a sample's probes are, so that a sample is in one fold.
+
+    scores: shape (columns, samples x probes).
+    """
+    power = np.sqrt(np.mean(scores**2, axis=1))
+    z = scores[power > 0] / power[power > 0][:, None]
+    count = z.shape[1]
+    if len(z) < 2 or count < folds:
+        return HALF
+    off = ~np.eye(len(z), dtype=bool)
+    whole = z @ z.T
+    agreement = square = 0.0
+    for part in np.array_split(np.arange(count), folds):
+        own = z[:, part] @ z[:, part].T
+        rest = (whole - own) / (count - len(part))
+        agreement += float((rest * own)[off].sum()) / len(part)
+        square += float((rest[off] ** 2).sum())
+    return HALF if square <= 0 else float(np.clip(agreement / square, 0.0, 1.0))

@@ -1,13 +1,13 @@
 """Modelled and measured latency of random mixed plans on this machine, in one interleaved run.
 
-    python -m benchmarks.cost.latency [MODEL ...] [--runtimes NAME ...] [--threads 1 2] [--plans 5]
+    python -m benchmarks.cost.latency [MODEL ...] [--runtimes NAME ...] [--threads 1 2] [--plans 4]
 
-By default 120 plans: six architectures that no profile was fitted to, on ONNX Runtime and LiteRT,
-with one thread and two. Every plan has two predictions: by this machine's profile ("host"), which
-knows a few kernels and none of the models, and by the costs that ``advise`` finds for the model,
-from plans that are timed in turns with the random ones. The noise floor is what predicting a plan
-by timing it a second time would be off by. Needs a machine that does nothing else. A setting that
-is in ``--out`` already is kept, so a run that was stopped goes on.
+By default 128 plans: six architectures that no profile was fitted to, the transformers at two batch
+sizes, on ONNX Runtime and LiteRT, with one thread and two. Every plan has two predictions: by this
+machine's profile ("host"), which knows a few kernels and none of the models, and by the costs that
+``advise`` finds for the model, from plans that are timed in turns with the random ones. The noise
+floor is what predicting a plan by timing it a second time would be off by. Needs a machine that
+does nothing else. A setting that is in ``--out`` is kept, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -43,14 +43,16 @@ from benchmarks.plans import SPEED_SCHEMES, silent
 from benchmarks.rows import describe_machine
 
 RESULTS: Final = Path(__file__).with_name("latency.json")
-MODELS: Final = {
-    "resnet-18": 224,
-    "mobilenet-v1": 224,
-    "mobilenet-v2": 224,
-    "efficientnet-b0": 224,
-    "minilm-l6": 128,
-    "distilbert": 128,
+MODELS: Final[Mapping[str, tuple[int, tuple[int, ...]]]] = {
+    "resnet-18": (224, (1,)),
+    "mobilenet-v1": (224, (1,)),
+    "mobilenet-v2": (224, (1,)),
+    "efficientnet-b0": (224, (1,)),
+    "minilm-l6": (128, (1, 8)),
+    "distilbert": (64, (1, 4)),
 }
+"""By name: pixels or tokens, and batch sizes."""
+
 RUNTIMES: Final = ("onnxruntime", "tflite")
 REPEATED: Final = 2
 """Plans of every setting that are timed twice: the noise floor."""
@@ -62,7 +64,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--plans", type=int, default=5, help="of every setting")
+    parser.add_argument("--plans", type=int, default=4, help="of every setting")
     parser.add_argument("--size", type=int, help="pixels or tokens, to try the script out")
     parser.add_argument("--limit", type=float, default=1.0, help="of the time for each setting")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -70,38 +72,43 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     if arguments.out.exists():
         found = json.loads(arguments.out.read_text(encoding="utf-8"))["settings"]
-    for name in arguments.models or MODELS:
-        for runtime in arguments.runtimes:
-            for threads in arguments.threads:
-                key = f"{name}/{runtime}/{threads}"
-                if key in found:
-                    continue
-                size = arguments.size or MODELS[name]
-                found[key] = measure(
-                    name,
-                    size,
-                    runtime=runtime,
-                    threads=threads,
-                    plans=arguments.plans,
-                    limit=arguments.limit,
-                )
-                say = {each: found[key][each] for each in ("modelled", "timed", "noise")}
-                print(key, json.dumps(say), flush=True)
-                result = {
-                    "machine": describe_machine(),
-                    "overall": overall(list(found.values())),
-                    "settings": found,
-                }
-                write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+    settings = [
+        (name, batch, runtime, threads)
+        for name in arguments.models or MODELS
+        for batch in MODELS[name][1]
+        for runtime in arguments.runtimes
+        for threads in arguments.threads
+    ]
+    for name, batch, runtime, threads in settings:
+        key = f"{name} x {batch}/{runtime}/{threads}"
+        if key in found:
+            continue
+        found[key] = measure(
+            name,
+            arguments.size or MODELS[name][0],
+            batch=batch,
+            runtime=runtime,
+            threads=threads,
+            plans=arguments.plans,
+            limit=arguments.limit,
+        )
+        say = {each: found[key][each] for each in ("modelled", "timed", "noise")}
+        print(key, json.dumps(say), flush=True)
+        result = {
+            "machine": describe_machine(),
+            "overall": overall(list(found.values())),
+            "settings": found,
+        }
+        write_text(arguments.out, json.dumps(result, indent=1) + "\n")
     return 0
 
 
 def measure(
-    name: str, size: int, *, runtime: str, threads: int, plans: int, limit: float
+    name: str, size: int, *, batch: int, runtime: str, threads: int, plans: int, limit: float
 ) -> dict[str, Any]:
     """One setting: its random plans with both predictions, and the noise floor."""
     deployment = check_deployment(
-        target="host", runtime=runtime, batch=1, sequence=None, threads=threads
+        target="host", runtime=runtime, batch=batch, sequence=None, threads=threads
     )
     stopwatch = find_stopwatch(deployment.profile, deployment.capability)
     if stopwatch is None:
@@ -132,6 +139,7 @@ def measure(
     ]
     return {
         "size": size,
+        "batch": batch,
         "modelled": _errors(rows, "modelled_s"),
         "timed": _errors(rows, "timed_s"),
         "noise": clock.noise,

@@ -10,16 +10,18 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Final
 
 from advisor.atomic import write_text
+from benchmarks.claims import points_of, quickest
 from benchmarks.cost import decisions, latency, published, sizes
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE / "README.md"
 INTRODUCTION: Final = HERE / "introduction.md"
-SECTIONS: Final = ("published", "decisions", "sizes", "latency")
+MEMORY: Final = HERE.parent / "onnxruntime" / "memory.json"
+SECTIONS: Final = ("published", "decisions", "sizes", "memory", "latency")
 """Where each goes, the introduction has a line such as "<!-- published -->"."""
 
 
@@ -105,19 +107,82 @@ def sizes_section() -> list[str]:
     return lines
 
 
+def memory_section() -> list[str]:
+    """Predicted and measured memory of processes, by the scheme."""
+    found = _read(MEMORY)
+    if found is None:
+        return ["Not run yet."]
+    errors = [abs(row["error"]) for row in found["rows"]]
+    worst = max(found["rows"], key=lambda row: abs(row["error"]))
+    return [
+        f"{sum(error <= 0.1 for error in errors)} of {len(errors)} processes are within 10 %; the "
+        f"median error is {median(errors):.1%}, the largest {worst['error']:+.1%} "
+        f"({worst['model']}, batch {worst['batch']}, `{worst['schemes']}`).",
+    ]
+
+
 def latency_section() -> list[str]:
     """Random plans timed on a quiet machine, where that was done."""
     found = _read(latency.RESULTS)
     if found is None:
         return ["Not run yet on a machine that does nothing else."]
-    overall = found["overall"]
-    lines = [f"{overall['plans']} plans, noise floor {overall['noise']:.1%}.", ""]
-    for name in ("modelled", "timed"):
+    overall, settings = found["overall"], found["settings"]
+    machine = found["machine"]
+    lines = [
+        f"{overall['plans']} plans on {machine['cores']} cores of {machine['cpu']} "
+        f"({' '.join(machine['features'])}). Timing the same file a second time is off by "
+        f"{overall['noise']:.1%} (median over the settings): no prediction can be better.",
+        "",
+        "| prediction | median error | nine of ten below | rank correlation in a setting |",
+        "|---|---|---|---|",
+    ]
+    names = {
+        "timed": 'costs measured for the model, as `target="host"` does',
+        "modelled": "this machine's profile alone",
+    }
+    for name, said in names.items():
         errors = overall[name]
+        ranks = [each[name]["spearman"] for each in settings.values()]
         lines.append(
-            f"- {name}: median error {errors['median_error']:.1%}, nine of ten below "
-            f"{errors['p90_error']:.1%}, rank correlation {errors['spearman']:.2f}"
+            f"| {said} | {errors['median_error']:.1%} | {errors['p90_error']:.1%} | "
+            f"{fmean(ranks):.3f} |"
         )
+    lines += [
+        "",
+        "| model x batch / runtime / threads | noise | timed: median | worst | modelled: median |",
+        "|---|---|---|---|---|",
+    ]
+    for name, each in settings.items():
+        worst = max(abs(row["timed_s"] / row["measured_s"] - 1) for row in each["plans"])
+        lines.append(
+            f"| {name} | {each['noise']:.1%} | {each['timed']['median_error']:.1%} | {worst:.1%} | "
+            f"{each['modelled']['median_error']:.1%} |"
+        )
+    return [*lines, "", *_chosen()]
+
+
+def _chosen() -> list[str]:
+    """Whether plans for latency were the fastest of all of our files, timed once more."""
+    lines = [
+        "The plan that is chosen for latency, timed again beside every other file of ours (uniform "
+        "plans, plans for other objectives): its latency over that of the fastest.",
+        "",
+        "| runtime | model | threads | over the fastest | which is |",
+        "|---|---|---|---|---|",
+    ]
+    for runtime in ("onnxruntime", "tflite"):
+        for path in sorted((HERE.parent / runtime / "results").glob("*.json")):
+            result = _read(path)
+            for threads in map(int, result.get("timings", {})):
+                own = [p for p in points_of(result, threads) if p.origin in ("plan", "uniform")]
+                chosen = quickest([p for p in own if p.name.startswith("latency (")])
+                fastest = quickest(own)
+                if chosen is None or fastest is None:
+                    continue
+                over = chosen.ratio / fastest.ratio - 1
+                lines.append(
+                    f"| {runtime} | {result['case']} | {threads} | {over:+.1%} | {fastest.name} |"
+                )
     return lines
 
 
@@ -142,6 +207,7 @@ RENDERERS: Final = {
     "published": published_section,
     "decisions": decisions_section,
     "sizes": sizes_section,
+    "memory": memory_section,
     "latency": latency_section,
 }
 

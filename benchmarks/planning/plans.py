@@ -201,12 +201,29 @@ def plan_cell(
         say=silent,
     )
     choices["ours"] = chosen.winner.choice
+    measurements = simulator.runs - before
     return {
         "budget_bytes": size,
         "model_gap": chosen.model_gap,
-        "measurements": simulator.runs - before,
+        "measurements": measurements,
+        "wider": _wider(problem, simulator, choices["ours"], size),
         "choices": {name: "".join(map(str, choice)) for name, choice in choices.items()},
     }
+
+
+def _wider(problem: Problem, simulator: WeightSimulator, ours: Choice, size: float) -> list[float]:
+    """What is left of the budget, judged: the measured divergence of every plan that takes one
+    group wider and still fits, over ours on the same planning samples; the least first."""
+    sizes = problem.size_bytes.per_group
+    left = size - evaluate(problem, ours).size_bytes
+    fitting = [
+        (*ours[:group], candidate, *ours[group + 1 :])
+        for group, row in enumerate(sizes)
+        for candidate in range(len(row))
+        if 0 < row[candidate] - row[ours[group]] <= left
+    ]
+    own = simulator.measure_planning(ours)
+    return sorted(simulator.measure_planning(choice) / own for choice in fitting)
 
 
 def _exact(problem: Problem, losses: Sequence[FloatArray], size: float) -> Choice:

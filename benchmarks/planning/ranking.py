@@ -29,11 +29,13 @@ from scipy.stats import spearmanr
 from advisor.atomic import write_text
 from advisor.evidence import PROBE_KNOBS, Evidence, score_choices
 from advisor.foresight import column_scores
+from advisor.search.belief import believe
 from advisor.search.problem import Choice, FloatArray
-from advisor.search.surrogate import HALF, fit_surrogate, ledoit_wolf
+from advisor.search.recheck import recheck
+from advisor.search.surrogate import HALF, cross_validate, fit_surrogate, ledoit_wolf
 from advisor.search.table import as_array, table_of
 from benchmarks.planning.cases import open_evidence
-from benchmarks.planning.plans import RESULTS
+from benchmarks.planning.plans import RESULTS, TRIALS
 from benchmarks.planning.questions import MODELS, Question, ask
 from benchmarks.planning.simulate import FLOAT, WeightSimulator, weight_simulator
 
@@ -49,6 +51,9 @@ TOGETHER: Final = 32
 """Samples of a training step: as many as are scored at once."""
 
 RESAMPLES: Final = 2000
+
+OURS: Final = ("half", "checked", "learned")
+"""Predictions that are held against direct measurement."""
 
 
 def main() -> None:
@@ -71,8 +76,9 @@ def main() -> None:
             record["cost"] = measure_cost(evidence, simulator, question)
         else:
             simulator.judge_by(question.unused)
-            plans = _random(evidence) if arguments.part == "random" else _equal(evidence)
-            record[arguments.part] = rank(evidence, simulator, plans)
+            draw = _random if arguments.part == "random" else _equal
+            plans, others = draw(evidence, PLANS, SEED), draw(evidence, TRIALS, SEED + 1)
+            record[arguments.part] = rank(evidence, simulator, plans, others)
     write_text(path, json.dumps(record, indent=1) + "\n")
 
 
@@ -136,13 +142,26 @@ def peak_bytes(action: Callable[[], object]) -> int:
     return int(text)
 
 
-def rank(evidence: Evidence, simulator: WeightSimulator, plans: Sequence[Choice]) -> dict[str, Any]:
-    """Spearman's coefficient of every predictor with what is measured."""
+def rank(
+    evidence: Evidence,
+    simulator: WeightSimulator,
+    plans: Sequence[Choice],
+    others: Sequence[Choice],
+) -> dict[str, Any]:
+    """Spearman's coefficient of every predictor with what is measured.
+
+    others: plans of the same kind to learn from.
+    """
     problem = evidence.problem
     measured = np.array([float(simulator.each(plan, "unused").mean()) for plan in plans])
     scores = column_scores(evidence.prepared.setting, problem, evidence.sensitivity)
-    features = table_of(problem).features(as_array(plans))
-    believed = ledoit_wolf(scores)
+    table = table_of(problem)
+    features = table.features(as_array(plans))
+    kept = {"ledoit-wolf": ledoit_wolf(scores), "cross-validated": cross_validate(scores)}
+
+    def measure(choices: Sequence[Choice]) -> list[float]:
+        return [simulator.measure_scoring(choice, {}) for choice in choices]
+
     direct = _direct(evidence, simulator)
     predicted: dict[str, FloatArray] = {
         name: fit_surrogate(scores, kept=kept).divergence(features)
@@ -150,21 +169,30 @@ def rank(evidence: Evidence, simulator: WeightSimulator, plans: Sequence[Choice]
             ("diagonal", 0.0),
             ("half", HALF),
             ("whole", 1.0),
-            ("ledoit-wolf", believed),
+            *kept.items(),
         )
     }
+    checked = recheck(problem, scores, lambda *_: plans, measure, most=TRIALS)
+    form = fit_surrogate(checked.scores)
+    predicted["checked"] = form.divergence(features)
+    seen = table.features(as_array(others))
+    learned = believe(form, seen, np.array(measure(others)))
+    predicted["learned"] = learned.of(features)[0]
     predicted["direct"] = np.array(
         [sum(float(direct[g][c]) for g, c in enumerate(plan)) for plan in plans]
     )
     # No predictor is asked: the plans themselves, measured on the samples that it predicts from.
-    predicted["measured"] = np.array([simulator.measure_scoring(plan, {}) for plan in plans])
+    predicted["measured"] = np.array(measure(plans))
     found = {name: float(spearmanr(each, measured)[0]) for name, each in predicted.items()}
     return {
         "plans": len(plans),
         "factor": float(measured.max() / measured[measured > 0].min()),
-        "kept_by_ledoit_wolf": believed,
+        "kept": kept,
+        "checked": len(checked.factors),
         "spearman": found,
-        "half_less_direct": _interval(predicted["half"], predicted["direct"], measured),
+        "less_direct": {
+            name: _interval(predicted[name], predicted["direct"], measured) for name in OURS
+        },
     }
 
 
@@ -193,11 +221,11 @@ def _direct(evidence: Evidence, simulator: WeightSimulator) -> list[FloatArray]:
     return found
 
 
-def _random(evidence: Evidence) -> list[Choice]:
+def _random(evidence: Evidence, count: int, seed: int) -> list[Choice]:
     """Plans of every mixture of the formats, from mostly 16 and 8 bits to mostly 2."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     found: dict[Choice, None] = {}
-    while len(found) < PLANS:
+    while len(found) < count:
         level = rng.uniform(0.5, 3)
         plan: list[int] = []
         for options in evidence.problem.candidates:
@@ -207,9 +235,9 @@ def _random(evidence: Evidence) -> list[Choice]:
     return list(found)
 
 
-def _equal(evidence: Evidence) -> list[Choice]:
+def _equal(evidence: Evidence, count: int, seed: int) -> list[Choice]:
     """Plans of nearly equal bytes: a walk of random changes that stays inside the band."""
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     sizes: Mapping[int, FloatArray] = dict(enumerate(evidence.problem.size_bytes.per_group))
     least = sum(float(row[-1]) for row in sizes.values())
     most = sum(float(row[min(1, len(row) - 1)]) for row in sizes.values())
@@ -221,7 +249,7 @@ def _equal(evidence: Evidence) -> list[Choice]:
         return abs(sum(float(sizes[g][c]) for g, c in enumerate(plan)) - goal) / goal
 
     found: dict[Choice, None] = {}
-    while len(found) < PLANS:
+    while len(found) < count:
         changed = list(now)
         for group in rng.choice(free, size=min(3, len(free)), replace=False):
             changed[group] = int(rng.integers(1, len(sizes[group])))

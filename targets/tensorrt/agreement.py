@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 UNITS: Final = {"FLOAT16": 2.0**-11, "BFLOAT16": 2.0**-8}
 """Largest relative error of rounding once."""
 
+STEPS: Final = {"FLOAT16": 2.0**-24}
+"""Distance of the smallest numbers, where a relative error says nothing. That of bfloat16 is below
+any difference that matters."""
+
 ROUNDINGS: Final = 4
 """Roundings that a layer in narrow floats may be off by, of its largest value: of its input, its
 weight after dequantization, its product and its sum with the bias."""
@@ -113,7 +117,8 @@ def _judge(
         )
     entries: Mapping[str, str] = {}
     found, _ = run_cut(model, cut, feeds, expected, entries, as_written=True)
-    return compare_floats(layer.name, found, expected, tolerance_of(layer))
+    floor = ROUNDINGS * STEPS.get(compute_kind(scheme_named(layer.scheme)), 0.0) / 2
+    return compare_floats(layer.name, found, expected, tolerance_of(layer), floor)
 
 
 def find_cut(model: ir.Model, layer: LayerRecord, inputs: int) -> Cut | None:

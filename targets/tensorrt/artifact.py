@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import numpy as np
 import torch
 
-from advisor.errors import MissingDependencyError
+from advisor.errors import MissingDependencyError, PlanError
 from advisor.targets.acceptance import verify_all, write_acceptance
 from advisor.targets.agreement import Agreement, compare_outputs, describe_agreements, run_shaken
 from advisor.targets.base import LayerFormat, Mismatch, Verification
 from advisor.targets.compare import any_kernel, compare_layers, compare_tensors
-from advisor.targets.manifest import CHECK_FOLDER, Manifest, read_manifest
+from advisor.targets.manifest import (
+    CHECK_FOLDER,
+    LayerRecord,
+    Manifest,
+    read_manifest,
+    write_json,
+)
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.signature import feed_of, run_called
 from advisor.targets.simulation import (
@@ -25,12 +31,14 @@ from advisor.targets.simulation import (
     load_simulation,
 )
 from advisor.targets.tensorrt.agreement import check_layers, rounding_noise
+from advisor.targets.tensorrt.build_engine import BACKENDS, build
 from advisor.targets.tensorrt.compiler import Compiled, compile_model
+from advisor.targets.tensorrt.device import GpuCheck, find_backend, run_engine
 from advisor.targets.tensorrt.emit import MODEL_FILE, read_options
 from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer
 from advisor.targets.tensorrt.lint import lint
 from advisor.targets.tensorrt.options import ComputeCapability, TensorrtOptions
-from advisor.targets.tensorrt.readback import read_layers, read_tensors
+from advisor.targets.tensorrt.readback import find_inputless, read_layers, read_tensors
 from advisor.targets.tensorrt.reference import Reference, open_reference
 from advisor.targets.tensorrt.shapes import read_ranges
 
@@ -185,11 +193,56 @@ class TensorrtArtifact:
         model, compiled = other._load(), other.compile()
         return other._compare(model, other._read_formats(model, compiled), compiled)
 
+    def check_on_gpu(self) -> GpuCheck:
+        """Build the engine for this machine's GPU, run it on the check inputs, hold the outputs
+        against the simulation, and time the whole and every kernel.
+
+        Writes gpu.json. With TensorRT where it is installed, else with TensorRT-RTX.
+
+        Raises:
+            MissingDependencyError: no GPU, or neither package.
+            PlanError: the engine cannot be built or run; profile.json has no range that fits; the
+                files to check against are missing.
+        """
+        backend = find_backend()
+        built = build(
+            self.path / MODEL_FILE,
+            read_ranges(self.path, self.manifest.inputs),
+            backend=backend,
+            tf32=self.options.tf32 == "on",
+            cache=self.path / "timing.cache",
+        )
+        if built.engine is None:
+            raise PlanError(f"{BACKENDS[backend]} built no engine: {'; '.join(built.problems)}")
+        simulation = load_simulation(self.path / CHECK_FOLDER)
+        flat = inputs_or_examples(self.manifest, simulation, (), {})
+        names = [record.name for record in self.manifest.outputs]
+        feeds = feed_of(self.manifest, flat)
+        run = run_engine(built.engine, feeds, names, self.manifest.layers, backend=backend)
+        shake = partial(run_shaken, noise=rounding_noise(self.manifest.layers))
+        worst, outside = compare_outputs(simulation, flat, names, run.outputs, shake)
+        check = GpuCheck(
+            gpu=run.gpu,
+            by=run.by,
+            latency_s=run.latency_s,
+            kernels=run.kernels,
+            max_abs_error=worst,
+            mismatches=tuple(outside),
+        )
+        write_json(self.path / "gpu.json", asdict(check))
+        return check
+
     def _compare(
         self, model: ir.Model, formats: Mapping[str, LayerFormat], compiled: Compiled
     ) -> list[Mismatch]:
         """The file and its kernels against the plan and TensorRT's rules."""
-        kernels = acceptable_kernels if compiled.kernels else any_kernel
+        is_built = compiled.by and not compiled.problems
+        inputless = find_inputless(model, self.manifest.layers)
+
+        def kernels(layer: LayerRecord) -> frozenset[str]:
+            known = is_built and layer.name not in inputless
+            return acceptable_kernels(layer) if known else any_kernel(layer)
+
         return [
             *compare_layers(self.manifest.layers, formats, kernels),
             *compare_tensors(
@@ -204,10 +257,18 @@ class TensorrtArtifact:
                 Mismatch(name=MODEL_FILE, expected=f"accepted by {compiled.by}", found=problem)
                 for problem in compiled.problems
             ),
+            *(
+                Mismatch(name=MODEL_FILE, expected=f"every kernel of {compiled.by}", found=found)
+                for found in (compiled.unread,)
+                if found
+            ),
         ]
 
     def _read_formats(self, model: ir.Model, compiled: Compiled) -> dict[str, LayerFormat]:
         kernels = kernels_by_layer(compiled.kernels, self.manifest.layers)
+        if compiled.by:
+            inputless = find_inputless(model, self.manifest.layers)
+            kernels |= dict.fromkeys(inputless, "none: its result is the same for all inputs")
         return {
             name: replace(found, kernel=kernels.get(name, ""))
             for name, found in read_layers(model, self.manifest.layers).items()
@@ -230,6 +291,7 @@ def _summary(compiled: Compiled) -> dict[str, Any]:
 
 def _refuse_timing(path: Path) -> NoReturn:
     raise MissingDependencyError(
-        "an engine runs on an NVIDIA GPU alone, so it cannot be timed from here; on the machine "
-        f"with the GPU and TensorRT run: sh {path}/trtexec.sh --dumpProfile --separateProfileRun"
+        "an engine runs on an NVIDIA GPU alone, beside no other file; on the machine with the GPU "
+        "and TensorRT, artifact.check_on_gpu() times it and every kernel, or run: "
+        f"sh {path}/trtexec.sh --dumpProfile --separateProfileRun"
     )

@@ -9,8 +9,8 @@ profile.json has the range of every dynamic dimension and may be edited:
     {"x": {"min": [1, 3, 224, 224], "opt": [8, 3, 224, 224], "max": [32, 3, 224, 224]}}
 
 The network is strongly typed: every precision is in model.onnx, and the builder may not change it.
-Writes the engine, and layers.json with what it is made of. Exit status 2 when there is none, with
-what was refused and where.
+TF32 is as options.json says, on where there is none. Writes the engine, and layers.json with what
+it is made of. Exit status 2 when there is none of them, with what was refused and where.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def build(
     """
     trt: Any = import_module(BACKENDS[backend])
     messages = Messages()
-    logger = _logger(trt, messages)
+    logger = open_logger(trt, messages)
     builder = trt.Builder(logger)
     flags = _strongly_typed(trt)
     network = builder.create_network(flags)
@@ -137,10 +137,15 @@ def missing_ranges(dynamic: Mapping[str, Sequence[int]], ranges: Ranges) -> list
 
 
 def describe_layers(engine: bytes) -> list[Any]:
-    """What the inspector says of a TensorRT engine, layer by layer. Needs its GPU."""
+    """What the inspector says of a TensorRT engine, layer by layer. Needs its GPU.
+
+    Raises RuntimeError where TensorRT cannot load the engine.
+    """
     trt: Any = import_module(BACKENDS["trt"])
-    logger = _logger(trt, Messages())
-    loaded = trt.Runtime(logger).deserialize_cuda_engine(engine)
+    messages = Messages()
+    loaded = trt.Runtime(open_logger(trt, messages)).deserialize_cuda_engine(engine)
+    if loaded is None:
+        raise RuntimeError("; ".join(messages.errors) or "it gives no reason")
     inspector = loaded.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     found: list[Any] = json.loads(text)["Layers"]
@@ -153,7 +158,9 @@ def _strongly_typed(trt: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _logger(trt: Any, messages: Messages) -> Any:
+def open_logger(trt: Any, messages: Messages) -> Any:
+    """A logger of TensorRT's that keeps what matters in ``messages``."""
+
     class Logger(trt.ILogger):  # type: ignore[misc]  # it comes without types
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -180,6 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Build a TensorRT engine from model.onnx")
     parser.add_argument("--model", type=Path, default=here / "model.onnx")
     parser.add_argument("--profile", type=Path, default=here / "profile.json")
+    parser.add_argument("--options", type=Path, default=here / "options.json")
     parser.add_argument("--out", type=Path, default=here / "model.engine")
     parser.add_argument("--layers", type=Path, default=here / "layers.json")
     parser.add_argument("--backend", choices=list(BACKENDS), default="trt")
@@ -190,19 +198,26 @@ def main() -> int:
     ranges: Ranges = {}
     if asked.profile.exists():
         ranges = json.loads(asked.profile.read_text())
+    options: dict[str, str] = {}
+    if asked.options.exists():
+        options = json.loads(asked.options.read_text())
     built = build(
         asked.model,
         ranges,
         backend=asked.backend,
         sm=asked.sm,
-        tf32=not asked.no_tf32,
+        tf32=not asked.no_tf32 and options.get("tf32", "on") == "on",
         cache=asked.timing_cache,
     )
     if built.engine is None:
         sys.stderr.write("\n".join(built.problems) + "\n")
         return 2
     asked.out.write_bytes(built.engine)
-    layers = describe_layers(built.engine) if asked.backend == "trt" else list(built.layers)
+    try:
+        layers = describe_layers(built.engine) if asked.backend == "trt" else list(built.layers)
+    except RuntimeError as error:
+        sys.stderr.write(f"{asked.out} is written, but TensorRT cannot load it here: {error}\n")
+        return 2
     asked.layers.write_text(json.dumps(layers, indent=1) + "\n")
     sys.stdout.write(f"{asked.out}: {len(built.engine)} bytes, {len(layers)} layers\n")
     return 0

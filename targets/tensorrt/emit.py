@@ -13,6 +13,7 @@ from advisor.passes.graph import QuantizedGraph
 from advisor.targets.describe import describe
 from advisor.targets.manifest import CHECK_FOLDER, Manifest, write_json, write_manifest
 from advisor.targets.onnxruntime.onnxfile import write_model
+from advisor.targets.options import check_options
 from advisor.targets.simulation import save_simulation
 from advisor.targets.tensorrt import build_engine
 from advisor.targets.tensorrt.export import export_onnx
@@ -87,6 +88,8 @@ def read_options(folder: Path) -> TensorrtOptions:
     path = folder / OPTIONS_FILE
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return TensorrtOptions(**kept)
+        options = TensorrtOptions(**kept)
+        check_options("tensorrt", options)
     except (OSError, ValueError, TypeError) as error:
         raise PlanError(f"{path} cannot be read ({error}); compile the plan again") from error
+    return options

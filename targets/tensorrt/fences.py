@@ -6,6 +6,8 @@ All of this was measured with TensorRT-RTX 1.7.1.116:
   one weight is float16 and another int8 (not int4), the integers are expanded for that.
 - A small layer of which only parts are read, such as queries, keys and values from one layer of 64
   inputs, becomes products with parts of its weight, which is expanded for that (not with 128).
+- What turns a small layer's result (to mix tokens, say) is drawn into the product, whose weight is
+  then the left operand; an int8 one is expanded for that.
 - A weight that two products read is expanded once for both. Nothing prevents that; such layers are
   not planned with a weight that alone is quantized.
 
@@ -45,7 +47,7 @@ def add_fences(model: ir.Model, used: Counter[str]) -> None:
         assert source is not None  # a cast has its operand
         kept = _clip(model, cast, source, used, role="input")
         cast.replace_input_with(0, kept)
-    for product in find_split(model):
+    for product in [*find_split(model), *find_turned(model)]:
         last = labelled(model, product.metadata_props[NAME_PROPERTY], "op", "output")[-1]
         result = last.outputs[0]
         readers = list(result.uses())
@@ -84,6 +86,18 @@ def find_split(model: ir.Model) -> list[ir.Node]:
     return found
 
 
+def find_turned(model: ir.Model) -> list[ir.Node]:
+    """Products of an int8 weight alone whose result every reader turns, so that its last axis is
+    no longer the last."""
+    found: list[ir.Node] = []
+    for node in model.graph:
+        if node.op_type in PRODUCTS and not quantized_input(node.inputs[0]):
+            weight = find_weight(node.inputs[1])
+            if weight is not None and weight.kind == "INT8" and _is_turned(node.outputs[0]):
+                found.append(node)
+    return found
+
+
 def find_tied(model: ir.Model) -> list[ir.Node]:
     """Products of floats whose quantized weight another product reads too."""
     readers: dict[int, list[ir.Node]] = {}
@@ -113,6 +127,27 @@ def _is_split(value: ir.Value) -> bool:
         reader.op_type in PARTS or (_passes(reader) and _is_split(reader.outputs[0]))
         for reader in readers
     )
+
+
+def _is_turned(value: ir.Value) -> bool:
+    """Whether all that reads a value, through casts and a bias, is a Transpose of its last axis."""
+    readers = [user for user, _ in value.uses()]
+    if not readers or value.is_graph_output():
+        return False
+    return all(
+        _turns(reader)
+        or (reader.op_type not in VIEWS and _passes(reader) and _is_turned(reader.outputs[0]))
+        for reader in readers
+    )
+
+
+def _turns(node: ir.Node) -> bool:
+    """Whether the node is a Transpose that puts another axis last."""
+    order = node.attributes.get("perm")
+    if node.op_type != "Transpose" or order is None:
+        return False
+    axes = order.as_ints()
+    return axes[-1] != len(axes) - 1
 
 
 def _passes(node: ir.Node) -> bool:

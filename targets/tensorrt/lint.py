@@ -15,7 +15,7 @@ import numpy as np
 
 from advisor.targets.onnxruntime.forms.form import integer
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
-from advisor.targets.tensorrt.fences import find_joined, find_split, find_tied
+from advisor.targets.tensorrt.fences import find_joined, find_split, find_tied, find_turned
 from advisor.targets.tensorrt.forms.float4 import DOMAIN, QUANTIZER
 from advisor.targets.tensorrt.forms.form import quantized_input
 from advisor.targets.tensorrt.forms.weights import Stored, find_weight
@@ -44,7 +44,9 @@ BFLOAT16_CONV: Final = 22
 NEEDS: Final = {"FLOAT8E4M3FN": 89, "FLOAT4E2M1": 100, "INT4": 80, "BFLOAT16": 80}
 """Lowest compute capability with each dtype."""
 
-INT8_CONV: Final = 80
+INT8_PRODUCTS: Final = 80
+"""Lowest compute capability whose kernels multiply int8; older ones expand it to float32 (measured,
+TensorRT-RTX 1.7.1.116)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,9 +110,13 @@ def _check_shared(model: ir.Model) -> list[Finding]:
         )
         for product in find_split(model)
     ]
+    turned = [
+        (product, "a result that is turned behind a Clip, if at all", "one turned right away")
+        for product in find_turned(model)
+    ]
     return [
         Finding(name=_name_of(node), rule=rule, problem=problem)
-        for node, rule, problem in (*joined, *tied, *split)
+        for node, rule, problem in (*joined, *tied, *split, *turned)
     ]
 
 
@@ -195,6 +201,8 @@ def _check_product(node: ir.Node, sm: int) -> Broken:
         yield "a bias in floats", f"a bias of {bias.kind.lower()} behind DequantizeLinear"
     weight = find_weight(node.inputs[1])
     read = quantized_input(node.inputs[0])
+    if read == "INT8" and sm < INT8_PRODUCTS:
+        yield f"sm{INT8_PRODUCTS} or newer for products of int8", f"sm{sm}"
     if weight is None or weight.scale is None:
         other = quantized_input(node.inputs[1]) if weight is None else ""
         if weight is None and read != other:
@@ -205,10 +213,10 @@ def _check_product(node: ir.Node, sm: int) -> Broken:
         if read and weight is not None:
             yield f"a weight of {read.lower()} too", "a weight in floats"
         return
-    yield from _check_weight(node, weight, read, sm)
+    yield from _check_weight(node, weight, read)
 
 
-def _check_weight(node: ir.Node, weight: Stored, read: str, sm: int) -> Broken:
+def _check_weight(node: ir.Node, weight: Stored, read: str) -> Broken:
     is_conv = node.op_type.startswith("Conv")
     assert weight.scale is not None  # asked by the caller
     if read and read != weight.kind:
@@ -228,8 +236,6 @@ def _check_weight(node: ir.Node, weight: Stored, read: str, sm: int) -> Broken:
         yield "convolutions with quantized inputs, or float weights", "a quantized weight alone"
     if node.op_type == "ConvTranspose":
         yield "transposed convolutions in floats", f"a weight of {weight.kind.lower()}"
-    if node.op_type == "Conv" and weight.kind == "INT8" and sm < INT8_CONV:
-        yield f"sm{INT8_CONV} or newer for int8 convolutions", f"sm{sm}"
 
 
 def _check_blocks(weight: Stored, read: str) -> Broken:

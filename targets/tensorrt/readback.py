@@ -67,6 +67,23 @@ def read_tensors(model: ir.Model, names: Iterable[str]) -> dict[str, tuple[Tenso
     return {name: tuple(records) for name, records in found.items()}
 
 
+def find_inputless(model: ir.Model, layers: Iterable[LayerRecord]) -> frozenset[str]:
+    """Layers whose result does not depend on what is in the model's inputs.
+
+    The compiler may compute them while it builds. Such are the first layers of a decoder that
+    begins with zeros. The inputs' sizes say nothing of what is in them.
+    """
+    moved = {id(value) for value in model.graph.inputs}
+    still: set[str] = set()
+    for node in model.graph:
+        reads = any(value is not None and id(value) in moved for value in node.inputs)
+        if reads and node.op_type != "Shape":
+            moved.update(id(output) for output in node.outputs)
+        else:
+            still.add(str(node.name))
+    return frozenset(layer.name for layer in layers if layer.node in still)
+
+
 def _find_constant(model: ir.Model, layer: LayerRecord) -> Found | None:
     """A weight that no known operator reads (kept float): the constant of its own name."""
     for name in (layer.weight, f"{layer.weight}/constant"):

@@ -26,7 +26,7 @@ def widen_float4(model: ir.Model) -> None:
     """Replace four-bit floats in the model itself; names of layers stay."""
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-    used = Counter(str(node.name) for node in model.graph)
+    used = _names_given(model)
     for node in list(model.graph):
         if node.op_type == QUANTIZER:
             _write_arithmetic(model, node, used)
@@ -34,6 +34,16 @@ def widen_float4(model: ir.Model) -> None:
             _write_constant(model, node)
     RemoveUnusedNodesPass()(model)
     model.graph.opset_imports.pop(DOMAIN, None)
+
+
+def _names_given(model: ir.Model) -> Counter[str]:
+    """How often every name was given, as ``Builder`` counts: "name", then "name/2", and so on."""
+    used: Counter[str] = Counter()
+    for node in model.graph:
+        base, _, number = str(node.name).rpartition("/")
+        name, count = (base, int(number)) if number.isdigit() else (str(node.name), 1)
+        used[name] = max(used[name], count)
+    return used
 
 
 def _is_weight(node: ir.Node) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from advisor.errors import UnsupportedError
 from advisor.targets.manifest import PortRecord
 from advisor.targets.tflite.flatbuffer import FlatModel
-from advisor.targets.tflite.integers import FLOATS, VERSIONS_1
+from advisor.targets.tflite.integers import FLOATS
 from advisor.targets.tflite.options import TfliteOptions
 from advisor.targets.tflite.values import TWIN
 from advisor.targets.tflite.weights import per_axis
@@ -155,7 +155,6 @@ def _integers_of(model: FlatModel, tensor: int, quantization: Any) -> int:
             continue
         reader.inputs = [made if int(i) == tensor else int(i) for i in reader.inputs]
         reader.outputs = [_integers_of(model, int(reader.outputs[0]), quantization)]
-        _set_version(model, reader)
     return made
 
 
@@ -184,18 +183,12 @@ def _integers_before(model: FlatModel, tensor: int) -> int | None:
     moved = copy(maker)
     moved.inputs, moved.outputs = [source, *map(int, maker.inputs[1:])], [made]
     model.operators.insert(model.operators.index(maker) + 1, moved)
-    _set_version(model, moved)
     return made
 
 
 def _twin(model: FlatModel, tensor: int, quantization: Any) -> int:
     name = f"{model.name(tensor)}{TWIN}"
     return model.add_tensor(name, model.shape(tensor), "INT8", quantization=quantization)
-
-
-def _set_version(model: FlatModel, operator: Any) -> None:
-    code = model.code(operator)
-    model.set_code(operator, code, 1 if code in VERSIONS_1 else 2)
 
 
 def _drop_dead(model: FlatModel) -> None:

@@ -128,27 +128,24 @@ class FlatModel:
         self.tree.buffers.append(buffer)
         return len(self.tree.buffers) - 1
 
-    def make_operator(
-        self, code: str, inputs: Sequence[int], outputs: Sequence[int], version: int = 1
-    ) -> Any:
+    def make_operator(self, code: str, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
         """An operator without options that is not yet in the graph."""
         operator = schema().OperatorT()
         operator.inputs, operator.outputs = list(inputs), list(outputs)
-        self.set_code(operator, code, version)
+        self.set_code(operator, code)
         return operator
 
-    def set_code(self, operator: Any, code: str, version: int) -> None:
-        """Make ``operator`` of this kind and at least this version."""
+    def set_code(self, operator: Any, code: str) -> None:
+        """Make ``operator`` of this kind; ``set_versions`` says later in which version."""
         number = getattr(schema().BuiltinOperator, code)
         for index, entry in enumerate(self.tree.operatorCodes):
             if max(entry.builtinCode, entry.deprecatedBuiltinCode) == number:
-                entry.version = max(entry.version, version)
                 operator.opcodeIndex = index
                 return
         entry = schema().OperatorCodeT()
         entry.builtinCode = number
         entry.deprecatedBuiltinCode = min(number, 127)
-        entry.version = version
+        entry.version = 1
         self.tree.operatorCodes.append(entry)
         operator.opcodeIndex = len(self.tree.operatorCodes) - 1
 

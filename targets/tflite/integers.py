@@ -50,19 +50,6 @@ COMPUTES: Final = frozenset({"ADD", "MEAN", "MUL", "SUB"})
 
 FLOATS: Final = "FLOAT32"
 
-VERSIONS: Final = {
-    "CONV_2D": 3,
-    "DEPTHWISE_CONV_2D": 3,
-    "EXPAND_DIMS": 1,
-    "FULLY_CONNECTED": 5,
-    "TRANSPOSE_CONV": 3,
-}
-VERSIONS_1: Final = frozenset({"RESHAPE", "SQUEEZE", "EXPAND_DIMS"})
-"""Operator versions for int8, where they are not 2 (tflite/tools/versioning/op_version.cc)."""
-
-GROUPED: Final = 6
-"""Version of a grouped CONV_2D."""
-
 Params = ActivationParams
 
 
@@ -213,7 +200,7 @@ class _Writer:
                 operator.outputs = [
                     self._output(out, self.assigned.writes[key]) for out, key in keys.items()
                 ]
-                self._set_version(operator)
+                self._pad_plainly(operator)
             self.done.append(operator)
         outputs = [self._float(int(out)) for out in model.graph.outputs]
         renamed = dict(zip((int(o) for o in model.graph.outputs), outputs, strict=True))
@@ -278,7 +265,7 @@ class _Writer:
     def _dequantize(self, tensor: int, twin: int, floats: int) -> None:
         if tensor not in self.floats:
             self.floats[tensor] = floats
-            self.done.append(self.model.make_operator("DEQUANTIZE", [twin], [floats], 2))
+            self.done.append(self.model.make_operator("DEQUANTIZE", [twin], [floats]))
 
     def _constant(self, tensor: int, params: Params) -> int:
         """A constant in the integers of ``params``: what is padded with or clamped to, or read."""
@@ -296,17 +283,13 @@ class _Writer:
             quantization=per_axis(scale, axis=0, zero_point=params.zero_point),
         )
 
-    def _set_version(self, operator: Any) -> None:
-        code = self.model.code(operator)
-        if code == "PADV2" and self._pads_zeros(operator):
-            code = "PAD"
+    def _pad_plainly(self, operator: Any) -> None:
+        """Write a PADV2 that pads with zeros as a PAD."""
+        if self.model.code(operator) == "PADV2" and self._pads_zeros(operator):
             operator.inputs = operator.inputs[:2]
             operator.builtinOptionsType = schema().BuiltinOptions.PadOptions
             operator.builtinOptions = schema().PadOptionsT()
-        version = VERSIONS.get(code, 1 if code in VERSIONS_1 else 2)
-        if code == "CONV_2D" and self._is_grouped(operator):
-            version = GROUPED
-        self.model.set_code(operator, code, version)
+            self.model.set_code(operator, "PAD")
 
     def _pads_zeros(self, operator: Any) -> bool:
         """Whether what a PADV2 pads with is the zero point, as a PAD does, which more devices run.
@@ -316,10 +299,6 @@ class _Writer:
         padding = int(operator.inputs[2])
         data, quantization = self.model.data(padding), self.model.tensor(padding).quantization
         return data == np.int8(quantization.zeroPoint[0]).tobytes()
-
-    def _is_grouped(self, operator: Any) -> bool:
-        x, weight = (self.model.shape(int(i)) for i in operator.inputs[:2])
-        return x[-1] != weight[-1]
 
 
 def _refused(layer: Layer, code: str) -> UnsupportedError:

@@ -29,18 +29,6 @@ BIAS_SLOTS: Final = {
 """Where an operator that has a bias reads it. They also read integer weights; EMBEDDING_LOOKUP
 does too."""
 
-HYBRID_VERSIONS: Final = {
-    "FULLY_CONNECTED": 12,
-    "CONV_2D": 5,
-    "DEPTHWISE_CONV_2D": 6,
-    "EMBEDDING_LOOKUP": 4,
-}
-"""Operator version for integer weights with one scale per channel and float activations."""
-
-DEQUANTIZE_VERSIONS: Final = {"FLOAT16": 3, "INT8": 5, "INT4": 6}
-"""Operator version by the type of a constant weight. Both tables are from
-tflite/tools/versioning/op_version.cc of LiteRT."""
-
 
 def write_layers(
     model: FlatModel, graph: QuantizedGraph, skeleton: Skeleton, operators: Sequence[Any]
@@ -120,10 +108,7 @@ def _write_weight(
             f"cannot be {scheme.name}; pin it to a weight-only scheme (w8) or fp32"
         )
     operator.inputs[place.slot] = new
-    if scheme.is_static:
-        return
-    model.set_code(operator, code, HYBRID_VERSIONS[code])
-    if code == "FULLY_CONNECTED":
+    if code == "FULLY_CONNECTED" and not scheme.is_static:
         operator.builtinOptions.asymmetricQuantizeInputs = True
 
 
@@ -143,9 +128,8 @@ def _keep_shape(model: FlatModel, old: int, new: int) -> None:
 
 def _dequantized(model: FlatModel, operator: Any, weight: int, name: str) -> int:
     """The float tensor that a DEQUANTIZE before ``operator`` makes of a constant."""
-    dtype = model.dtype(weight)
     floats = model.add_tensor(f"{name}/float", model.shape(weight), "FLOAT32")
-    made = model.make_operator("DEQUANTIZE", [weight], [floats], DEQUANTIZE_VERSIONS[dtype])
+    made = model.make_operator("DEQUANTIZE", [weight], [floats])
     model.operators.insert(model.operators.index(operator), made)
     return floats
 

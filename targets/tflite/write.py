@@ -10,6 +10,7 @@ from advisor.targets.tflite.integers import write_integers
 from advisor.targets.tflite.layers import write_layers
 from advisor.targets.tflite.options import DEFAULTS, TfliteOptions
 from advisor.targets.tflite.skeleton import skeleton_of
+from advisor.targets.tflite.versions import set_versions
 
 
 def write_model(graph: QuantizedGraph, batch: int, sequence: int | None) -> bytes:
@@ -38,4 +39,5 @@ def write_with_ports(
     write_layers(model, graph, skeleton, operators)
     write_integers(model, graph, skeleton, operators)
     ports = write_border(model, options)
+    set_versions(model)
     return model.to_bytes(), ports

@@ -381,3 +381,28 @@ def test_pin_to_static_keeps_a_dead_channels_bias(tmp_path: Path) -> None:
     with torch.no_grad():
         moved = (pinned.apply()(images[0]) - made.apply()(images[0])).abs().max()
     assert float(moved) < 0.1
+
+
+def test_an_energy_budget_holds_where_energies_are_published() -> None:
+    torch.manual_seed(0)
+    layers = (nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256), nn.ReLU(), nn.Linear(256, 64))
+    asked: dict[str, Any] = {
+        "target": "a100",
+        "inputs": torch.randn(64, 256),
+        "batch": 64,
+        "objective": "accuracy",
+        "trials": 1,
+        "cache": False,
+    }
+    model = nn.Sequential(*layers).eval()
+    free = advise(model, **asked)
+    energies = {each.name: each.metrics.energy_j for each in free.baselines}
+    values = {name: each.value for name, each in energies.items() if each is not None}
+    assert values["w8a8"] < values["w4-g64"] < values["w8"] < values["fp16"] < values["fp32"]
+    limit = values["fp32"] / 2
+    made = advise(model, **asked, budget={"energy": limit})
+    assert made.predicted.energy_j is not None
+    assert made.predicted.energy_j.value <= limit
+    assert made.predicted.energy_j.origin == "modelled"
+    assert len({layer.scheme for layer in made.layers}) > 1
+    assert "energy" in made.outcome

@@ -407,6 +407,18 @@ def test_a_small_file_is_enough() -> None:
     )
 
 
+def test_a_runtime_may_have_dropped_old_devices() -> None:
+    text = 'minimum = "sm75"\nminimum_source = "its release notes"' + GOOD
+    demo = parse_capability(text, name="demo")
+    assert demo.outdated({"sm": "75"}) == demo.outdated({}) == ""
+    said = "Demo 1 needs sm75, the profile has sm70 (its release notes)"
+    assert demo.outdated({"compute_capability": "7.0"}) == said
+    assert demo.warnings({"fp32"}, (), {"sm": "75"}) == demo.warnings({"fp32"}, ()) == ()
+    assert demo.warnings({"fp32"}, (), {"sm": "70"}) == (
+        f"cannot be compiled for this device: {said}",
+    )
+
+
 def test_ragged_blocks_need_not_divide() -> None:
     text = GOOD + '[[scheme]]\nnames = ["w4-g32"]\nops = ["linear"]\nragged = true\nsource = "m"\n'
     demo = parse_capability(text, name="demo")
@@ -429,6 +441,8 @@ def test_ragged_blocks_need_not_divide() -> None:
         ('["linear", "conv2d"]', '"linear"', r"scheme\[0\].ops: expected a list, found 'linear'"),
         ('["w8a8"]', '["fp32"]', r"scheme\[1\].names\[0\]: scheme 'fp32' is described twice"),
         ('"iOS17"', '"iOS"', r"scheme\[1\].minimum: 'iOS' is not like 'iOS18'"),
+        ('title = "Demo"', 'title = "D"\nminimum = "7"', "demo.toml: minimum: '7' is not like"),
+        ('title = "Demo"', 'title = "D"\nminimum = "sm75"', "minimum_source: missing field"),
         ("minimum", "minimun", r"scheme\[1\].minimun: unknown field; did you mean minimum"),
         ("symmetric = true", "symmetric = 1", "static.symmetric: expected true or false, found 1"),
         ("symmetric = true\n", "", "demo.toml: static.symmetric: missing field"),

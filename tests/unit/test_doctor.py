@@ -63,7 +63,7 @@ def test_reads_x86_features_of_the_first_core(tmp_path: Path) -> None:
 def test_reads_arm_features_where_no_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text(GRAVITON, encoding="utf-8")
     cpu = read_cpu(tmp_path / "cpuinfo")
-    assert cpu.model
+    assert cpu.model == "Arm Neoverse V1"
     assert cpu.features == ("asimd", "asimddp", "asimdhp", "i8mm", "bf16", "sve")
 
 
@@ -157,6 +157,5 @@ def test_diagnosis_imports_no_runtime(root: Path) -> None:
 )
 def test_core_ml_is_explained(platform: str, says: str) -> None:
     diagnosis = replace(diagnose(), platform=platform)
-    (note,) = diagnosis.notes
-    assert says in note
-    assert not replace(diagnosis, components=()).notes
+    assert says in diagnosis.notes[-1]
+    assert not any(says in note for note in replace(diagnosis, components=()).notes)

@@ -23,7 +23,7 @@ from advisor.search.problem import (
 )
 from advisor.search.products import count_products, with_products
 from advisor.search.recheck import recheck
-from advisor.search.surrogate import Surrogate, fit_surrogate, ledoit_wolf
+from advisor.search.surrogate import Surrogate, cross_validate, fit_surrogate, ledoit_wolf
 from advisor.search.table import as_array, table_of
 from tests.unit.problems import enumerate_plans, layered_problem, small_problem
 
@@ -101,6 +101,30 @@ def test_shrinkage_sees_noise_and_structure() -> None:
     )
     assert few < many
     assert 0 <= ledoit_wolf(np.zeros((5, 10))) <= 1
+
+
+def test_what_other_samples_confirm_is_kept() -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.normal(size=(40, 200))
+    assert cross_validate(noise) < 0.1
+    strong = rng.normal(size=(40, 1)) @ rng.normal(size=(1, 200)) + 0.1 * noise
+    assert cross_validate(strong) > 0.9
+    assert cross_validate(np.zeros((5, 10))) == 0.5
+    assert cross_validate(np.ones((1, 10))) == 0.5
+    # The share that really comes nearest to unseen samples, found by trying them.
+    common = rng.normal(size=(40, 2)) * 0.4
+    mixing = rng.normal(size=(40, 40)) * 0.1 + np.eye(40)
+
+    def draw(count: int) -> FloatArray:
+        scores = common @ rng.normal(size=(2, count)) + mixing @ rng.normal(size=(40, count))
+        return np.asarray(scores / np.sqrt((scores**2).mean(axis=1))[:, None])
+
+    few, many = draw(60), draw(200_000)
+    off = ~np.eye(40, dtype=bool)
+    seen, true = ((z @ z.T / z.shape[1])[off] for z in (few, many))
+    shares = np.linspace(0, 1, 101)
+    best = shares[np.argmin([((share * seen - true) ** 2).sum() for share in shares])]
+    assert cross_validate(few, folds=10) == pytest.approx(best, abs=0.1)
 
 
 def descend(problem: Problem, form: Surrogate, bounds: dict[str, float]) -> Descent:

@@ -131,7 +131,8 @@ def test_the_final_trial_follows_the_objective(seed: int) -> None:
 @pytest.mark.parametrize("objective", ["auto", "accuracy", "latency", "memory"])
 def test_the_study_minimises_what_the_final_choice_goes_by(objective: str) -> None:
     trials = [t for t in _trials(9) if t.feasible and t.divergence is not None]
-    score = score_for(objective, 0.03, 1.0)
+    begun = Evaluation(size_bytes=1.0, memory_bytes=1.0, latency_s=1.0, divergence=0.03)
+    score = score_for(objective, 0.03, begun)
     best = min(score(t.divergence or 0.0, t.evaluation) for t in trials)
     chosen = select(trials, objective, 0.03).trial
     assert score(chosen.divergence or 0.0, chosen.evaluation) == best

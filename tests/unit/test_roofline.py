@@ -265,6 +265,16 @@ def test_energy_only_where_published() -> None:
     assert energy_joules(toy(), macs=1, traffic_bytes=1, compute_dtype="int8") is None
 
 
+def test_published_energies_give_the_sum_by_hand() -> None:
+    """Jouppi et al. 2021, table 2, at 7 nm: 0.07 + 0.03 pJ for int8, 350 pJ for 64 bits of HBM2."""
+    a100 = load_profile("a100")
+    joules = energy_joules(a100, macs=1e9, traffic_bytes=8e6, compute_dtype="int8")
+    assert joules == pytest.approx(1e9 * 0.10e-12 + 1e6 * 350e-12)
+    # Six bfloat16 passes of 0.21 + 0.38 pJ.
+    joules = energy_joules(load_profile("tpu-v4"), macs=1, traffic_bytes=0, compute_dtype="float32")
+    assert joules == pytest.approx(6 * 0.59e-12)
+
+
 def test_dispatch_is_counted_where_known() -> None:
     assert dispatch_seconds(load_profile("m2")) == pytest.approx(0.23e-3)
     assert dispatch_seconds(load_profile("h100")) == 0.0

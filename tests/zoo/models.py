@@ -99,6 +99,10 @@ def large_pixels(batch: int) -> dict[str, Tensor]:
     return pixels(batch, 64)
 
 
+def huge_pixels(batch: int) -> dict[str, Tensor]:
+    return pixels(batch, 128)
+
+
 def _transformers(
     name: str,
     model: str,
@@ -364,8 +368,8 @@ def _vision_transformers() -> list[Architecture]:
             "mobilevit",
             "MobileViTForImageClassification",
             "MobileViTConfig",
-            large_pixels,
-            image_size=64,
+            huge_pixels,
+            image_size=128,  # fewer would leave its last attention a single position
             hidden_sizes=[16, 24, 32],
             neck_hidden_sizes=[8, 8, 16, 16, 24, 32, 48],
             num_attention_heads=2,

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from tests.targets.tensorrt.sketch import OUTPUTS, WIDTH, Sketch
+from tests.targets.tensorrt.sketch import OUTPUTS, WIDTH, Sketch, half, image
 
 
 def nonzero_point() -> ModelProto:
@@ -70,6 +70,63 @@ def float8_on_ampere() -> ModelProto:
     return s.model(s.node("MatMul", [x, real], "layer"))
 
 
+def int4_on_turing() -> ModelProto:
+    s = Sketch()
+    return s.model(half(s, "x", s.blocks(128), "layer"))
+
+
+def float4_on_ada() -> ModelProto:
+    """NVFP4 of weights and activations, which compiles for sm120."""
+    s = Sketch()
+    unit = s.hold("unit", np.float32(0.01))
+    quantizer = helper.make_node(
+        "TRT_FP4DynamicQuantize",
+        ["x", unit],
+        ["x_q", "x_codes"],
+        name="x_Q",
+        domain="trt",
+        axis=-1,
+        block_size=16,
+        scale_type=TensorProto.FLOAT8E4M3FN,
+    )
+    s.nodes.append(quantizer)
+    numbers = s.random.choice([-6.0, -3.0, -1.0, 0.5, 2.0, 4.0], (OUTPUTS, WIDTH))
+    s.hold("w_q", numbers.astype(ml_dtypes.float4_e2m1fn))
+    s.hold("w_codes", np.ones((OUTPUTS, WIDTH // 16), ml_dtypes.float8_e4m3fn))
+    x, weight = (
+        s.node(
+            "DequantizeLinear",
+            [f"{name}_q", s.node("DequantizeLinear", [f"{name}_codes", unit], f"{name}_scales")],
+            f"{name}_DQ",
+            axis=-1,
+            block_size=16,
+        )
+        for name in "xw"
+    )
+    columns = s.node("Transpose", [weight], "w_T", perm=[1, 0])
+    return s.model(s.node("MatMul", [x, columns], "layer"), opset=23, domains=("trt",))
+
+
+def qlinear_conv() -> ModelProto:
+    s = Sketch()
+    scale, zero = s.hold("s", np.float32(0.05)), s.hold("z", np.int8(0))
+    integers = s.node("QuantizeLinear", ["x", scale, zero], "x_Q")
+    weight = s.hold("w_q", s.random.integers(-127, 128, (64, 64, 3, 3)).astype(np.int8))
+    inputs = [integers, scale, zero, weight, scale, zero, scale, zero]
+    sums = s.node("QLinearConv", inputs, "layer", pads=[1] * 4)
+    return image(s, s.node("DequantizeLinear", [sums, scale, zero], "y_DQ"))
+
+
+def conv_integer() -> ModelProto:
+    """With static integers, so that nothing but ConvInteger can be refused."""
+    s = Sketch()
+    scale, zero = s.hold("s", np.float32(0.05)), s.hold("z", np.int8(0))
+    integers = s.node("QuantizeLinear", ["x", scale, zero], "x_Q")
+    weight = s.hold("w_q", s.random.integers(-127, 128, (64, 64, 3, 3)).astype(np.int8))
+    sums = s.node("ConvInteger", [integers, weight], "layer", pads=[1] * 4)
+    return image(s, s.node("Cast", [sums], "wide", to=TensorProto.FLOAT))
+
+
 def qlinear() -> ModelProto:
     s = Sketch()
     scale, zero = s.hold("s", np.float32(0.05)), s.hold("z", np.int8(0))
@@ -119,7 +176,11 @@ REJECTED: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "float16 times float32": (mixed_operands, "89"),
     "float8 activations with an int8 weight": (mixed_integers, "89"),
     "float8 on sm86": (float8_on_ampere, "86"),
+    "int4 on sm75": (int4_on_turing, "75"),
+    "NVFP4 on sm89": (float4_on_ada, "89"),
     "QLinearMatMul": (qlinear, "89"),
+    "QLinearConv": (qlinear_conv, "89"),
+    "ConvInteger": (conv_integer, "89"),
     "MatMulInteger": (matmul_integer, "89"),
     "MatMulNBits": (matmul_nbits, "89"),
 }

@@ -38,6 +38,20 @@ def int8_conv() -> ModelProto:
     return image(s, s.node("Conv", [s.quantize("x"), weight], "layer", pads=[1] * 4))
 
 
+def int8_product() -> ModelProto:
+    s = Sketch()
+    weight = s.dequantize(s.weight(WIDTH, OUTPUTS), 1)
+    return s.model(s.node("MatMul", [s.quantize("x"), weight], "layer"))
+
+
+def int8_attention() -> ModelProto:
+    """A product of two activations in int8."""
+    s = Sketch()
+    columns = s.node("Transpose", ["x"], "columns", perm=[1, 0])
+    both = [s.quantize("x"), s.quantize(columns, name="columns")]
+    return s.model(s.node("MatMul", both, "layer"), outputs=[ROWS, ROWS])
+
+
 def relu_behind_dequantize() -> ModelProto:
     s = Sketch()
     x = s.node("Relu", [s.quantize("x")], "relu")
@@ -123,6 +137,19 @@ def parts_of_int8() -> ModelProto:
     return s.model(last, inputs=[4, 8, width], outputs=[4, 2, 8, 32])
 
 
+def turned_int8() -> ModelProto:
+    """A small layer over tokens, its result turned back and added, as in a mixer."""
+    s, tokens = Sketch(), 16
+    wide = s.dequantize(s.weight(32, tokens), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    mixed = half(s, "x", narrow, "layer")
+    turned = s.node("Transpose", [mixed], "turned", perm=[0, 2, 1])
+    last = s.node(
+        "Relu", [s.node("Add", [turned, s.hold("rest", s.weight(tokens, 24))], "sum")], "y"
+    )
+    return s.model(last, inputs=[2, 24, 32], outputs=[2, tokens, 24])
+
+
 def tied_int8() -> ModelProto:
     s = Sketch()
     wide = s.dequantize(s.weight(WIDTH, WIDTH), 1)
@@ -200,10 +227,12 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "float weight of a quantized input": (float_weight, "89"),
     "weight-only int8 beside float16": (int8_beside_float16, "89"),
     "parts of a small int8 layer": (parts_of_int8, "89"),
+    "weight-only int8 with a turned result": (turned_int8, "120"),
     "weight-only int8 read twice": (tied_int8, "89"),
     "weight-only int4 read twice": (tied_int4, "89"),
     "product of int8 and floats": (product_of_int8_and_floats, "89"),
     "weight-only NVFP4": (float4_weight_alone, "120"),
     "MXFP8": (mxfp8, "120"),
+    "MXFP8 on sm89": (mxfp8, "89"),
 }
 """Built without a word, and run in high precision; for which compute capability."""

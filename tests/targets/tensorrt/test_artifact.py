@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from advisor.api import advise
-from advisor.errors import MissingDependencyError, PlanError, UsageError
+from advisor.errors import MissingDependencyError, PlanError, UnsupportedError, UsageError
 from advisor.plan import Plan
-from advisor.targets.tensorrt import TARGET, TensorrtOptions
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
+from advisor.targets.tensorrt.engine import Kernel, parse_kernels
 
 SCHEMES = ("fp8", "w8a8", "w8", "w4-g64", "w4-g128", "fp16", "bf16", "fp32")
 
@@ -225,6 +226,79 @@ def test_without_the_compiler_acceptance_says_not_compiled(
     assert acceptance(apart)["compiled"]["by"] == ""
 
 
+@pytest.mark.parametrize("keep", [0, 3])
+def test_kernels_that_cannot_be_read_fail_by_name(
+    artifact: TensorrtArtifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    """As where another version of the compiler writes its list in other words."""
+    pytest.importorskip("tensorrt_rtx")
+
+    def read_some(lines: Sequence[str]) -> tuple[Kernel, ...]:
+        return parse_kernels(lines)[:keep]
+
+    monkeypatch.setattr("advisor.targets.tensorrt.compiler.parse_kernels", read_some)
+    apart = copied(artifact, tmp_path)
+    verification = apart.verify()
+    assert not verification.ok
+    listed = acceptance(apart)["compiled"]["listed"]
+    wanted = f"{keep} of {listed} kernels listed could be read"
+    assert verification.notes[0].endswith(wanted)
+    lost = {
+        m.name for m in verification.mismatches if m.found.endswith("nothing that could be found")
+    }
+    found = {m.name for m in verification.mismatches if m.found == wanted}
+    assert found == {"model.onnx"}
+    assert "side" in lost
+    if keep == 0:
+        assert lost == set(PINS)
+        assert verification.layers_matched == 0
+
+
+class Small(nn.Module):
+    """Images (B, 3, 8, 8) to logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.one = nn.Linear(1024, 32)
+        self.two = nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = functional.relu(self.conv(x)).flatten(1)
+        logits: Tensor = self.two(functional.relu(self.one(hidden)))
+        return logits
+
+
+@pytest.mark.parametrize(("last", "sm"), [("fp32", "80"), ("fp16", "75")])
+def test_a_t4_is_checked_as_far_as_the_compiler_can(last: str, sm: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    torch.manual_seed(0)
+    made = advise(
+        Small().eval(),
+        target="t4",
+        inputs=torch.randn(4, 3, 8, 8),
+        pin={"conv": "fp32", "one": "fp16", "two": last},
+        trials=1,
+        cache=False,
+    )
+    compiled = made.compile(tmp_path / "out")
+    assert isinstance(compiled, TensorrtArtifact)
+    verification = compiled.verify()
+    assert verification.ok
+    found = acceptance(compiled)
+    names = {"fp32": "float32 weight, float32 input", "fp16": "float16 weight, float16 input"}
+    assert {row["name"]: row["kernel"] for row in found["layers"]} == {
+        "conv": names["fp32"],
+        "one": names["fp16"],
+        "two": names[last],
+    }
+    assert (found["compiled"]["sm"], found["compiled"]["stands_for"]) == (sm, "75")
+    is_gap = "no kernel of sm75 was seen" in found["compiled"]["reason"]
+    assert is_gap == (last == "fp32")
+    assert found["compiled"]["note"] == verification.notes[0]
+    assert ("no kernel of sm75 was seen" in verification.notes[0]) == is_gap
+
+
 def test_the_shipped_script_builds_what_was_checked(
     artifact: TensorrtArtifact, tmp_path: Path
 ) -> None:
@@ -248,11 +322,28 @@ def test_trtexec_gets_the_shapes(artifact: TensorrtArtifact) -> None:
     assert "--noTF32" not in text
 
 
-def test_options_and_capabilities_that_do_not_exist_are_refused(plan: Plan, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"option sm='70' of tensorrt: possible are"):
-        plan.compile(tmp_path / "out", options={"sm": "70"})
-    target = TARGET.with_options(TensorrtOptions(tf32="off"))
-    assert target.options.tf32 == "off"
+def test_options_that_do_not_exist_are_refused(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"option sm='72' of tensorrt: possible are"):
+        plan.compile(tmp_path / "out", options={"sm": "72"})
+
+
+@pytest.mark.parametrize(("target", "sm"), [("v100", "sm70"), ("p100", "sm60")])
+def test_gpus_that_tensorrt_dropped_are_planned_for_and_not_compiled_for(
+    target: str, sm: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    made = advise(model, target=target, inputs=torch.randn(2, 64), trials=1, cache=False)
+    lacks = f"TensorRT 11 needs sm75, the profile has {sm} (removed for sm70 in TensorRT 10.5"
+    for plan in (made, made.pin("0", "fp16")):
+        (note,) = (note for note in plan.notes if "cannot be compiled" in note)
+        assert lacks in note
+        with pytest.raises(UnsupportedError) as caught:
+            plan.compile(tmp_path / "out")
+        assert str(caught.value).startswith(f"the plan for {target} cannot be compiled: {lacks}")
+        assert "advise(..., runtime=...)" in str(caught.value)
+        assert not (tmp_path / "out").exists()
+    assert torch.equal(made.apply()(torch.ones(1, 64)), model(torch.ones(1, 64)))
 
 
 def test_a_scheme_that_the_capability_lacks_is_refused_with_its_reason() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from advisor.plan import Plan
 from advisor.targets.tflite import TARGET
 from advisor.targets.tflite.artifact import TfliteArtifact
 from advisor.targets.tflite.edge_tpu import lint
-from advisor.targets.tflite.flatbuffer import UTILITIES, FlatModel, schema
-from advisor.targets.tflite.packages import load
 from advisor.testing import SequenceNet, make_models
+from tests.targets.tflite.flat import Shape, one_operator
 
 
 def plan_for(model: nn.Module, batches: list[Tensor], **asked: Any) -> Plan:
@@ -144,46 +142,6 @@ def test_schemes_that_it_cannot_run_are_refused() -> None:
         plan_for(model, batches, schemes=["w4"])
     with pytest.raises(UnsupportedError, match="head cannot be pinned to fp32: edge-tpu itself"):
         plan_for(model, batches, pin={"head": "fp32"})
-
-
-Shape = tuple[int, ...]
-
-
-def one_operator(
-    code: str,
-    inputs: Sequence[Shape | np.ndarray[Any, Any]],
-    output: Shape,
-    dtype: str = "INT8",
-    options: Mapping[str, Any] | None = None,
-    kind: str = "",
-) -> FlatModel:
-    """A model of one operator. inputs: shapes of activations, or constants."""
-    generated = schema()
-    tree, graph, empty = generated.ModelT(), generated.SubGraphT(), generated.BufferT()
-    tree.version, tree.buffers, tree.operatorCodes, tree.subgraphs = 3, [empty], [], [graph]
-    graph.tensors, graph.operators, graph.inputs, graph.outputs = [], [], [], []
-    model = FlatModel(bytes(load(UTILITIES).convert_object_to_bytearray(tree)))
-    model.graph.operators, model.graph.tensors, model.tree.operatorCodes = [], [], []
-    parameters = generated.QuantizationParametersT()
-    parameters.scale, parameters.zeroPoint = np.array([0.5], np.float32), np.array([3], np.int64)
-    read: list[int] = []
-    for index, each in enumerate(inputs):
-        if isinstance(each, np.ndarray):
-            made = model.add_tensor(
-                f"c{index}", each.shape, each.dtype.name.upper(), data=each.tobytes()
-            )
-            model.tensor(made).quantization = parameters
-        else:
-            made = model.add_tensor(f"x{index}", each, dtype)
-        read.append(made)
-    written = model.add_tensor("y", output, dtype)
-    operator = model.make_operator(code, read, [written])
-    if options is not None:
-        operator.builtinOptions = getattr(generated, f"{kind}T")()
-        for name, value in options.items():
-            setattr(operator.builtinOptions, name, value)
-    model.operators.append(operator)
-    return model
 
 
 def ints(*values: int) -> np.ndarray[Any, Any]:
