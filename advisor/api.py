@@ -13,7 +13,7 @@ import torch
 
 from advisor.arithmetic import describe_arithmetic
 from advisor.binding import bind, content_digest, fingerprint, plan_tensors
-from advisor.breakdown import break_down
+from advisor.breakdown import break_down, break_down_energy, break_down_memory
 from advisor.budget import Budget
 from advisor.choose import Chosen, choose, costs_of, measured_of, metrics_of
 from advisor.decide import (
@@ -26,6 +26,7 @@ from advisor.devicenotes import with_warnings
 from advisor.doctor import check_cache
 from advisor.errors import BudgetError, OutputError, UsageError
 from advisor.evidence import Evidence, Progress, gather
+from advisor.explain import find_terms
 from advisor.formats import scheme_named
 from advisor.measure.finalists import Contest
 from advisor.measure.machine import find_stopwatch
@@ -79,7 +80,8 @@ def advise(
             where they can be.
         calibration: iterable of inputs or (inputs, label), read once; even batches score, odd
             ones are held out. None: random inputs, which the plan says everywhere.
-        metric: callable(module) -> float or array of one value per example; higher is better.
+        metric: callable(module) -> float or array of one value per example; higher is better. Where
+            it is a limit it is run on about twenty plans and the uniform ones.
         loss: callable(outputs, reference) -> float, in place of the divergence.
         output: "logits", "embedding" or "regression", for all outputs or by name; guessed if None.
         runtime: overrides the profile's.
@@ -237,7 +239,20 @@ def _write(
         name for name, layer in quantized.assignment.items() if scheme_named(layer.scheme).is_static
     }
     front = [trial for trial in pareto_front(chosen.trials) if trial is not winner]
-    layers = decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned)
+    terms = find_terms(
+        evidence.under(winner.knobs).problem,
+        winner.choice,
+        objective=objective,
+        used=chosen.used,
+        bounds=chosen.bounds,
+    )
+    layers = decide_layers(setting, winner.choice, sensitivity, evidence.prepared.pinned, terms)
+    decided = (
+        setting.with_graph(evidence.simulator.basis(winner.knobs).graph),
+        evidence.under(winner.knobs).problem,
+        winner.choice,
+        winner.evaluation,
+    )
     plan = Plan(
         target=setting.profile.name,
         runtime=setting.capability.name,
@@ -258,12 +273,9 @@ def _write(
         ),
         predicted=costs_of(setting, winner.choice, winner.evaluation),
         measured=measured_of(evidence, winner.held_out, chosen.metric),
-        breakdown=break_down(
-            setting.with_graph(evidence.simulator.basis(winner.knobs).graph),
-            evidence.under(winner.knobs).problem,
-            winner.choice,
-            winner.evaluation,
-        ),
+        breakdown=break_down(*decided),
+        memory_parts=break_down_memory(*decided),
+        energy_parts=break_down_energy(setting, winner.choice),
         arithmetic=describe_arithmetic(setting),
         model_gap=chosen.model_gap,
         measured_regret=chosen.measured_regret,

@@ -41,8 +41,8 @@ def build_problem(setting: Setting, sensitivity: Sensitivity | None = None) -> P
         candidates=candidates,
         indicators=tuple(indicators.all),
         size_bytes=Linear(
-            constant=_other_bytes(setting),
-            per_group=_sum_weights(setting, lambda cost: cost.size_bytes),
+            constant=other_bytes(setting),
+            per_group=sum_weights(setting, lambda cost: cost.size_bytes),
             per_indicator=np.zeros(indicated),
         ),
         latency_s=Linear(
@@ -116,7 +116,7 @@ def _sum_layers(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]
     )
 
 
-def _sum_weights(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:
+def sum_weights(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...]:
     """Per group and candidate, the sum over the group's distinct weights (tied ones once)."""
     found: list[FloatArray] = []
     for group in setting.groups:
@@ -134,7 +134,7 @@ def _sum_weights(setting: Setting, quantity: _Quantity) -> tuple[FloatArray, ...
     return tuple(found)
 
 
-def _other_bytes(setting: Setting) -> float:
+def other_bytes(setting: Setting) -> float:
     """Bytes on disk of every constant that is no layer's weight: biases, norms, tables."""
     weights = {layer.weight for layer in setting.graph.layers}
     width = DTYPE_BITS[setting.capability.float_dtype] // 8
@@ -156,13 +156,13 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
     a layer needs while it runs, and a decoder's cache. The runtime itself is not in it: see
     ``profiles.cost.process_overhead_bytes``.
     """
-    resident = _sum_weights(setting, lambda cost: cost.resident_bytes)
+    resident = sum_weights(setting, lambda cost: cost.resident_bytes)
     scratch = {
         layer.output: (index, layer)
         for index, group in enumerate(setting.groups)
         for layer in setting.layers_of(group)
     }
-    constant = _other_bytes(setting)
+    constant = other_bytes(setting)
     running = constant + setting.cache_bytes
     points: list[Linear] = []
     seen: set[tuple[object, ...]] = set()
@@ -181,7 +181,7 @@ def _memory_points(setting: Setting, indicators: Indicators) -> tuple[Linear, ..
             points.append(Linear(constant=total, per_group=tuple(per_group), per_indicator=terms))
     opening = Linear(
         constant=constant,
-        per_group=_sum_weights(setting, lambda cost: cost.opening_bytes),
+        per_group=sum_weights(setting, lambda cost: cost.opening_bytes),
         per_indicator=np.zeros(len(indicators.all)),
     )
     return (opening, *points)

@@ -21,7 +21,7 @@ from advisor.metric import Metric
 from advisor.partitions import count_partitions
 from advisor.plan import Alternative, Drop, Metrics
 from advisor.planfile import Measurement
-from advisor.race import hold_race, is_raced, widened
+from advisor.race import hold_race, is_raced, plan_of, widened
 from advisor.search.ladder import further_starts
 from advisor.search.measurements import Measurements
 from advisor.search.milp import solve, within
@@ -31,6 +31,7 @@ from advisor.search.objective import (
     is_measured,
     say_limits,
     select,
+    shares_used,
 )
 from advisor.search.problem import Choice, Evaluation, Knobs, evaluate
 from advisor.search.study import refine
@@ -53,8 +54,10 @@ OVER: Final = 1.5
 class Chosen:
     """The winning trial and everything it was compared with.
 
-    metric, drop: the winner's, if any. fitting: numbers of the trials inside the budget. timings:
-    latencies of the winner and of the uniform plans, where whole models were timed.
+    metric, drop: the winner's, if any. used: share of every limit that it uses, by quantity.
+    bounds: limits that predictions are held against; a clock keeps the others. fitting: numbers of
+    the trials inside the budget. timings: latencies of the winner and of the uniform plans, where
+    whole models were timed.
     """
 
     winner: Trial
@@ -65,6 +68,8 @@ class Chosen:
     trials: tuple[Trial, ...]
     fitting: frozenset[int]
     baselines: tuple[Alternative, ...]
+    used: Mapping[str, float]
+    bounds: Mapping[str, float]
     timings: tuple[Measurement, ...] = ()
     drop: Drop | None = None
 
@@ -161,14 +166,17 @@ def choose(
         winner, outcome = pick_by_metric(judge, selection, inside, objective, timed, boundary)
     if race is not None:
         outcome += race.remark(winner, judged)
-    # Where plans are timed, the clock keeps the latency limit, and the race says so.
-    modelled_limits = {n: b for n, b in bounds.items() if race is None or n != "latency_s"}
-    outcome += say_limits(winner.evaluation, modelled_limits)
+    # Where plans are timed, the clock keeps the latency limit.
+    timed_s = None if race is None else race.seconds.get(plan_of(winner))
+    used = shares_used(winner.evaluation, judged.bounds(), timed_s)
+    outcome += say_limits(used)
     for reason in ended:
         outcome += f"; the search ended after {len(found)} of {count} trials: {reason}"
     return Chosen(
         winner=winner,
         metric=None if judge is None else judge.value(winner.choice, winner.knobs),
+        used=used,
+        bounds={n: b for n, b in bounds.items() if race is None or n != "latency_s"},
         drop=None if judge is None else judge.lost(winner),
         outcome=outcome,
         model_gap=begun.model_gap,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from math import isfinite
 from typing import TYPE_CHECKING
 
 from advisor.assemble import error_columns
+from advisor.explain import Terms, explain
 from advisor.formats import scheme_named
 from advisor.passes.graph import ActivationParams, Layer
 from advisor.passes.group import Group
@@ -104,8 +105,13 @@ def decide_layers(
     choice: Choice,
     sensitivity: Sensitivity,
     pinned: Mapping[str, tuple[str, str]],
+    terms: Terms,
 ) -> tuple[LayerDecision, ...]:
-    """One decision per layer, in execution order, with every option it had."""
+    """One decision per layer, in execution order, with every option it had.
+
+    terms: in which the layers are explained.
+    """
+    places = {group.name: index for index, group in enumerate(setting.groups)}
     chosen = {
         name: (group, setting.space.candidates[group.name][index])
         for group, index in zip(setting.groups, choice, strict=True)
@@ -118,7 +124,8 @@ def decide_layers(
         is_owner = owner.setdefault(layer.weight, layer.name) == layer.name
         cost = setting.cost(layer, option.scheme)
         options = list_options(setting, layer, group, sensitivity)
-        divergence = layer_divergence(setting, layer, option, sensitivity)
+        divergence, error = layer_divergence(setting, layer, option, sensitivity)
+        pin = pinned.get(layer.name)
         decisions.append(
             LayerDecision(
                 name=layer.name,
@@ -133,7 +140,8 @@ def decide_layers(
                 latency_s=cost.latency_s,
                 bound=cost.parts.bound,
                 divergence=divergence,
-                reason=explain(layer, option, options, pinned.get(layer.name)),
+                error=error if isfinite(error) else None,
+                reason=explain(layer, option, options, pin, terms, places[group.name]),
                 options=options,
             )
         )
@@ -160,7 +168,7 @@ def list_options(
             size_bytes=setting.cost(layer, option.scheme).size_bytes,
             latency_s=setting.cost(layer, option.scheme).latency_s,
             bound=setting.cost(layer, option.scheme).parts.bound,
-            divergence=layer_divergence(setting, layer, option, sensitivity),
+            divergence=layer_divergence(setting, layer, option, sensitivity)[0],
         )
         for option in setting.space.candidates[group.name]
     ]
@@ -173,68 +181,21 @@ def list_options(
 
 def layer_divergence(
     setting: Setting, layer: Layer, option: Candidate, sensitivity: Sensitivity
-) -> float:
-    """Predicted divergence of this layer alone: its weight, and its own quantized inputs.
+) -> tuple[float, float]:
+    """Predicted divergence of this layer alone: its weight, and its own quantized inputs; and the
+    standard error of that number.
 
     A weight and an input that is quantized at run time are one error; a static input has a term
     of its own, because its integers may serve other readers too.
     """
     columns = error_columns(layer, option, setting.capability)
-    total = sensitivity.divergence(*columns) if columns else 0.0
+    terms = [tuple(columns)] if columns else []
     for tensor in dict.fromkeys((layer.input, layer.other)):
         edge = ("edge", tensor or "", layer.name)
         if scheme_named(option.scheme).is_static and edge in sensitivity.scores:
-            total += sensitivity.divergence(edge)
-    return total
-
-
-def explain(
-    layer: Layer,
-    option: Candidate,
-    options: Sequence[Option],
-    pin: tuple[str, str] | None,
-) -> str:
-    """Why the layer has this scheme, in a sentence."""
-    if pin is not None:
-        return f"pinned to {pin[0]} by {pin[1]!r}"
-    if layer.frozen:
-        return layer.frozen
-    here = next(
-        o
-        for o in options
-        if (o.scheme, o.algorithm) == (option.scheme, option.algorithm) and not o.reason
-    )
-    possible = [o for o in options if not o.reason]
-    if len({o.scheme for o in possible}) == 1:
-        first = sorted((o for o in options if o.reason), key=lambda o: o.scheme != "fp32")
-        refused = [f"{o.scheme}: {o.reason}" for o in first]
-        why = "; ".join(refused[:3]) or "no other scheme was asked for"
-        is_float = scheme_named(option.scheme).is_float
-        return f"{'kept in float' if is_float else 'the only one possible'}: {why}"
-    smaller = [o for o in possible if o.size_bytes < here.size_bytes]
-    better = [
-        o for o in possible if o.divergence < here.divergence and o.size_bytes > here.size_bytes
-    ]
-    parts: list[str] = []
-    if smaller:
-        best = min(smaller, key=lambda o: (o.divergence, o.size_bytes))
-        parts.append(f"{best.scheme} would save {_change(best, here)}")
-    if better:
-        best = min(better, key=lambda o: (o.size_bytes, o.divergence))
-        parts.append(f"{best.scheme} would cost {_change(best, here)}")
-    kept = "kept in float" if scheme_named(option.scheme).is_float else "best under the limits"
-    return f"{kept}: {'; '.join(parts) or 'smallest and best possible'}"
-
-
-def _change(other: Option, here: Option) -> str:
-    """Bytes (without their sign), seconds and divergence of another option, against this one."""
-    slower_s = other.latency_s - here.latency_s
-    lost = other.divergence - here.divergence
-    words = [f"{abs(other.size_bytes - here.size_bytes)} B"]
-    if abs(slower_s) > 0.01 * here.latency_s:
-        words.append(f"{'add' if slower_s > 0 else 'save'} {abs(slower_s) * 1e6:.3g} us")
-    words.append(f"{'add' if lost > 0 else 'remove'} divergence {abs(lost):.2g}")
-    return f"{', '.join(words[:-1])} and {words[-1]}"
+            terms.append((edge,))
+    total = sum(sensitivity.divergence(*term) for term in terms)
+    return total, sensitivity.error(*terms)
 
 
 def decide_tensors(

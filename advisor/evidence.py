@@ -12,6 +12,7 @@ import torch
 from advisor.assemble import build_problem, build_rescaled, error_columns
 from advisor.inferred import synthetic_calibration
 from advisor.inputs import check_finite, check_inputs, split_label
+from advisor.measure.costs import MeasuredCosts
 from advisor.outputs import choose_kinds
 from advisor.passes.calibrate import observe, spool_calibration
 from advisor.passes.divergence import measure_powers
@@ -126,6 +127,7 @@ def gather(
     notes += (SYNTHETIC_NOTE,) if synthetic else ()
     notes += () if loss is None else (LOSS_NOTE,)
     notes += setting.profile.notes if setting.profile.name == HOST else ()
+    notes += (measured_note(setting.measured),) if setting.measured is not None else ()
     return Evidence(
         prepared=prepared,
         simulator=simulator,
@@ -135,6 +137,15 @@ def gather(
         synthetic=synthetic,
         notes=tuple(dict.fromkeys(note for note in notes if note)),
         equalised=equalised,
+    )
+
+
+def measured_note(costs: MeasuredCosts) -> str:
+    """What times measured on this machine are worth."""
+    return (
+        f"latencies are sums of terms found from {costs.models} models timed on this machine: they "
+        f"are off by {costs.error:.1%} (median, each model left out in turn), where repeating a "
+        f"timing differs by {costs.noise:.1%}; plans that lie closer together cannot be ranked"
     )
 
 

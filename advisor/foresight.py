@@ -38,6 +38,9 @@ CENTRES: Final = 3
 NEIGHBOURS: Final = 256
 """Of each of them, the best predicted."""
 
+ENOUGH_USED: Final = 0.99
+"""Share of a limit from which on a plan leaves nothing to speak of."""
+
 LARGE: Final = 120
 """Groups from which on local search takes too long to be run more than once."""
 
@@ -103,8 +106,9 @@ class Foresight:
         plans = [choice for choice in near if choice not in tried]
         if not plans:
             return None
-        if not self.learns:
-            return plans[0], knobs
+        wider = [choice for choice in plans if self._uses_what_is_left(choice, alike[0])]
+        if wider or not self.learns:
+            return (wider or plans)[0], knobs
         table = descent.table
         belief = believe(
             descent.surrogate,
@@ -117,6 +121,21 @@ class Foresight:
         gains = belief.expected_gain(features, table.evaluate(features), score, best)
         at = int(np.argmax(gains))
         return (plans[at], knobs) if gains[at] > 0 else None
+
+    def _uses_what_is_left(self, choice: Choice, trial: Trial) -> bool:
+        """Whether a plan takes one group of the trial's wider, where much of a limit is unused.
+
+        What is measured lower with fewer bytes is often luck, so these are measured too.
+        """
+        limits = self.budget.bounds()
+        used = [getattr(trial.evaluation, name) / bound for name, bound in limits.items()]
+        changed = [g for g, (a, b) in enumerate(zip(choice, trial.choice, strict=True)) if a != b]
+        if self.aim.objective != "accuracy" or len(changed) != 1:
+            return False
+        if not used or max(used) >= ENOUGH_USED:
+            return False
+        sizes = self.problem.size_bytes.per_group[changed[0]]
+        return bool(sizes[choice[changed[0]]] > sizes[trial.choice[changed[0]]])
 
     def _descent(self, knobs: Knobs) -> Descent:
         problem, scores = self.problem, self.scores

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from advisor.errors import UsageError
+from advisor.errors import AdvisorError, UsageError
 
 FloatArray = npt.NDArray[np.float64]
 Metric = Callable[[Any], Any]
@@ -69,10 +69,19 @@ def metric_values(metric: Metric, module: torch.nn.Module) -> FloatArray:
     """The metric's values, flattened: one per example, or a single one.
 
     Raises:
-        UsageError: the result is no number or array of numbers, is empty, or is not finite.
+        UsageError: the metric raised an error, or the result is no number or array of numbers, is
+            empty, or is not finite.
     """
-    with torch.no_grad():
-        result = metric(module)
+    try:
+        with torch.no_grad():
+            result = metric(module)
+    except AdvisorError:
+        raise
+    except Exception as error:  # whatever a user's function may raise; it is the cause
+        raise UsageError(
+            f"metric raised {type(error).__name__}: {error}; it is called with the float model and "
+            "with simulations of plans, as metric(module), and must take any of them"
+        ) from error
     if isinstance(result, torch.Tensor):
         result = result.detach().cpu().double().numpy()
     if result is None:

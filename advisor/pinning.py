@@ -21,7 +21,7 @@ from advisor.binding import (
     planned_graph,
     stored_table,
 )
-from advisor.breakdown import break_down
+from advisor.breakdown import break_down, break_down_energy, break_down_memory
 from advisor.budget import FIELDS, Budget, format_amount
 from advisor.decide import modelled
 from advisor.devicenotes import with_warnings
@@ -37,6 +37,7 @@ from advisor.passes.quantize import fit_biases
 from advisor.passes.rounding import NEEDS_DATA, round_weight
 from advisor.pins import resolve_pins
 from advisor.plan import LayerDecision, Metrics, Option, Plan, Quantity, latencies
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.loader import load_profile
 from advisor.profiles.schema import Profile
 from advisor.profiles.timeparts import TimeParts
@@ -85,6 +86,8 @@ def pin_layers(plan: Plan, pattern: str, scheme: str) -> Plan:
         measured=Metrics(),
         drop=None,
         breakdown=costs.breakdown,
+        memory_parts=costs.memory_parts,
+        energy_parts=costs.energy_parts,
         outcome=f"{plan.outcome}; then {pattern!r} was pinned to {scheme}, which was not measured",
         notes=with_warnings(plan.notes, layers, capability, _profile_of(plan).units, plan.platform),
         pins={**plan.pins, pattern: scheme},
@@ -112,6 +115,7 @@ def _move(group: list[LayerDecision], scheme: str, pattern: str) -> list[LayerDe
             latency_s=option.latency_s,
             bound=option.bound or decision.bound,
             divergence=option.divergence,
+            error=None,
             reason=reason,
         )
         for decision, option in zip(group, (other[best] for other in options), strict=True)
@@ -135,12 +139,14 @@ def _options_of(decision: LayerDecision, scheme: str) -> dict[str, Option]:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Costs:
     """What the layers cost, into how many partitions they split a delegate's share, and what the
-    seconds are spent on."""
+    seconds are spent on, with the parts of memory and energy."""
 
     evaluation: Evaluation
     file_bytes: float | None
     partitions: int | None
     breakdown: TimeParts
+    memory_parts: MemoryParts
+    energy_parts: EnergyParts | None
 
 
 def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> _Costs:
@@ -174,6 +180,8 @@ def _evaluate(plan: Plan, graph: Graph, layers: tuple[LayerDecision, ...]) -> _C
         file_bytes=predict_file_bytes(setting, choice, found.size_bytes),
         partitions=count_partitions(setting, choice),
         breakdown=breakdown,
+        memory_parts=break_down_memory(setting, problem, choice, found),
+        energy_parts=break_down_energy(setting, choice),
     )
 
 

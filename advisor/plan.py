@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.timeparts import BoundBy, TimeParts
 
 if TYPE_CHECKING:
@@ -98,8 +99,9 @@ class LayerDecision:
 
     group: layers with the same group take the same scheme. params: number of weights.
     size_bytes: weight and scales on disk (0 for the second layer of a tied weight).
-    latency_s, divergence: modelled. bound: what most of the time is spent on. reason: why this
-    scheme; always set when kept in float.
+    latency_s, divergence: modelled. error: standard error of the divergence; None where it is not
+    known. bound: what most of the time is spent on. reason: why this scheme; always set when kept
+    in float.
     """
 
     name: str
@@ -115,6 +117,7 @@ class LayerDecision:
     bound: BoundBy
     divergence: float
     reason: str
+    error: float | None = None
     options: tuple[Option, ...] = ()
 
 
@@ -192,9 +195,10 @@ class Plan:
     path when known, so that apply and compile can load it again. input_tree: JSON of the example
     inputs' structure, whose tensors are in plan.safetensors. platform, options: the profile's
     systems and how it wants files written, which ``compile`` goes by. breakdown: what the predicted
-    latency is spent on. arithmetic: by scheme, what the device computes it in, or why it has none.
-    bias_correction, observer,
-    equalise: the global settings that won the search. drop: of the user's metric; None without one.
+    latency is spent on. memory_parts, energy_parts: what the predicted memory and energy are made
+    of; no energy where the profile has no figures of it. arithmetic: by scheme, what the device
+    computes it in, or why it has none. bias_correction, observer, equalise: the global settings
+    that won the search. drop: of the user's metric; None without one.
     """
 
     target: str
@@ -212,6 +216,8 @@ class Plan:
     predicted: Metrics
     measured: Metrics
     breakdown: TimeParts
+    memory_parts: MemoryParts
+    energy_parts: EnergyParts | None
     arithmetic: Mapping[str, str]
     model_gap: float
     measured_regret: float

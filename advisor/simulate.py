@@ -289,9 +289,15 @@ class Simulator:
         if self.loss is None:
             return self._divergence(module, outputs, references)
         spec = module.graph._codegen.pytree_info.out_spec
-        value = self.loss(
-            pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(references, spec)
-        )
+        try:
+            value = self.loss(
+                pytree.tree_unflatten(list(outputs), spec), pytree.tree_unflatten(references, spec)
+            )
+        except Exception as error:  # whatever a user's function may raise; it is the cause
+            raise UsageError(
+                f"loss raised {type(error).__name__}: {error}; it is called with a batch's outputs "
+                "and the float model's, as loss(outputs, reference)"
+            ) from error
         try:
             return float(value)
         except (TypeError, ValueError, RuntimeError) as error:

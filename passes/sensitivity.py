@@ -70,12 +70,21 @@ class Sensitivity:
         total = torch.stack([self.scores[column] for column in columns]).sum(dim=0)
         return float(total.square().mean() / 2)
 
-    def error(self, column: Column) -> float:
-        """Standard error of ``divergence(column)``."""
-        squares = self.scores[column].square() / 2
+    def error(self, *terms: Sequence[Column]) -> float:
+        """Standard error of the sum of ``divergence(*term)`` over terms; 0 where there are none.
+
+        Infinite with a single sample and probe, which say nothing of their spread.
+        """
+        if not terms:
+            return 0.0
+        squares = torch.stack([self._squares(term) for term in terms]).sum(dim=0)
         if squares.numel() < 2:
             return float("inf")
         return float(squares.std() / squares.numel() ** 0.5)
+
+    def _squares(self, columns: Sequence[Column]) -> torch.Tensor:
+        """What every sample and probe says of the divergence; shape (samples x probes,)."""
+        return torch.stack([self.scores[column] for column in columns]).sum(dim=0).square() / 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,11 @@ def _check_units(profile: Profile, root: Table, units: Collection[str]) -> None:
     for n, unit in enumerate(profile.units):
         if unit not in units:
             raise root.fail(f"units[{n}]", f"no [[compute]] table is of the {unit}; given: {has}")
+    for alias, unit in profile.unit_aliases.items():
+        if not set(unit.split("+")) <= units:
+            raise root.fail(
+                f"unit_aliases.{alias}", f"no [[compute]] table is of {unit!r}; given: {has}"
+            )
     for name in profile.by_unit:
         if name not in units:
             raise root.fail(f"by_unit.{name}", f"no [[compute]] table is of it; given: {has}")

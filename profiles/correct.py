@@ -51,6 +51,7 @@ def correct_profile(profile: Profile, seen: Observation, name: str) -> Profile:
         name=name,
         title=f"{profile.title}, as measured",
         aliases=(),
+        unit_aliases={},
         by_unit={},
         memory=replace(
             memory,

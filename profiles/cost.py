@@ -13,11 +13,12 @@ from typing import Final
 
 from advisor.formats import DTYPE_BITS, Scheme, storage_bits
 from advisor.passes.graph import Layer
+from advisor.profiles.costparts import EnergyParts
 from advisor.profiles.roofline import (
     PRODUCTS,
     boundary_seconds,
     effective_compute,
-    energy_joules,
+    energy_parts,
     family_of,
     layer_time,
 )
@@ -58,7 +59,7 @@ class LayerCost:
 
     size_bytes: the weight on disk. resident_bytes: in memory while the model is open, and
     opening_bytes: at the highest moment of opening it. scratch_bytes: besides, while the layer
-    runs. parts: what the seconds are spent on. energy_j: None when the profile publishes no figure.
+    runs. parts: what the seconds are spent on. energy: None when the profile publishes no figure.
     """
 
     size_bytes: int
@@ -66,12 +67,17 @@ class LayerCost:
     opening_bytes: int
     scratch_bytes: int
     parts: TimeParts
-    energy_j: float | None
+    energy: EnergyParts | None
 
     @property
     def latency_s(self) -> float:
         """Seconds of one forward of the layer."""
         return self.parts.seconds
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules of one forward of the layer; None when the profile publishes no figure."""
+        return None if self.energy is None else self.energy.joules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +132,7 @@ def layer_cost(
         scratch_bytes=round(memory.scratch * full)
         + quantized_bytes(layer, scheme, traffic, capability),
         parts=parts,
-        energy_j=energy_joules(
+        energy=energy_parts(
             profile, macs=layer.macs, traffic_bytes=read + moved, compute_dtype=dtype
         ),
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from advisor.atomic import write_text
 from advisor.doctor import cache_folder, read_cpu
@@ -17,6 +18,7 @@ from advisor.errors import MissingEmitterError, UsageError
 from advisor.gpus import find_gpus
 from advisor.profiles.loader import load_profile
 from advisor.profiles.parse import parse_profile
+from advisor.profiles.rates import fit_family
 from advisor.profiles.schema import Profile
 
 if TYPE_CHECKING:
@@ -65,13 +67,16 @@ def measure_profile(say: Say | None = None, runtime: str = DEFAULT) -> str:
     """
     version = _version(runtime)
     say = say or (lambda _done, _all: None)
+    module = _measuring(runtime)
+    rates = module.measure_rates(say) if runtime == DEFAULT else module.rates_of(runtime, say)
+    return write_profile(rates, read_cpu(), version, runtime)
+
+
+def _measuring(runtime: str) -> Any:
+    """The module that times a runtime's kernels."""
     if runtime == DEFAULT:
-        from advisor.targets.onnxruntime.rates import measure_rates
-
-        return write_profile(measure_rates(say), read_cpu(), version)
-    from advisor.measure.rates import rates_of
-
-    return write_profile(rates_of(runtime, say), read_cpu(), version, runtime)
+        return importlib.import_module("advisor.targets.onnxruntime.rates")
+    return importlib.import_module("advisor.measure.rates")
 
 
 def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) -> str:
@@ -192,7 +197,10 @@ def _kept_at(cpu: Cpu, runtime: str) -> Path:
         "features": cpu.features,
         "runtime": _version(runtime),
         "nearest": "" if cpu.nearest is None else cpu.nearest.target,
-        "code": hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        "code": [
+            hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            for file in (__file__, fit_family.__code__.co_filename, _measuring(runtime).__file__)
+        ],
     }
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return cache_folder() / "profiles" / f"{profile_name(cpu)}-{digest[:16]}.toml"

@@ -21,7 +21,7 @@ def load_profile(name_or_path: str | Path, runtime: str | None = None) -> Profil
     A ``Path``, and a string that ends in ".toml" or holds a path separator, is read as a file.
     "host" is this machine: measured with the kernels of ``runtime`` (None: ONNX Runtime) at the
     first use, then kept. "m2:gpu" is the GPU of the M2 alone: any of a profile's compute units can
-    be picked so, behind a name or an alias.
+    be picked so, behind a name or an alias. An alias may name such a unit alone, as "hexagon" does.
 
     Raises:
         MissingDependencyError: "host" was asked, and its runtime is not installed.
@@ -31,6 +31,8 @@ def load_profile(name_or_path: str | Path, runtime: str | None = None) -> Profil
         return _parse(Path(name_or_path))
     name, colon, unit = name_or_path.strip().lower().partition(":")
     profile = _named(name, name_or_path, runtime)
+    if colon and ":" in profile.name:
+        raise ProfileError(f"{name!r} is one compute unit already: {profile.name}")
     return select_unit(profile, unit) if colon else profile
 
 
@@ -152,9 +154,12 @@ def _registered(entry: EntryPoint) -> list[Path]:
 def _aliases(profiles: tuple[Profile, ...]) -> dict[str, Profile]:
     found: dict[str, Profile] = {}
     for profile in profiles:
-        for alias in (profile.name, *profile.aliases):
-            other = found.setdefault(alias.lower(), profile)
-            if other is not profile:
+        meant = dict.fromkeys((profile.name, *profile.aliases), profile)
+        for alias, unit in profile.unit_aliases.items():
+            meant[alias] = select_unit(profile, unit)
+        for alias, one in meant.items():
+            other = found.setdefault(alias.lower(), one)
+            if other is not one:
                 raise ProfileError(
                     f"the alias {alias!r} stands for both {other.name} and {profile.name}; "
                     "remove it from one of them"

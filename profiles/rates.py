@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import exp, log, sqrt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
     """Speeds with all cores, or with one thread where it says so.
 
-    float32_ops_per_s: the highest of all products and convolutions. int8_ops_per_s: of a product.
-    bandwidth, of one core too: bytes per second of adding large arrays. launch_s: per node in a
-    chain of tiny ones. dispatch_s: of a forward pass with one tiny node. linear, conv, depthwise:
-    operations per second of middle-sized layers in float32. gather: bytes per second of an
-    embedding. elementwise: operations per second of an operator without a weight. says: what each
-    was measured by, by field.
+    float32_ops_per_s: the highest of all products and convolutions. int8_ops_per_s: the highest of
+    products. bandwidth, of one core too: bytes per second of adding large arrays. launch_s: per
+    node in a chain of tiny ones. dispatch_s: of a forward pass with one tiny node. linear, conv,
+    depthwise: operations per second of middle-sized layers in float32. gather: bytes per second of
+    an embedding. elementwise: operations per second of an operator without a weight. says: what
+    each was measured by, by field.
     """
 
     float32_ops_per_s: float
@@ -30,3 +31,60 @@ class Rates:
     gather_bytes_per_s: float
     elementwise_ops_per_s: float
     says: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """One rate for a family of operators, from kernels of several shapes.
+
+    value: in amounts per second. error: standard error of the logarithm of an unseen shape's rate,
+    so that two of three such shapes are expected within a factor of exp(error). lowest, highest:
+    of the shapes, relative to ``value``.
+    """
+
+    value: float
+    error: float
+    lowest: float
+    highest: float
+    shapes: int
+
+    def describe(self, what: str) -> str:
+        """What was measured and how far an unseen shape is expected from it."""
+        return (
+            f"least squares in the logarithm over {self.shapes} {what}, {self.lowest:.2f} to "
+            f"{self.highest:.2f} of it; an unseen shape is expected within a factor of "
+            f"{exp(self.error):.2f} (one standard error),"
+        )
+
+
+def rates_beyond(
+    amounts: Sequence[float], seconds: Sequence[float], start_s: float
+) -> tuple[float, ...]:
+    """Amounts per second of kernels, what starting one takes off each.
+
+    Where the start is most of it, half of the time is still believed to be work.
+    """
+    pairs = zip(amounts, seconds, strict=True)
+    return tuple(amount / max(taken - start_s, taken / 2) for amount, taken in pairs)
+
+
+def fit_family(rates: Sequence[float]) -> Fitted:
+    """The rate that is the least wrong for all shapes, and for one that was not timed.
+
+    Times are wrong by factors, so the fit is in the logarithm: with one rate per family its least
+    squares are the geometric mean. The error is s sqrt(1 + 1/n), with s the residual standard error
+    on n - 1 degrees of freedom: prediction of a new observation (Montgomery, Peck and Vining 2012,
+    section 2.5).
+    """
+    count = len(rates)
+    logs = [log(rate) for rate in rates]
+    mean = sum(logs) / count
+    squares = sum((each - mean) ** 2 for each in logs)
+    residual = sqrt(squares / (count - 1)) if count > 1 else 0.0
+    return Fitted(
+        value=exp(mean),
+        error=residual * sqrt(1 + 1 / count),
+        lowest=min(rates) / exp(mean),
+        highest=max(rates) / exp(mean),
+        shapes=count,
+    )

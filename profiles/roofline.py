@@ -13,6 +13,7 @@ from typing import Final, Literal
 from advisor.errors import ProfileError, UsageError
 from advisor.formats import DTYPE_BITS
 from advisor.passes.graph import Layer
+from advisor.profiles.costparts import EnergyParts
 from advisor.profiles.schema import FAMILIES, Compute, Profile, Unit
 from advisor.profiles.timeparts import TimeParts
 
@@ -307,9 +308,9 @@ def switch_seconds(profile: Profile, launches: float) -> float:
     return launches * profile.overhead.launch_s.value
 
 
-def energy_joules(
+def energy_parts(
     profile: Profile, *, macs: float, traffic_bytes: float, compute_dtype: str
-) -> float | None:
+) -> EnergyParts | None:
     """Energy of one operator: 2 * macs operations and ``traffic_bytes`` of main-memory traffic.
 
     None when the profile has no energy figure for the dtype that is really used: energy is only
@@ -324,7 +325,10 @@ def energy_joules(
     if profile.energy is None or used.dtype not in profile.energy.joules_per_op:
         return None
     per_op = profile.energy.joules_per_op[used.dtype].value
-    return 2 * macs * per_op + traffic_bytes * profile.energy.joules_per_byte.value
+    return EnergyParts(
+        compute_j=2 * macs * per_op,
+        memory_j=traffic_bytes * profile.energy.joules_per_byte.value,
+    )
 
 
 def _peak(entry: Compute) -> float:

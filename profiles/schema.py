@@ -147,6 +147,7 @@ class UnitFigures:
 class Profile:
     """One device. Throughput figures are for the whole device, all cores included.
 
+    unit_aliases: by alias the compute unit, or units such as "npu+cpu", that it stands for alone.
     family: devices of one design, listed together. runtime: name of the runtime that plans for
     this device use unless told otherwise. platform: versions that a scheme's minimum is compared
     with (``advisor.targets.platforms``), such as {"sm": "90"} or {"macos": "15"}. cores: CPU cores,
@@ -160,6 +161,7 @@ class Profile:
     name: Annotated[str, NAME]
     title: str
     aliases: tuple[str, ...] = ()
+    unit_aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     vendor: str
     family: str
     kind: Kind

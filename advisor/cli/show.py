@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from advisor.doctor import Diagnosis
-    from advisor.profiles.schema import Figure, Overhead
+    from advisor.profiles.schema import Figure, Overhead, Profile
     from advisor.targets.capability import Capability
 
 
@@ -33,7 +33,7 @@ def show_profiles() -> Listing:
                 f"{each.vendor} {each.family}" if first else "",
                 each.name,
                 each.title,
-                ", ".join(each.aliases),
+                ", ".join((*each.aliases, *_unit_aliases(each))),
                 each.runtime,
                 format_bytes(each.memory.capacity_bytes.value),
             )
@@ -93,9 +93,19 @@ def show_profile(name: str) -> Listing:
                 for unit in units
                 if len(units) > 1 and ":" not in profile.name
             ),
+            *(
+                f"target {alias} uses its {unit} alone"
+                for alias, unit in profile.unit_aliases.items()
+                if ":" not in profile.name
+            ),
             *profile.notes,
         ),
     )
+
+
+def _unit_aliases(profile: Profile) -> list[str]:
+    """Such as "hexagon (npu+cpu)"."""
+    return [f"{alias} ({unit})" for alias, unit in profile.unit_aliases.items()]
 
 
 def _efforts(

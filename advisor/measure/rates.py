@@ -1,7 +1,7 @@
 """How fast a runtime's kernels are on this machine, from small models of one kind of operator.
 
-Any runtime that can time models gives its rates so. A family's rate is the median over layers of
-several shapes, what starting an operator takes off each; how far the shapes are apart is said.
+Any runtime that can time models gives its rates so. A family's rate is fitted to layers of several
+shapes, what starting an operator takes off each; how far off an unseen shape may be is said.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from statistics import median
 from typing import Final
 
 import torch
@@ -23,7 +22,7 @@ from advisor.passes.group import group_layers
 from advisor.passes.shapes import deployment_inputs
 from advisor.profiles.cost import EXPONENTIAL
 from advisor.profiles.loader import load_profile
-from advisor.profiles.rates import Rates
+from advisor.profiles.rates import Rates, fit_family, rates_beyond
 from advisor.setting import Deployment, graph_for, make_setting
 from advisor.targets.base import Stopwatch
 from advisor.targets.registry import capability_named, target_named
@@ -43,8 +42,26 @@ CONV: Final = ((64, 64, 3, 56), (256, 64, 1, 28), (128, 128, 3, 28), (32, 192, 1
 """Inputs, outputs, pixels a side of the kernel and of the picture."""
 DEPTHWISE: Final = ((192, 3, 56), (384, 3, 14), (240, 5, 28))
 """Channels, pixels a side of the kernel and of the picture."""
-ROWS, WIDTH, TABLE = 4096, 384, 30_000
+TABLE: Final = 30_000
+LOOKUPS: Final = ((4096, 384), (1024, 768), (16384, 128))
+"""Rows that are looked up, and their width."""
 LARGE: Final = 2**22
+
+FAMILIES: Final = {
+    "linear": "linear_ops_per_s",
+    "conv": "conv_ops_per_s",
+    "depthwise": "depthwise_ops_per_s",
+    "gather": "gather_bytes_per_s",
+    "elementwise": "elementwise_ops_per_s",
+}
+"""By name of a family's kernels, the field of ``Rates`` that they are fitted to."""
+WHAT: Final = {
+    "linear": "products in float32",
+    "conv": "convolutions in float32",
+    "depthwise": "depthwise convolutions in float32",
+    "gather": "lookups of rows",
+    "elementwise": f"softmaxes over 128, {SOFTMAX} operations an element",
+}
 
 
 class _Adds(nn.Module):
@@ -95,23 +112,23 @@ def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
 
 def kernels_of() -> dict[str, list[Kernel]]:
     """What is timed, by what it tells."""
-    square = LINEAR[-1]
     one, large = torch.randn(1, 4), torch.randn(1, LARGE)
     return {
         "linear": [_linear(*shape) for shape in LINEAR],
         "conv": [_conv(*shape) for shape in CONV],
         "depthwise": [_depthwise(*shape) for shape in DEPTHWISE],
-        "int8": [_linear(*square, scheme="w8a8"), _linear(*LINEAR[1], scheme="w8a8")],
+        "int8": [_linear(*shape, scheme="w8a8") for shape in LINEAR[1:]],
         "bandwidth": [Kernel(model=_Adds(1), inputs=(large, large), amount=3 * 4 * LARGE)],
         "core": [Kernel(model=_Adds(1), inputs=(large, large), amount=3 * 4 * LARGE, threads=1)],
         "chain": [Kernel(model=_Adds(CHAIN), inputs=(one, one), amount=CHAIN)],
         "single": [Kernel(model=_Adds(1), inputs=(one, one), amount=1)],
         "gather": [
             Kernel(
-                model=nn.Embedding(TABLE, WIDTH),
-                inputs=(torch.randint(TABLE, (1, ROWS)),),
-                amount=2 * 4 * ROWS * WIDTH,
+                model=nn.Embedding(TABLE, width),
+                inputs=(torch.randint(TABLE, (1, rows)),),
+                amount=2 * 4 * rows * width,
             )
+            for rows, width in LOOKUPS
         ],
         "elementwise": [
             Kernel(
@@ -119,7 +136,7 @@ def kernels_of() -> dict[str, list[Kernel]]:
                 inputs=(torch.randn(1, rows, 128),),
                 amount=SOFTMAX * rows * 128,
             )
-            for rows in (256, 2048)
+            for rows in (256, 1024, 4096)
         ],
     }
 
@@ -156,49 +173,33 @@ def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
 def fit_rates(kernels: dict[str, list[Kernel]], seconds: dict[str, list[float]]) -> Rates:
     """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing."""
     single = seconds["single"][0]
-
-    def rates(name: str) -> list[float]:
-        pairs = zip(kernels[name], seconds[name], strict=True)
-        # Where the start is most of it, half of the time is still believed to be work.
-        return [kernel.amount / max(taken - single, taken / 2) for kernel, taken in pairs]
-
-    families = {name: rates(name) for name in kernels}
-    floats = [*families["linear"], *families["conv"], *families["depthwise"]]
+    rates = {
+        name: rates_beyond([kernel.amount for kernel in each], seconds[name], single)
+        for name, each in kernels.items()
+    }
+    fitted = {name: fit_family(rates[name]) for name in FAMILIES}
     return Rates(
-        float32_ops_per_s=max(floats),
-        int8_ops_per_s=max(families["int8"]),
-        bandwidth_bytes_per_s=median(families["bandwidth"]),
-        core_bandwidth_bytes_per_s=median(families["core"]),
+        float32_ops_per_s=max(*rates["linear"], *rates["conv"], *rates["depthwise"]),
+        int8_ops_per_s=max(rates["int8"]),
+        bandwidth_bytes_per_s=rates["bandwidth"][0],
+        core_bandwidth_bytes_per_s=rates["core"][0],
         launch_s=max(seconds["chain"][0] - single, 0.0) / (CHAIN - 1),
         dispatch_s=single,
-        linear_ops_per_s=median(families["linear"]),
-        conv_ops_per_s=median(families["conv"]),
-        depthwise_ops_per_s=median(families["depthwise"]),
-        gather_bytes_per_s=median(families["gather"]),
-        elementwise_ops_per_s=median(families["elementwise"]),
-        says=_said(families),
+        linear_ops_per_s=fitted["linear"].value,
+        conv_ops_per_s=fitted["conv"].value,
+        depthwise_ops_per_s=fitted["depthwise"].value,
+        gather_bytes_per_s=fitted["gather"].value,
+        elementwise_ops_per_s=fitted["elementwise"].value,
+        says={
+            "float32_ops_per_s": "the fastest of the products and convolutions below",
+            "int8_ops_per_s": f"the fastest of {len(rates['int8'])} products in static int8",
+            "bandwidth_bytes_per_s": f"adding two arrays of {4 * LARGE / 1e6:.0f} MB",
+            "core_bandwidth_bytes_per_s": "the same with one thread",
+            "launch_s": f"per operator of a chain of {CHAIN} tiny additions",
+            "dispatch_s": "a model of one tiny addition",
+            **{FAMILIES[name]: fitted[name].describe(WHAT[name]) for name in FAMILIES},
+        },
     )
-
-
-def _said(families: dict[str, list[float]]) -> dict[str, str]:
-    def median_of(name: str, what: str) -> str:
-        found = families[name]
-        low, high = (each / median(found) for each in (min(found), max(found)))
-        return f"median of {len(found)} {what} in float32, {low:.2f} to {high:.2f} of it,"
-
-    return {
-        "float32_ops_per_s": "the fastest of the products and convolutions below",
-        "int8_ops_per_s": f"the faster of {len(families['int8'])} products in static int8",
-        "bandwidth_bytes_per_s": f"adding two arrays of {4 * LARGE / 1e6:.0f} MB",
-        "core_bandwidth_bytes_per_s": "the same with one thread",
-        "launch_s": f"per operator of a chain of {CHAIN} tiny additions",
-        "dispatch_s": "a model of one tiny addition",
-        "linear_ops_per_s": median_of("linear", "products"),
-        "conv_ops_per_s": median_of("conv", "convolutions"),
-        "depthwise_ops_per_s": median_of("depthwise", "depthwise convolutions"),
-        "gather_bytes_per_s": f"{ROWS} rows of {WIDTH}",
-        "elementwise_ops_per_s": f"softmax over 128, {SOFTMAX} operations each,",
-    }
 
 
 def _linear(rows: int, inputs: int, outputs: int, scheme: str = "fp32") -> Kernel:

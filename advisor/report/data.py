@@ -10,6 +10,7 @@ from advisor.budget import Budget
 from advisor.formats import SCHEMES
 from advisor.plan import (
     Alternative,
+    Drop,
     LayerDecision,
     Metrics,
     Option,
@@ -20,9 +21,10 @@ from advisor.plan import (
     latencies,
 )
 from advisor.planfile import noted_measurements
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.timeparts import BoundBy, TimeParts
 
-REPORT_SCHEMA = 2
+REPORT_SCHEMA = 3
 """Version of the report's JSON form."""
 
 METRIC_TITLES = {
@@ -68,7 +70,8 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerRow:
-    """One layer. divergence_share: its part of the sum over layers, 0 to 1.
+    """One layer. divergence_share: its part of the sum over layers, 0 to 1; error_share: the
+    standard error of that part, from the probe's samples, None where it is not known.
 
     cheaper: the option with fewer bytes (or as many and less time) that loses least. better: the
     option with less divergence that costs fewest bytes. kept_float: no integers, ``reason`` says
@@ -87,6 +90,7 @@ class LayerRow:
     bound: BoundBy
     divergence: float
     divergence_share: float
+    error_share: float | None
     bits_per_weight: float | None
     reason: str
     kept_float: bool
@@ -121,7 +125,10 @@ class ReportData:
     pareto: tuple[Contender, ...]
     predicted: Metrics
     measured: Metrics
+    drop: Drop | None
     breakdown: TimeParts
+    memory_parts: MemoryParts
+    energy_parts: EnergyParts | None
     arithmetic: Mapping[str, str]
     layers: tuple[LayerRow, ...]
     tensors: tuple[TensorDecision, ...]
@@ -173,7 +180,10 @@ def report_data(plan: Plan) -> ReportData:
         pareto=tuple(_contender(plan, each) for each in plan.pareto),
         predicted=plan.predicted,
         measured=with_timings(plan, plan.measured, "plan"),
+        drop=plan.drop,
         breakdown=plan.breakdown,
+        memory_parts=plan.memory_parts,
+        energy_parts=plan.energy_parts,
         arithmetic=plan.arithmetic,
         layers=tuple(_layer_row(layer, total) for layer in plan.layers),
         tensors=plan.tensors,
@@ -307,6 +317,7 @@ def _layer_row(layer: LayerDecision, total: float) -> LayerRow:
         bound=layer.bound,
         divergence=layer.divergence,
         divergence_share=layer.divergence / total if total > 0 else 0.0,
+        error_share=None if layer.error is None or total <= 0 else layer.error / total,
         bits_per_weight=8 * layer.size_bytes / layer.params if layer.params else None,
         reason=layer.reason,
         kept_float=SCHEMES[layer.scheme].is_float,

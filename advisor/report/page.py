@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from advisor.plan import Metrics, Option
 from advisor.report.data import METRIC_TITLES, Contender, LayerRow, ReportData
 from advisor.report.section import Cell, Section, Table
-from advisor.report.timing import break_down_time, describe_arithmetic
+from advisor.report.timing import (
+    break_down_energy,
+    break_down_memory,
+    break_down_time,
+    describe_arithmetic,
+)
 from advisor.report.units import (
     LEGEND,
     MODELLED_MARK,
@@ -21,6 +26,9 @@ from advisor.report.units import (
     format_quantity,
     format_seconds,
 )
+
+SHOWN_ERROR = 1e-3
+"""Of the predicted loss: smaller standard errors are not worth a place in the table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +49,8 @@ def lay_out(data: ReportData) -> Page:
         _budget(data),
         _predicted_and_measured(data),
         break_down_time(data),
+        break_down_memory(data),
+        break_down_energy(data),
         _layers(data),
         _kept_float(data),
         _excluded(data),
@@ -105,8 +115,21 @@ def _facts(data: ReportData) -> tuple[tuple[str, str], ...]:
         ("Fits the budget", describe_fit(data.fits)),
         ("Deployment", ", ".join(deployment)),
         *numbers,
+        *_drop(data),
         ("Effective bits per weight", _bits(data.bits_per_weight).text),
     )
+
+
+def _drop(data: ReportData) -> tuple[tuple[str, str], ...]:
+    """What is lost of the user's metric, with its interval where there is one."""
+    drop = data.drop
+    if drop is None:
+        return ()
+    said = format_percent(drop.value)
+    if drop.low is not None and drop.high is not None:
+        said += f", 95 % interval {format_percent(drop.low)} to {format_percent(drop.high)}"
+        said += f" over {drop.examples} examples"
+    return (("Drop of the metric", said),)
 
 
 def _comparison(
@@ -199,7 +222,8 @@ def _layers(data: ReportData) -> Section:
     )
     text = (
         "Size is the weight with its scales. Latency, what most of it is spent on, and the share "
-        "of the divergence are modelled per layer. Next cheaper: the option with fewer bytes that "
+        "of the divergence are modelled per layer; ± is the standard error of that share, by the "
+        "samples it was estimated from. Next cheaper: the option with fewer bytes that "
         "loses least. Next better: the option with less divergence that costs fewest bytes."
     )
     return Section(title="Layers", paragraphs=(text,), table=table)
@@ -216,7 +240,7 @@ def _layer_cells(layer: LayerRow) -> tuple[Cell, ...]:
         Cell(text=MODELLED_MARK + format_seconds(layer.latency_s), sort=layer.latency_s),
         Cell(text=layer.bound),
         Cell(
-            text=MODELLED_MARK + format_percent(layer.divergence_share),
+            text=MODELLED_MARK + _share(layer),
             sort=layer.divergence_share,
             hint=f"divergence {format_number(layer.divergence)}",
         ),
@@ -224,6 +248,13 @@ def _layer_cells(layer: LayerRow) -> tuple[Cell, ...]:
         Cell(text=_option(layer.cheaper)),
         Cell(text=_option(layer.better)),
     )
+
+
+def _share(layer: LayerRow) -> str:
+    share = format_percent(layer.divergence_share)
+    # An error that would be written as nothing is left out.
+    shown = layer.error_share is not None and layer.error_share >= SHOWN_ERROR
+    return f"{share} ± {format_percent(layer.error_share or 0.0)}" if shown else share
 
 
 def _option(option: Option | None) -> str:

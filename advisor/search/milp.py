@@ -44,6 +44,15 @@ QUANTITIES: Final[tuple[str, ...]] = (
 )
 logger = logging.getLogger("advisor")
 
+GAP: Final = 1e-6
+"""Relative gap up to which problems are solved where no other is asked for."""
+
+LARGE: Final = 120
+"""Groups above which a gap of ``LARGE_GAP`` will do: no prediction is known better, and proving
+the rest takes minutes."""
+
+LARGE_GAP: Final = 1e-3
+
 _TIES: Final[tuple[str, ...]] = ("divergence", "latency_s", "size_bytes")
 _TIE_SLACK: Final = 1e-9
 _TIE_NODES: Final = 1_000
@@ -73,7 +82,7 @@ def solve(
     minimise: str,
     bounds: Mapping[str, float] | None = None,
     allowed: Masks | None = None,
-    relative_gap: float = 1e-6,
+    relative_gap: float | None = None,
     node_limit: int = 100_000,
 ) -> Solution | None:
     """The choice with the least ``minimise`` inside ``bounds``, or None when there is none.
@@ -88,7 +97,8 @@ def solve(
         minimise: one of ``QUANTITIES``; memory is the maximum over program points.
         bounds: upper limits by quantity, in the quantity's own unit.
         allowed: per group, which candidates may be taken; None: all.
-        relative_gap: stop when the proven bound is this close, relative to the objective.
+        relative_gap: stop when the proven bound is this close, relative to the objective; None:
+            ``GAP``, or ``LARGE_GAP`` where there are more than ``LARGE`` groups.
         node_limit: stop proving after so many nodes; the gap then says what is left.
 
     Raises:
@@ -97,6 +107,8 @@ def solve(
         AdvisorError: the solver found nothing within ``node_limit``, or failed.
     """
     bounds = dict(bounds or {})
+    if relative_gap is None:
+        relative_gap = LARGE_GAP if len(problem.groups) > LARGE else GAP
     _check(problem, minimise, bounds)
     mask = _mask(problem, allowed)
     if not problem.groups:

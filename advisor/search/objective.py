@@ -253,9 +253,18 @@ def score_for(
     return score
 
 
-def say_limits(evaluation: Evaluation, bounds: Mapping[str, float]) -> str:
+def shares_used(
+    evaluation: Evaluation, bounds: Mapping[str, float], timed_s: float | None = None
+) -> dict[str, float]:
+    """Share of every limit that a plan uses, by quantity. timed_s: its seconds by a clock."""
+    values = {name: value_of(evaluation, name) for name in bounds}
+    if timed_s is not None and "latency_s" in values:
+        values["latency_s"] = timed_s
+    return {name: values[name] / bound for name, bound in bounds.items() if bound > 0}
+
+
+def say_limits(used: Mapping[str, float]) -> str:
     """How much of every limit a plan uses; which of them bind. Empty without limits."""
-    used = {name: value_of(evaluation, name) / bound for name, bound in bounds.items() if bound > 0}
     words = [
         f"{name.rpartition('_')[0]} {share:.1%} used{' and binding' if share >= BINDING else ''}"
         for name, share in used.items()

@@ -4,8 +4,9 @@ divergence = base + Σ slopes + Σ Σ moments, over the columns of a plan: the c
 the indicators that hold. Around the float model base and slopes are 0 and the form is half the mean
 of the squared sum of scores. Off its diagonal the matrix of moments is an estimate from few samples
 of very many numbers, and a solver finds its most optimistic errors: it is shrunk towards the
-diagonal (Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
-2004), by a share that ``cross_validate`` finds or ``HALF``.
+diagonal (Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
+matrices", 2004). Plans are made with ``HALF``, and started from other shares too; those that
+``ledoit_wolf`` and ``cross_validate`` find are what the planning benchmark holds it against.
 """
 
 from __future__ import annotations

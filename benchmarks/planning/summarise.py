@@ -366,12 +366,19 @@ def _cost(ranking: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _solver(solver: Mapping[str, Any]) -> str:
     rows = [
-        [str(each["groups"]), str(each["seed"]), f"{each['cpu_s']:.2f}", f"{each['gap']:.1e}"]
+        [
+            str(each["groups"]),
+            str(each["seed"]),
+            each["limits"],
+            f"{each['cpu_s']:.2f}",
+            "no plan fits" if each["gap"] is None else f"{each['gap']:.1e}",
+        ]
         for each in solver["rows"]
     ]
-    each_has, gap = solver["candidates"], solver["relative_gap"]
-    said = f"Problems of {each_has} candidates per group, to {gap:g}.\n\n"
-    return said + table(["groups", "seed", "processor seconds", "proven gap"], rows)
+    each_has, gap, large = solver["candidates"], solver["relative_gap"], solver["large"]
+    said = f"Problems of {each_has} candidates per group, as the search solves them: to {gap:g} "
+    said += f"from more than {large} groups on, to 1e-06 below.\n\n"
+    return said + table(["groups", "seed", "limits", "processor seconds", "proven gap"], rows)
 
 
 def _optimum(optima: Sequence[Mapping[str, Any]]) -> str:

@@ -5,39 +5,51 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from advisor.profiles.rates import Rates
+from advisor.profiles.rates import Rates, fit_family, rates_beyond
 from advisor.targets.onnxruntime.session import open_session, require
 from advisor.targets.statistics import low_quantile
 
 Array = np.ndarray[Any, Any]
 
-BUDGET_S: Final = 1.0
+BUDGET_S: Final = 0.5
 """Time to spend on one kernel."""
 
 LEAST_RUNS: Final = 5
-SIDE: Final = 512
 ELEMENTS: Final = 2**23
 TINY: Final = 200
+TABLE: Final = 30_000
+CONVERTED: Final = 4
+"""Operations of quantizing an element: multiply, round, add, clip."""
+
+LINEAR: Final = ((512, 512, 512), (128, 768, 768), (128, 768, 3072), (64, 256, 1024))
+"""Rows, inputs, outputs."""
+CONV: Final = ((64, 64, 3, 56), (256, 64, 1, 28), (128, 128, 3, 28))
+"""Inputs, outputs, pixels a side of the kernel and of the picture."""
+DEPTHWISE: Final = ((192, 3, 56), (384, 3, 14), (240, 5, 28))
+"""Channels, pixels a side of the kernel and of the picture."""
+LOOKUPS: Final = ((16384, 384), (4096, 768), (16384, 128))
+"""Rows that are looked up, and their width."""
+QUANTIZED: Final = (2**20, 2**18, 2**22)
+"""Elements."""
+
+MATMUL_INTEGER: Final = "com.microsoft::MatMulIntegerToFloat"
 
 
-SAYS: Final = {
-    "float32_ops_per_s": "MatMul 512 x 512 x 512",
-    "int8_ops_per_s": "MatMulIntegerToFloat 512 x 512 x 512",
-    "bandwidth_bytes_per_s": "Add on arrays of 34 MB",
-    "core_bandwidth_bytes_per_s": "the same Add with one thread",
-    "launch_s": "per node of a chain of 200 tiny Adds",
-    "dispatch_s": "a model of one tiny Add",
-    "linear_ops_per_s": "MatMul 128 x 768 x 768",
-    "conv_ops_per_s": "Conv 3x3, 64 to 64 channels, 56 x 56,",
-    "depthwise_ops_per_s": "depthwise Conv 3x3, 192 channels, 56 x 56,",
-    "gather_bytes_per_s": "Gather of 16384 rows of 384",
-    "elementwise_ops_per_s": "QuantizeLinear of 2^20 elements, 4 operations each,",
-}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernel:
+    """A chain of nodes to time. amount: operations, or bytes moved where it has none."""
+
+    nodes: list[tuple[str, str, Mapping[str, Any]]]
+    feed: Mapping[str, Array]
+    constants: Mapping[str, Array]
+    amount: float
+    threads: int | None = None
 
 
 def measure_rates(say: Callable[[int, int], None]) -> Rates:
@@ -47,65 +59,136 @@ def measure_rates(say: Callable[[int, int], None]) -> Rates:
         MissingDependencyError: onnxruntime or onnx is not installed.
     """
     require("onnx", "onnxruntime")
-    rng = np.random.default_rng(0)
+    kernels = kernels_of(np.random.default_rng(0))
+    count = sum(len(each) for each in kernels.values())
+    seconds: dict[str, list[float]] = {name: [] for name in kernels}
+    done = 0
+    for name, each in kernels.items():
+        for kernel in each:
+            say(done, count)
+            seconds[name].append(
+                _seconds(kernel.nodes, kernel.feed, kernel.constants, threads=kernel.threads)
+            )
+            done += 1
+    say(count, count)
+    return fit_rates(kernels, seconds)
+
+
+def kernels_of(rng: np.random.Generator) -> dict[str, list[Kernel]]:
+    """What is timed, by what it tells."""
 
     def floats(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    bytes_ = rng.integers(0, 255, (SIDE, SIDE), dtype=np.uint8)
-    weights = rng.integers(-127, 127, (SIDE, SIDE), dtype=np.int8)
-    scale = np.array(0.01, dtype=np.float32)
-    long = {"x": floats(ELEMENTS)}
-    ids = rng.integers(0, 30_000, (2**14,))
-    integer: dict[str, Array] = {"w": weights, "a": scale, "b": scale}
-    square = floats(SIDE, SIDE)
-    microsoft = "com.microsoft::MatMulIntegerToFloat"
-    work: list[Callable[[], float]] = [
-        lambda: _seconds([("MatMul", "x w", {})], {"x": square}, {"w": square}),
-        lambda: _seconds([(microsoft, "x w a b", {})], {"x": bytes_}, integer),
-        lambda: _seconds([("Add", "x x", {})], long, {}),
-        lambda: _seconds([("Add", "x x", {})], long, {}, threads=1),
-        lambda: _seconds([("Add", "x y", {})] * TINY, {"x": floats(1)}, {"y": floats(1)}),
-        lambda: _seconds([("Add", "x y", {})], {"x": floats(1)}, {"y": floats(1)}),
-        lambda: _seconds([("MatMul", "x w", {})], {"x": floats(128, 768)}, {"w": floats(768, 768)}),
-        lambda: _seconds(
-            [("Conv", "x w", {"pads": [1] * 4})],
-            {"x": floats(1, 64, 56, 56)},
-            {"w": floats(64, 64, 3, 3)},
-        ),
-        lambda: _seconds(
-            [("Conv", "x w", {"pads": [1] * 4, "group": 192})],
-            {"x": floats(1, 192, 56, 56)},
-            {"w": floats(192, 1, 3, 3)},
-        ),
-        lambda: _seconds([("Gather", "w x", {})], {"x": ids}, {"w": floats(30_000, 384)}),
-        lambda: _seconds(
-            [("QuantizeLinear", "x a z", {})],
-            {"x": floats(2**20)},
-            {"a": scale, "z": np.array(0, dtype=np.uint8)},
-        ),
-    ]
-    found: list[float] = []
-    for index, each in enumerate(work):
-        say(index, len(work))
-        found.append(each())
-    say(len(work), len(work))
-    matmul, product, add, add_one, chain, single, linear, conv, depthwise, gather, convert = found
-    positions = 56 * 56
-    middling = (2 * 128 * 768 * 768 / linear, 2 * 64 * 64 * 9 * positions / conv)
+    def add(count: int, threads: int | None = None) -> Kernel:
+        return Kernel(
+            nodes=[("Add", "x x", {})],
+            feed={"x": floats(count)},
+            constants={},
+            amount=2 * 4 * count,
+            threads=threads,
+        )
+
+    def tiny(count: int) -> Kernel:
+        feed, constants = {"x": floats(1)}, {"y": floats(1)}
+        return Kernel(
+            nodes=[("Add", "x y", {})] * count, feed=feed, constants=constants, amount=count
+        )
+
+    def linear(rows: int, inputs: int, outputs: int) -> Kernel:
+        return Kernel(
+            nodes=[("MatMul", "x w", {})],
+            feed={"x": floats(rows, inputs)},
+            constants={"w": floats(inputs, outputs)},
+            amount=2 * rows * inputs * outputs,
+        )
+
+    def integer(rows: int, inputs: int, outputs: int) -> Kernel:
+        scale = np.array(0.01, dtype=np.float32)
+        weight = rng.integers(-127, 127, (inputs, outputs), dtype=np.int8)
+        return Kernel(
+            nodes=[(MATMUL_INTEGER, "x w a b", {})],
+            feed={"x": rng.integers(0, 255, (rows, inputs), dtype=np.uint8)},
+            constants={"w": weight, "a": scale, "b": scale},
+            amount=2 * rows * inputs * outputs,
+        )
+
+    def conv(inputs: int, outputs: int, size: int, side: int, groups: int = 1) -> Kernel:
+        weight = floats(outputs, inputs // groups, size, size)
+        return Kernel(
+            nodes=[("Conv", "x w", {"pads": [size // 2] * 4, "group": groups})],
+            feed={"x": floats(1, inputs, side, side)},
+            constants={"w": weight},
+            amount=2 * weight.size * side**2,
+        )
+
+    def gather(rows: int, width: int) -> Kernel:
+        return Kernel(
+            nodes=[("Gather", "w x", {})],
+            feed={"x": rng.integers(0, TABLE, (rows,))},
+            constants={"w": floats(TABLE, width)},
+            amount=2 * 4 * rows * width,
+        )
+
+    def quantizing(count: int) -> Kernel:
+        return Kernel(
+            nodes=[("QuantizeLinear", "x a z", {})],
+            feed={"x": floats(count)},
+            constants={"a": np.array(0.01, np.float32), "z": np.array(0, np.uint8)},
+            amount=CONVERTED * count,
+        )
+
+    return {
+        "linear": [linear(*shape) for shape in LINEAR],
+        "int8": [integer(*shape) for shape in LINEAR[:3]],
+        "conv": [conv(*shape) for shape in CONV],
+        "depthwise": [conv(each, each, size, side, each) for each, size, side in DEPTHWISE],
+        "gather": [gather(*shape) for shape in LOOKUPS],
+        "elementwise": [quantizing(count) for count in QUANTIZED],
+        "bandwidth": [add(ELEMENTS)],
+        "core": [add(ELEMENTS, threads=1)],
+        "chain": [tiny(TINY)],
+        "single": [tiny(1)],
+    }
+
+
+def fit_rates(kernels: Mapping[str, list[Kernel]], seconds: Mapping[str, list[float]]) -> Rates:
+    """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing."""
+    single = seconds["single"][0]
+    rates = {
+        name: rates_beyond([kernel.amount for kernel in each], seconds[name], single)
+        for name, each in kernels.items()
+    }
+    linear, conv, depthwise, gather, elementwise = (
+        fit_family(rates[name]) for name in ("linear", "conv", "depthwise", "gather", "elementwise")
+    )
     return Rates(
-        float32_ops_per_s=max(2 * SIDE**3 / matmul, *middling),
-        int8_ops_per_s=2 * SIDE**3 / product,
-        bandwidth_bytes_per_s=2 * 4 * ELEMENTS / add,
-        core_bandwidth_bytes_per_s=2 * 4 * ELEMENTS / add_one,
-        launch_s=max(chain - single, 0.0) / (TINY - 1),
+        float32_ops_per_s=max(*rates["linear"], *rates["conv"]),
+        int8_ops_per_s=max(rates["int8"]),
+        bandwidth_bytes_per_s=rates["bandwidth"][0],
+        core_bandwidth_bytes_per_s=rates["core"][0],
+        launch_s=max(seconds["chain"][0] - single, 0.0) / (TINY - 1),
         dispatch_s=single,
-        linear_ops_per_s=middling[0],
-        conv_ops_per_s=middling[1],
-        depthwise_ops_per_s=2 * 192 * 9 * positions / depthwise,
-        gather_bytes_per_s=2 * 4 * ids.size * 384 / gather,
-        elementwise_ops_per_s=4 * 2**20 / convert,
-        says=SAYS,
+        linear_ops_per_s=linear.value,
+        conv_ops_per_s=conv.value,
+        depthwise_ops_per_s=depthwise.value,
+        gather_bytes_per_s=gather.value,
+        elementwise_ops_per_s=elementwise.value,
+        says={
+            "float32_ops_per_s": "the fastest of the products and convolutions below",
+            "int8_ops_per_s": "the fastest of 3 of those products by MatMulIntegerToFloat",
+            "bandwidth_bytes_per_s": "Add on arrays of 34 MB",
+            "core_bandwidth_bytes_per_s": "the same Add with one thread",
+            "launch_s": f"per node of a chain of {TINY} tiny Adds",
+            "dispatch_s": "a model of one tiny Add",
+            "linear_ops_per_s": linear.describe("MatMuls"),
+            "conv_ops_per_s": conv.describe("Convs"),
+            "depthwise_ops_per_s": depthwise.describe("depthwise Convs"),
+            "gather_bytes_per_s": gather.describe("Gathers"),
+            "elementwise_ops_per_s": elementwise.describe(
+                f"QuantizeLinears, {CONVERTED} operations an element"
+            ),
+        },
     )
 
 

@@ -7,6 +7,7 @@ tell is never taken for a match.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -22,6 +23,9 @@ _TENSOR: Final = re.compile(
     r"Datatype: ([\w ]+?)(?:,| Format)"
 )
 _MULTIPLIES: Final = re.compile(r"gemm|mha|conv|fc", re.IGNORECASE)
+_HASH: Final = re.compile(r"_0x[0-9a-f]+$")
+"""Ends the name of a generated kernel, and may spell "fc"."""
+
 GENERATED: Final = "kgen"
 """Kind of a kernel that the compiler wrote for everything between products."""
 
@@ -55,6 +59,9 @@ _PRODUCTS: Final = {
     "a8a8": "int8",
     "a8a8-fp8": "float8",
 }
+NARROW: Final = frozenset({"float16", "bfloat16"})
+"""What the file casts a layer's input to."""
+
 _READERS: Final = frozenset({"linear", "conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"})
 """Operators whose kernels read the planned types. What others, such as recurrent ones or the Add of
 a table of positions, read is not checked: they have no scheme but float32, and the compiler may
@@ -84,7 +91,7 @@ class Kernel:
     @property
     def multiplies(self) -> bool:
         """Whether it is a product's kernel and not what was generated around products."""
-        return self.kind != GENERATED or bool(_MULTIPLIES.search(self.tactic))
+        return self.kind != GENERATED or bool(_MULTIPLIES.search(_HASH.sub("", self.tactic)))
 
 
 def parse_kernels(lines: Iterable[str]) -> tuple[Kernel, ...]:
@@ -137,7 +144,8 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
 
     A weight that no constant of the kernel is large enough to be was turned into something else
     by another kernel before, and comes as the last input. What an Add in the kernel adds is an
-    input too, before the layer's own.
+    input too, before the layer's own. A product of one row or of few inputs is written out in a
+    generated kernel, which may round its own input and cut the weight into columns.
     """
     size = prod(layer.weight_shape)
 
@@ -145,20 +153,48 @@ def describe_kernel(layer: LayerRecord, own: Sequence[Kernel]) -> str:
         return kernel.multiplies, any(each.elements >= size for each in kernel.constants)
 
     kernel = max(own, key=rank)
-    if layer.op == "matmul":
-        return " and ".join(dict.fromkeys(tensor.dtype for tensor in kernel.inputs[:2]))
-    large = [each for each in kernel.constants if each.elements >= size]
     read = [tensor.dtype for tensor in kernel.inputs]
+    if layer.op == "matmul":
+        return " and ".join(dict.fromkeys(read[:2]))
+    large = [each for each in kernel.constants if each.elements >= size]
+    if not large and not kernel.multiplies:
+        large = [each for each in _joined(kernel.constants) if each.elements >= size]
+    wanted_weight, _, wanted = EXPECTED.get(layer.scheme, "").partition(" weight, ")
     if large:
-        # The scales of a small float4 weight are padded to more than it has.
-        weight = max(large, key=lambda each: (each.dtype == "float4", each.elements)).dtype
+        # The scales of a small float4 weight are padded to more than it has, and those of the
+        # layer before may be in the kernel and as many as a weight with one output has elements.
+        weight = max(
+            large,
+            key=lambda each: (
+                each.dtype == "float4",
+                each.elements,
+                each.dtype == wanted_weight,
+            ),
+        ).dtype
     else:
         weight = read.pop() if len(read) > 1 else "no"
     if layer.op not in _READERS:
         return f"{weight} table"
-    wanted = EXPECTED.get(layer.scheme, "").rpartition(", ")[2].removesuffix(" input")
-    found = wanted if wanted in read else (read or ["no"])[0]
+    wanted = wanted.removesuffix(" input")
+    is_read = wanted in read or (wanted in NARROW and _rounds_input(layer, kernel))
+    found = wanted if is_read else (read or ["no"])[0]
     return f"{weight} weight, {found} input"
+
+
+def _joined(constants: Iterable[Tensor]) -> list[Tensor]:
+    """Those of one dtype as one: a weight that was cut into columns."""
+    elements: Counter[str] = Counter()
+    for each in constants:
+        elements[each.dtype] += each.elements
+    return [Tensor(dtype=dtype, elements=count) for dtype, count in elements.items()]
+
+
+def _rounds_input(layer: LayerRecord, kernel: Kernel) -> bool:
+    """Whether the cast of the layer's input is part of a kernel that was generated."""
+    cast = f"{layer.node}/input"
+    return not kernel.multiplies and any(
+        source == cast or source.startswith(f"{cast}/") for source in kernel.sources
+    )
 
 
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:

@@ -6,6 +6,8 @@ All of this was measured with TensorRT-RTX 1.7.1.116:
   one weight is float16 and another int8 (not int4), the integers are expanded for that.
 - A small layer of which only parts are read, such as queries, keys and values from one layer of 64
   inputs, becomes products with parts of its weight, which is expanded for that (not with 128).
+- Behind a product of two activations with nothing moved between, as with a single head, a layer is
+  joined with it, and its int8 weight is expanded.
 - What turns a small layer's result (to mix tokens, say) is drawn into the product, whose weight is
   then the left operand; an int8 one is expanded for that.
 - A weight that two products read is expanded once for both. Nothing prevents that; such layers are
@@ -42,7 +44,7 @@ PARTS: Final = frozenset({"Gather", "Slice", "Split"})
 
 def add_fences(model: ir.Model, used: Counter[str]) -> None:
     """Put a Clip wherever the compiler would expand a weight otherwise."""
-    for _, cast in find_joined(model):
+    for _, cast in [*find_joined(model), *find_chained(model)]:
         source = cast.inputs[0]
         assert source is not None  # a cast has its operand
         kept = _clip(model, cast, source, used, role="input")
@@ -73,6 +75,53 @@ def find_joined(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
         if "FLOAT16" in kinds:
             found += kinds.get("INT8", [])
     return found
+
+
+def find_chained(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
+    """Products of an int8 weight alone, each with the cast of its operand, right behind a product
+    of two activations."""
+    found: list[tuple[ir.Node, ir.Node]] = []
+    for node in model.graph:
+        if node.op_type in PRODUCTS and not quantized_input(node.inputs[0]):
+            weight, cast = find_weight(node.inputs[1]), _cast_of(node.inputs[0])
+            if weight is not None and weight.kind == "INT8" and cast is not None:
+                before = _behind_views(cast.inputs[0])
+                if before is not None and _multiplies_activations(before):
+                    found.append((node, cast))
+    return found
+
+
+def _cast_of(value: ir.Value | None) -> ir.Node | None:
+    """The cast that a value comes from, through views."""
+    node = _behind_views(value)
+    return node if node is not None and node.op_type == "Cast" else None
+
+
+def _behind_views(value: ir.Value | None) -> ir.Node | None:
+    """What a value comes from through nodes that move no number."""
+    node = None if value is None else value.producer()
+    while node is not None and node.op_type in VIEWS and not _moves(node):
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    return node
+
+
+def _moves(node: ir.Node) -> bool:
+    """Whether a node is a Transpose of more than axes of size 1, such as that of a single head."""
+    order, source = node.attributes.get("perm"), node.inputs[0]
+    if node.op_type != "Transpose" or order is None or source is None or source.shape is None:
+        return node.op_type == "Transpose"
+    shape = source.shape
+    kept = [axis for axis in order.as_ints() if shape[axis] != 1]
+    return kept != sorted(kept)
+
+
+def _multiplies_activations(node: ir.Node) -> bool:
+    """Whether a node is a product of activations, or the cast of its result."""
+    if node.op_type == "Cast":
+        inner = _behind_views(node.inputs[0])
+        return inner is not None and _multiplies_activations(inner)
+    return node.op_type == "MatMul" and find_weight(node.inputs[1]) is None
 
 
 def find_split(model: ir.Model) -> list[ir.Node]:

@@ -15,7 +15,13 @@ import numpy as np
 
 from advisor.targets.onnxruntime.forms.form import integer
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
-from advisor.targets.tensorrt.fences import find_joined, find_split, find_tied, find_turned
+from advisor.targets.tensorrt.fences import (
+    find_chained,
+    find_joined,
+    find_split,
+    find_tied,
+    find_turned,
+)
 from advisor.targets.tensorrt.forms.float4 import DOMAIN, QUANTIZER
 from advisor.targets.tensorrt.forms.form import quantized_input
 from advisor.targets.tensorrt.forms.weights import Stored, find_weight
@@ -110,13 +116,17 @@ def _check_shared(model: ir.Model) -> list[Finding]:
         )
         for product in find_split(model)
     ]
+    chained = [
+        (product, "a Clip behind a product of activations", "reads such a product right away")
+        for product, _ in find_chained(model)
+    ]
     turned = [
         (product, "a result that is turned behind a Clip, if at all", "one turned right away")
         for product in find_turned(model)
     ]
     return [
         Finding(name=_name_of(node), rule=rule, problem=problem)
-        for node, rule, problem in (*joined, *tied, *split, *turned)
+        for node, rule, problem in (*joined, *tied, *split, *turned, *chained)
     ]
 
 

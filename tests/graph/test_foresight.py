@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from advisor.assemble import build_problem, error_columns
+from advisor.decide import layer_divergence
 from advisor.foresight import column_scores
+from advisor.formats import scheme_named
 from advisor.indicators import Indicators
 from advisor.passes.sensitivity import Column, Sensitivity
 from advisor.search.problem import Choice, evaluate, holding
@@ -76,3 +78,29 @@ def test_the_form_is_the_problem_without_interactions_and_the_probe_with_them(
             assert together[index] == pytest.approx(sensitivity.divergence(*columns), rel=1e-5)
         else:
             assert together[index] == 0.0
+
+
+def test_a_layers_divergence_has_the_standard_error_of_its_terms(
+    setting: Setting, sensitivity: Sensitivity
+) -> None:
+    """Error columns are one term, and every static input one of its own: half the mean square of
+    each, and the spread of their sum over samples and probes."""
+    seen: set[int] = set()
+    for group in setting.groups:
+        for option in setting.space.candidates[group.name]:
+            for layer in setting.layers_of(group):
+                own = error_columns(layer, option, setting.capability)
+                edges = [("edge", name, layer.name) for name in (layer.input, layer.other) if name]
+                edges = [e for e in dict.fromkeys(edges) if e in sensitivity.scores]
+                if not scheme_named(option.scheme).is_static:
+                    edges = []
+                terms = [[*own]] if own else []
+                terms += [[edge] for edge in edges]
+                seen.add(len(terms))
+                each = np.zeros(12)
+                for term in terms:
+                    each += sum(sensitivity.scores[c].double().numpy() for c in term) ** 2 / 2
+                found, error = layer_divergence(setting, layer, option, sensitivity)
+                assert found == pytest.approx(each.mean(), rel=1e-5)
+                assert error == pytest.approx(each.std(ddof=1) / 12**0.5, rel=1e-5)
+    assert {0, 1, 2} <= seen

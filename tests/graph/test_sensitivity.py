@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from advisor.formats import scheme_named
+from advisor.passes import sensitivity
 from advisor.passes.apply import dequantize, quantize_dequantize
 from advisor.passes.capture import capture
 from advisor.passes.divergence import OutputKind, measure_powers
@@ -21,7 +24,15 @@ from advisor.passes.graph import ActivationParams, Graph, Layer, name_of
 from advisor.passes.layers import LAYER_OPS, PRODUCT_OPS, input_argument, operands
 from advisor.passes.rounding import round_weight
 from advisor.passes.rounding.store import RoundedWeights
-from advisor.passes.sensitivity import Column, Question, Sensitivity, probe
+from advisor.passes.sensitivity import (
+    LARGEST_ERROR,
+    MOST_PROBES,
+    Column,
+    Question,
+    Sensitivity,
+    enough_probes,
+    probe,
+)
 from advisor.passes.spool import Spool
 from tests.graph.small import (
     Workbench,
@@ -238,10 +249,86 @@ def test_the_stated_error_covers_the_truth(cnn: Workbench) -> None:
     few, many = score(cnn, weights, probes=2, seed=5), score(cnn, weights, probes=64)
     for column in few.scores:
         gap = abs(few.divergence(column) - many.divergence(column))
-        assert gap <= 4 * (few.error(column) + many.error(column))
-        assert many.error(column) < few.error(column)
+        assert gap <= 4 * (few.error([column]) + many.error([column]))
+        assert many.error([column]) < few.error([column])
     assert few.samples == many.samples == 256
     assert {scores.shape for scores in few.scores.values()} == {(512,)}
+
+
+def test_the_stated_error_is_that_of_the_mean_of_summed_squares(cnn: Workbench) -> None:
+    """Of a weight and an input that are one error, and of terms that add up."""
+    found = score(cnn, every_weight(cnn.graph, ("w4", "w8")), probes=2, seed=5)
+    first, second, third = list(found.scores)[:3]
+    a, b, c = (found.scores[column].double().numpy() for column in (first, second, third))
+    each = (a + b) ** 2 / 2 + c**2 / 2
+    error = float(np.std(each, ddof=1) / len(each) ** 0.5)
+    assert found.error([first, second], [third]) == pytest.approx(error, rel=1e-5)
+    assert found.error() == 0.0
+
+
+def test_probes_follow_the_candidates_and_the_samples(cnn: Workbench) -> None:
+    assert enough_probes(200, 128) > enough_probes(10, 128)
+    assert enough_probes(200, 64) > enough_probes(200, 256)
+    assert enough_probes(10_000, 2) == MOST_PROBES
+    assert enough_probes(2, 10_000) == 1
+    # Signs at random: the largest of 200 estimates is off by no more than was promised.
+    count = 128 * enough_probes(200, 128)
+    draws = np.random.default_rng(0).standard_normal((50, 200, count))
+    largest = np.abs(np.mean(draws**2, axis=2) - 1).max(axis=1)
+    assert largest.mean() <= LARGEST_ERROR
+    assert largest.mean() >= LARGEST_ERROR / 2  # nor were many more spent than needed
+    # And that is what scoring takes: every weight, every tensor and every reader of one.
+    sites = cnn.setting.regions.sites
+    for schemes in (("w8",), ("w8", "w4", "w8a8")):
+        weights = every_weight(cnn.graph, schemes)
+        columns = len(weights) + len(sites) + sum(len(site.readers) for site in sites)
+        found = score(cnn, weights, probes=None, max_samples=96)
+        assert found.probes == enough_probes(columns, 96)
+
+
+def test_memory_does_not_grow_with_the_candidates(
+    cnn: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of all tensors alive while each change is scored: one change at a time, so that ten
+    candidates take what one takes, and their scores."""
+    peak = 0
+
+    def dot(*arguments: Any) -> torch.Tensor:
+        nonlocal peak
+        alive = (each for each in gc.get_objects() if type(each) is torch.Tensor)
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
+        peak = max(peak, sum(storages.values()))
+        return original(*arguments)
+
+    original = sensitivity._dot
+    monkeypatch.setattr(sensitivity, "_dot", dot)
+
+    def peak_of(schemes: Sequence[str], algorithms: Sequence[str]) -> tuple[int, int]:
+        nonlocal peak
+        gc.collect()
+        peak = 0
+        layers = [layer for layer in cnn.graph.layers if not layer.is_product]
+        found = probe(
+            cnn.graph,
+            cnn.data.scoring,
+            Question(
+                weights=[(y, s, a) for y in layers for s in schemes for a in algorithms],
+                sites=(),
+                params={},
+            ),
+            # Rounded weights are kept for later, up to a limit of their own: none here.
+            rounded=RoundedWeights(cnn.graph, limit_bytes=0),
+            kinds=cnn.kinds,
+            powers=cnn.simulator.powers,
+            probes=2,
+            max_samples=64,
+        )
+        return peak, sum(4 * scores.numel() for scores in found.scores.values())
+
+    few, own = peak_of(("w8",), ("rtn",))
+    many, scores = peak_of(("w8", "w4", "w8a8", "w8a8-dynamic", "w4a8-dynamic"), ("rtn", "mse"))
+    assert scores == 10 * own
+    assert many - scores <= 1.1 * few
 
 
 def test_a_seed_repeats_exactly(cnn: Workbench) -> None:

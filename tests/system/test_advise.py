@@ -404,5 +404,12 @@ def test_an_energy_budget_holds_where_energies_are_published() -> None:
     assert made.predicted.energy_j is not None
     assert made.predicted.energy_j.value <= limit
     assert made.predicted.energy_j.origin == "modelled"
+    assert made.energy_parts is not None
+    assert made.energy_parts.joules == pytest.approx(made.predicted.energy_j.value)
+    assert made.predicted.memory_bytes is not None
+    assert made.memory_parts.total_bytes == pytest.approx(made.predicted.memory_bytes.value)
+    pinned = free.pin("*", "fp32")
+    assert pinned.energy_parts is not None
+    assert pinned.energy_parts.joules == pytest.approx(values["fp32"])
     assert len({layer.scheme for layer in made.layers}) > 1
     assert "energy" in made.outcome

@@ -235,6 +235,24 @@ def test_metric_that_is_no_number(result: Any) -> None:
         plan_small(metric=lambda _: result)
 
 
+@pytest.mark.parametrize("result", [None, "low", [0.1, 0.2], torch.zeros(3)])
+def test_loss_that_is_no_number(result: Any) -> None:
+    with pytest.raises(UsageError, match=r"loss returned \w+, which is no single number"):
+        plan_small(loss=lambda _outputs, _reference: result)
+
+
+def test_metric_or_loss_that_raises_is_named_and_kept_as_the_cause() -> None:
+    def fail(*_: Any) -> float:
+        raise ZeroDivisionError("no labels")
+
+    with pytest.raises(UsageError, match="metric raised ZeroDivisionError: no labels") as found:
+        plan_small(metric=fail)
+    assert isinstance(found.value.__cause__, ZeroDivisionError)
+    with pytest.raises(UsageError, match="loss raised ZeroDivisionError: no labels") as found:
+        plan_small(loss=fail)
+    assert isinstance(found.value.__cause__, ZeroDivisionError)
+
+
 def test_plan_of_another_model(saved: Path) -> None:
     other = small.load()
     with torch.no_grad():

@@ -15,6 +15,7 @@ from advisor.cli.app import app
 from advisor.doctor import read_cpu
 from advisor.errors import UsageError
 from advisor.measure.machine import find_stopwatch
+from advisor.measure.rates import rates_of
 from advisor.plan import Plan
 from advisor.planfile import load_measurements, noted_measurements
 from advisor.profiles.host import measure_profile
@@ -51,6 +52,8 @@ def test_a_plan_for_this_machine_is_measured(brief: Path) -> None:
     assert "measured on this machine" in latency.how
     assert plan.breakdown.timed_s == pytest.approx(latency.value)
     assert all(layer.bound == "timed" and layer.latency_s >= 0 for layer in plan.layers)
+    assert "off by" in latency.how
+    assert any("models timed on this machine: they are off by" in note for note in plan.notes)
     assert any(note.startswith(f"{read_cpu().model}") for note in plan.notes)
     noted = {each.subject: each for each in noted_measurements(plan)}
     assert {"plan", "fp32"} <= set(noted)
@@ -75,12 +78,16 @@ def test_host_with_a_runtime_that_cannot_be_timed_is_refused(brief: Path) -> Non
         find_stopwatch(load_profile("host"), load_capability("coreml"))
     with pytest.raises(UsageError, match="coreml cannot be timed; possible are onnxruntime"):
         measure_profile(runtime="coreml")
+    with pytest.raises(UsageError, match="coreml cannot be timed"):
+        rates_of("coreml", lambda _done, _count: None)
 
 
 @pytest.mark.slow
 def test_litert_kernels_of_this_machine_make_a_profile(brief: Path) -> None:
     path = brief / "here.toml"
-    result = CliRunner().invoke(app, ["profiles", "measure", "--runtime", "tflite", "-o", str(path)])
+    result = CliRunner().invoke(
+        app, ["profiles", "measure", "--runtime", "tflite", "-o", str(path)]
+    )
     assert result.exit_code == 0, result.output
     profile = load_profile(path)
     assert (profile.runtime, profile.kind) == ("tflite", "cpu")

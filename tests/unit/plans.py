@@ -16,6 +16,7 @@ from advisor.plan import (
     Quantity,
     TensorDecision,
 )
+from advisor.profiles.costparts import EnergyParts, MemoryParts
 from advisor.profiles.timeparts import TimeParts
 
 
@@ -161,6 +162,13 @@ def make_plan(**changes: Any) -> Plan:
             divergence=modelled(0.0016, "probe"),
         ),
         measured=Metrics(divergence=measured(0.00187), metric=measured(0.9861)),
+        memory_parts=MemoryParts(
+            weights_bytes=140_000.0,
+            activations_bytes=19_536.0,
+            scratch_bytes=4_000.0,
+            runtime_bytes=2e7,
+        ),
+        energy_parts=EnergyParts(compute_j=3e-4, memory_j=1e-4),
         breakdown=TimeParts(
             compute_s=1.25e-05, memory_s=3.2e-05, overhead_s=4e-06, boundary_s=1e-06
         ),

@@ -89,7 +89,18 @@ def layered_problem(rng: Rng, *, groups: int, most: int = 8, points: int = 50) -
                 np.concatenate([[0.0], 10 ** rng.uniform(-10, -6) * 4.0**step]) for step in steps
             )
         ),
+        # The bytes that move, and arithmetic that is cheaper with integers (the third and fourth).
+        energy_j=Linear(
+            per_group=tuple(
+                1e-11 * s + 1e-12 * p * _work(bits) for s, p in zip(size, params, strict=True)
+            ),
+            per_indicator=np.full(len(casts), 1e-9),
+        ),
     )
+
+
+def _work(bits: FloatArray) -> FloatArray:
+    return np.where((bits > 7) & (bits < 9), 1.0, 4.0)
 
 
 def enumerate_plans(problem: Problem) -> list[tuple[Choice, Evaluation]]:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from advisor.budget import Budget
+from advisor.foresight import Foresight
 from advisor.search.belief import NOISE, OF_COLUMNS, OF_PAIRS, TRUST, believe
-from advisor.search.problem import Choice, Evaluation, FloatArray, Linear, Problem
+from advisor.search.objective import Aim, start
+from advisor.search.problem import Choice, Evaluation, FloatArray, Linear, Problem, evaluate
 from advisor.search.surrogate import Surrogate, fit_surrogate
 from advisor.search.table import as_array, table_of
+from advisor.search.trial import Trial
 from tests.unit.problems import layered_problem
 
 
@@ -104,3 +108,50 @@ def test_a_plan_better_than_foreseen_makes_its_relatives_better(
         mean, _ = belief.of(features)
         ratio = float(np.exp(mean[0]) / form.divergence(features)[0])
         assert least < ratio < most
+
+
+def tried(problem: Problem, number: int, choice: Choice, divergence: float) -> Trial:
+    return Trial(
+        number=number,
+        choice=choice,
+        divergence=divergence,
+        evaluation=evaluate(problem, choice),
+        feasible=True,
+        origin="search",
+    )
+
+
+@pytest.mark.parametrize(("room", "wanted"), [(1.5, True), (1.0, False)])
+def test_what_a_plan_leaves_of_its_budget_is_tried(
+    problem: Problem, room: float, wanted: bool
+) -> None:
+    """Where 1 % is left, wider groups come first; until all that fit were measured."""
+    rng = np.random.default_rng(5)
+    choice: Choice = (2, 1, 2, 3, 1)
+    size = evaluate(problem, choice).size_bytes
+    budget = Budget(size_bytes=size * room)
+    foresight = Foresight(
+        problem=problem,
+        scores=rng.normal(size=(20, 50)),
+        begun=start(problem, budget, "accuracy"),
+        starts=(),
+        checked={},
+        budget=budget,
+        aim=Aim(objective="accuracy"),
+    )
+    sizes = problem.size_bytes.per_group
+    fitting = {
+        (*choice[:group], candidate, *choice[group + 1 :])
+        for group, row in enumerate(sizes)
+        for candidate in range(len(row))
+        if 0 < row[candidate] - row[choice[group]] <= size * (room - 1)
+    }
+    assert bool(fitting) is wanted
+    trials = [tried(problem, 0, choice, 1e-3)]
+    for number in range(1, len(fitting) + 1):
+        found = foresight.suggest(trials)
+        assert found is not None
+        assert found[0] in fitting - {trial.choice for trial in trials}
+        trials.append(tried(problem, number, found[0], 2e-3))
+    found = foresight.suggest(trials)
+    assert found is None or found[0] not in fitting

@@ -2,10 +2,14 @@
 
 import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+from advisor.cli.show import show_profiles
+from advisor.errors import ProfileError
 from advisor.profiles.loader import list_profiles, load_profile, profile_names
+from advisor.profiles.parse import parse_profile
 from advisor.profiles.roofline import effective_compute
 from advisor.profiles.schema import Figure, Profile
 from advisor.profiles.units import select_unit
@@ -55,11 +59,42 @@ def test_the_catalogue_has_it(name: str) -> None:
 
 
 def test_everything_is_wanted_and_families_hold_one_vendor_each() -> None:
-    assert {profile_of(name).name for name in WANTED} == set(profile_names())
+    assert {profile_of(name).name.partition(":")[0] for name in WANTED} == set(profile_names())
     vendors: dict[str, set[str]] = {}
     for profile in list_profiles():
         vendors.setdefault(profile.family, set()).add(profile.vendor)
     assert all(len(found) == 1 for found in vendors.values()), vendors
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "units", "dtype", "ops_per_s"),
+    [
+        ("hexagon", "snapdragon-x-elite:npu+cpu", ("cpu", "npu"), "int8", 45e12),
+        ("Adreno-X1", "snapdragon-x-elite:gpu", ("gpu",), "float32", 4.6e12),
+        ("mali-g610", "rk3588:gpu", ("gpu",), "float16", 1024e9),
+    ],
+)
+def test_names_of_units_are_those_units(
+    alias: str, name: str, units: tuple[str, ...], dtype: str, ops_per_s: float
+) -> None:
+    profile = load_profile(alias)
+    assert (profile.name, profile.units) == (name, units)
+    assert effective_compute(profile, dtype).ops_per_s == ops_per_s
+    assert load_profile(profile.name) == profile  # as a plan names it
+    with pytest.raises(ProfileError, match=f"one compute unit already: {name.replace('+', '.')}"):
+        load_profile(f"{alias}:cpu")
+    listing = show_profiles()
+    row = next(row for row in listing.rows if row[1] == name.partition(":")[0])
+    assert f"{alias.lower()} ({name.partition(':')[2]})" in row[3]
+
+
+def test_an_alias_of_a_unit_that_is_not_there_is_refused() -> None:
+    text = (Path(__file__).parents[2] / "profiles" / "rk3588.toml").read_text(encoding="utf-8")
+    wrong = text.replace('mali-g610 = "gpu"', 'mali-g610 = "tpu"')
+    with pytest.raises(
+        ProfileError, match=r"rk\.toml: unit_aliases\.mali-g610: .*'tpu'.*cpu, gpu, npu"
+    ):
+        parse_profile(wrong, "rk.toml", load_profile)
 
 
 def evaluated(says: str) -> float:

@@ -246,7 +246,7 @@ def test_exit_codes(
 def test_report_on_the_terminal_as_json_and_to_a_file(tmp_path: Path) -> None:
     plan = save_plan(make_plan(), tmp_path)
     assert "intel-vnni" in run("report", str(plan)).stdout
-    assert json.loads(run("report", str(tmp_path), "--json").stdout)["schema"] == 2
+    assert json.loads(run("report", str(tmp_path), "--json").stdout)["schema"] == 3
     result = run("report", str(plan), "-o", str(tmp_path / "r.html"))
     assert (result.exit_code, result.stdout) == (0, "")
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")

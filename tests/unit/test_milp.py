@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.errors import UsageError
-from advisor.search.milp import QUANTITIES, solve, value_of, within
+from advisor.search.milp import LARGE, LARGE_GAP, QUANTITIES, solve, value_of, within
 from advisor.search.problem import Candidate, Linear, Problem, evaluate
 from advisor.streams import withheld_lines
 from tests.unit.problems import enumerate_plans, layered_problem, small_problem
@@ -143,6 +143,20 @@ def test_five_hundred_groups_of_eight_are_solved_to_a_thousandth() -> None:
     )
     assert lagrangian <= found.value * (1 + 1e-9)
     assert found.bound >= lagrangian * (1 - 1e-3)
+
+
+def test_large_problems_are_solved_to_a_thousandth_by_themselves_and_small_ones_exactly() -> None:
+    """Under four limits that no plan meets by chance; the gap that is said is the proven one."""
+    for groups, gap in ((60, 1e-6), (LARGE + 80, LARGE_GAP)):
+        problem = layered_problem(np.random.default_rng(4), groups=groups, points=10)
+        whole = evaluate(problem, (0,) * groups)
+        shares = {"size_bytes": 0.2, "memory_bytes": 0.21, "latency_s": 0.42, "energy_j": 0.24}
+        bounds = {name: share * value_of(whole, name) for name, share in shares.items()}
+        found = solve(problem, minimise="divergence", bounds=bounds)
+        assert found is not None
+        assert within(found.evaluation, bounds)
+        assert found.gap == pytest.approx((found.value - found.bound) / found.value, abs=1e-12)
+        assert found.gap <= gap
 
 
 def test_a_problem_without_groups_has_one_plan() -> None:

@@ -11,6 +11,7 @@ from advisor.search.objective import (
     say_limits,
     score_for,
     select,
+    shares_used,
     start,
 )
 from advisor.search.problem import Evaluation
@@ -190,6 +191,9 @@ def test_among_plans_that_are_near_prediction_has_a_say() -> None:
 
 def test_limits_that_bind_are_named() -> None:
     cost = Evaluation(size_bytes=99.5, memory_bytes=40.0, latency_s=1.0, divergence=0.1)
-    said = say_limits(cost, {"size_bytes": 100.0, "memory_bytes": 80.0})
+    said = say_limits(shares_used(cost, {"size_bytes": 100.0, "memory_bytes": 80.0}))
     assert said == "; of the budget: size 99.5% used and binding, memory 50.0% used"
-    assert say_limits(cost, {}) == ""
+    assert say_limits(shares_used(cost, {})) == ""
+    # A clock knows better than the prediction of 1 second.
+    timed = shares_used(cost, {"latency_s": 2.0}, timed_s=1.99)
+    assert say_limits(timed) == "; of the budget: latency 99.5% used and binding"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from advisor.doctor import Cpu
 from advisor.measure.rates import CHAIN, Kernel, fit_rates, kernels_of
 from advisor.profiles.host import write_profile
 from advisor.profiles.parse import parse_profile
+from advisor.profiles.rates import fit_family
 
 CPU = Cpu(model="Some CPU", cores=4, features=("avx2",))
 SPEED = {"linear": 1e11, "conv": 5e10, "depthwise": 1e10, "int8": 3e11, "elementwise": 2e10}
@@ -48,3 +50,62 @@ def test_a_start_that_is_most_of_the_time_hides_no_more_than_half() -> None:
     found = fit_rates(kernels, {name: [1e-6] * len(each) for name, each in kernels.items()})
     amounts = [kernel.amount for kernel in kernels["linear"]]
     assert found.float32_ops_per_s == pytest.approx(max(amounts) / 0.5e-6)
+
+
+def test_a_family_is_fitted_as_least_squares_in_the_logarithm() -> None:
+    """Against numpy's own least squares and its covariance of the one coefficient."""
+    rates = [3e10, 5e10, 4.2e10, 9e10]
+    found = fit_family(rates)
+    logs = np.log(rates)
+    (coefficient,), (squares,), *_ = np.linalg.lstsq(np.ones((4, 1)), logs, rcond=None)
+    residual = np.sqrt(squares / 3)
+    assert found.value == pytest.approx(np.exp(coefficient))
+    assert found.error == pytest.approx(np.sqrt(residual**2 + residual**2 / 4))
+    assert (found.lowest, found.highest) == pytest.approx((3e10 / found.value, 9e10 / found.value))
+    assert f"within a factor of {np.exp(found.error):.2f}" in found.describe("products")
+
+
+def test_unseen_shapes_are_as_far_off_as_said() -> None:
+    """Rates that scatter by a known factor: 68 % of unseen ones within one standard error."""
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(2000):
+        *seen, unseen = np.exp(rng.normal(24, 0.3, 21))
+        found = fit_family([float(each) for each in seen])
+        inside += abs(np.log(unseen / found.value)) <= found.error
+    assert inside / 2000 == pytest.approx(0.68, abs=0.03)
+
+
+def test_every_family_has_three_shapes_or_more() -> None:
+    from advisor.targets.onnxruntime import rates
+
+    for kernels in (kernels_of(), rates.kernels_of(np.random.default_rng(0))):
+        for name in ("linear", "int8", "conv", "depthwise", "gather", "elementwise"):
+            assert len(kernels[name]) >= 3, name
+
+
+def test_rates_of_onnx_runtimes_kernels() -> None:
+    from advisor.targets.onnxruntime import rates
+
+    kernels = rates.kernels_of(np.random.default_rng(0))
+    start = 3e-6
+
+    def taken(name: str, kernel: rates.Kernel) -> float:
+        if name in ("single", "chain"):
+            return start * (1 + (kernel.amount - 1) / 4)
+        return start + kernel.amount / SPEED.get(name, 1e10)
+
+    seconds = {name: [taken(name, each) for each in group] for name, group in kernels.items()}
+    found = rates.fit_rates(kernels, seconds)
+    assert found.linear_ops_per_s == pytest.approx(1e11)
+    assert found.float32_ops_per_s == pytest.approx(1e11)
+    assert found.int8_ops_per_s == pytest.approx(3e11)
+    assert found.conv_ops_per_s == pytest.approx(5e10)
+    assert found.depthwise_ops_per_s == pytest.approx(1e10)
+    assert found.bandwidth_bytes_per_s == pytest.approx(1e10)
+    assert found.launch_s == pytest.approx(start / 4)
+    profile = parse_profile(write_profile(found, CPU, "onnxruntime 1"), "here.toml")
+    says = profile.efficiency["depthwise"].says
+    assert "over 3 depthwise Convs, 1.00 to 1.00 of it" in says
+    assert "an unseen shape is expected within a factor of 1.00" in says
+    assert says.endswith("against the peak above")

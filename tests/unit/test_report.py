@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from advisor.errors import OutputError, UsageError
-from advisor.plan import Calibration, Metrics, Plan
+from advisor.plan import Calibration, Drop, Metrics, Plan
 from advisor.report import render_html, render_json, render_markdown, report_data, report_text
 from advisor.report.page import lay_out
 from advisor.report.units import (
@@ -136,6 +136,26 @@ def test_options_beside_the_chosen_one() -> None:
     assert [option.reason for option in conv.excluded] == ["block 32 does not divide 9 inputs"]
 
 
+def test_shares_have_their_error_and_the_metric_its_interval() -> None:
+    """Divergences of 0.0004 and 0.0012: errors of 0.0002 and nothing known are 12.5 % and none."""
+    first, *others = make_layers()
+    plan = dataclasses.replace(
+        make_plan(),
+        layers=(dataclasses.replace(first, error=0.0002), *others),
+        drop=Drop(value=0.0042, low=-0.001, high=0.0103, examples=397, limit=0.01),
+    )
+    rows = report_data(plan).layers
+    assert rows[0].error_share == pytest.approx(0.125)
+    assert rows[1].error_share is None
+    for text in (render_html(plan), render_markdown(plan)):
+        assert "25 % ± 12.5 %" in text
+        assert "0.42 %, 95 % interval -0.1 % to 1.03 % over 397 examples" in text
+    assert json.loads(render_json(plan))["drop"]["examples"] == 397
+    # One number has no interval.
+    single = dataclasses.replace(plan, drop=Drop(value=0.0042))
+    assert "interval" not in dict(lay_out(report_data(single)).facts)["Drop of the metric"]
+
+
 def test_divergence_shares_add_up() -> None:
     layers = report_data(make_plan()).layers
     assert [layer.divergence_share for layer in layers] == pytest.approx([0.25, 0.75, 0.0])
@@ -245,7 +265,7 @@ def test_terminal_shows_names_of_the_model_as_they_are() -> None:
 
 def test_json_report() -> None:
     document = json.loads(render_json(make_plan()))
-    assert document["schema"] == 2
+    assert document["schema"] == 3
     assert document["comparison"][0]["metrics"]["divergence"] == {
         "value": 0.00187,
         "origin": "measured",
@@ -289,12 +309,32 @@ def test_sections_without_content_are_left_out() -> None:
         "Comparison",
         "Predicted and measured",
         "Where the time goes",
+        "Where the memory goes",
+        "Where the energy goes",
         "Kept in floating point",
         "What the device computes in",
         "How good the search was",
         "Provenance",
     ]
     Checker(render_html(dataclasses.replace(plan, trials=(), predicted=Metrics())))
+
+
+def test_memory_and_energy_are_told_by_their_parts() -> None:
+    text = render_markdown(make_plan())
+    for row in (
+        "Weights | ≈ 140 kB | ≈ 85.6 %",
+        "Activations | ≈ 19.5 kB | ≈ 11.9 %",
+        "Working memory | ≈ 4 kB | ≈ 2.45 %",
+        "Arithmetic | ≈ 300 µJ | ≈ 75 %",
+        "Memory traffic | ≈ 100 µJ | ≈ 25 %",
+    ):
+        assert row in text
+    assert "data take ≈ 20 MB on top" in text
+    assert "Keys and values" not in text  # it keeps none
+    unknown = dataclasses.replace(make_plan().memory_parts, runtime_bytes=None)
+    text = render_markdown(make_plan(memory_parts=unknown, energy_parts=None))
+    assert "take on top is not known" in text
+    assert "Where the energy goes" not in text
 
 
 def test_diff_of_equal_plans_is_empty() -> None:

@@ -11,7 +11,7 @@ from advisor.profiles.roofline import (
     boundary_seconds,
     dispatch_seconds,
     effective_compute,
-    energy_joules,
+    energy_parts,
     family_of,
     layer_seconds,
     layer_time,
@@ -259,20 +259,24 @@ def test_fewer_than_one_thread_is_refused(threads: int) -> None:
 def test_energy_only_where_published() -> None:
     energy = Energy(joules_per_byte=figure(20e-12), joules_per_op={"int8": figure(0.2e-12)})
     profile = replace(toy(), energy=energy)
-    joules = energy_joules(profile, macs=1e6, traffic_bytes=1e6, compute_dtype="int8")
-    assert joules == pytest.approx(2e6 * 0.2e-12 + 1e6 * 20e-12)
-    assert energy_joules(profile, macs=1, traffic_bytes=1, compute_dtype="float32") is None
-    assert energy_joules(toy(), macs=1, traffic_bytes=1, compute_dtype="int8") is None
+    parts = energy_parts(profile, macs=1e6, traffic_bytes=1e6, compute_dtype="int8")
+    assert parts is not None
+    assert parts.compute_j == pytest.approx(2e6 * 0.2e-12)
+    assert parts.memory_j == pytest.approx(1e6 * 20e-12)
+    assert energy_parts(profile, macs=1, traffic_bytes=1, compute_dtype="float32") is None
+    assert energy_parts(toy(), macs=1, traffic_bytes=1, compute_dtype="int8") is None
 
 
 def test_published_energies_give_the_sum_by_hand() -> None:
     """Jouppi et al. 2021, table 2, at 7 nm: 0.07 + 0.03 pJ for int8, 350 pJ for 64 bits of HBM2."""
     a100 = load_profile("a100")
-    joules = energy_joules(a100, macs=1e9, traffic_bytes=8e6, compute_dtype="int8")
-    assert joules == pytest.approx(1e9 * 0.10e-12 + 1e6 * 350e-12)
+    parts = energy_parts(a100, macs=1e9, traffic_bytes=8e6, compute_dtype="int8")
+    assert parts is not None
+    assert parts.joules == pytest.approx(1e9 * 0.10e-12 + 1e6 * 350e-12)
     # Six bfloat16 passes of 0.21 + 0.38 pJ.
-    joules = energy_joules(load_profile("tpu-v4"), macs=1, traffic_bytes=0, compute_dtype="float32")
-    assert joules == pytest.approx(6 * 0.59e-12)
+    parts = energy_parts(load_profile("tpu-v4"), macs=1, traffic_bytes=0, compute_dtype="float32")
+    assert parts is not None
+    assert parts.joules == pytest.approx(6 * 0.59e-12)
 
 
 def test_dispatch_is_counted_where_known() -> None:

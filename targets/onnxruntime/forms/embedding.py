@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
 
 from advisor.errors import UnsupportedError
@@ -41,6 +42,8 @@ SMALLEST_BLOCK: Final = 16
 
 def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
     """The rows of the table at the ids, as floats."""
+    import onnx_ir as ir
+
     weight, ids = call.inputs[:2]
     if call.scheme.weight.dtype == "float32":
         return (build.node("Gather", [weight, ids], role="op"),)
@@ -60,10 +63,31 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
     steps = build.node("Gather", [column, ids], role="weight")
     rank = 1 if ids.shape is None else len(ids.shape)
     block = values.shape[1] // scale.shape[1]
-    dequantized = build.node(
-        "DequantizeLinear", [rows, steps], role="op", axis=rank, block_size=block
-    )
+    inputs: list[ir.Value | None] = [rows, steps]
+    if not _reads_inputs(ids):
+        # Rows at known places become a constant, which processors without VNNI want as uint8; ONNX
+        # Runtime 1.31 then adds a zero point of the wrong rank where there is none.
+        sizes = build.node("Shape", [steps], role="weight")
+        zero = ir.tensor(np.zeros(1, np.int8))
+        inputs.append(build.node("ConstantOfShape", [sizes], role="weight", value=zero))
+    dequantized = build.node("DequantizeLinear", inputs, role="op", axis=rank, block_size=block)
     return (dequantized,)
+
+
+def _reads_inputs(value: ir.Value) -> bool:
+    """Whether a value depends on more of the model's inputs than their sizes."""
+    waiting, seen = [value], {id(value)}
+    while waiting:
+        now = waiting.pop()
+        if now.is_graph_input():
+            return True
+        producer = now.producer()
+        if producer is None or producer.op_type == "Shape":
+            continue
+        new = [each for each in producer.inputs if each is not None and id(each) not in seen]
+        seen.update(map(id, new))
+        waiting += new
+    return False
 
 
 def _blocks(build: Builder, call: Call, values: Array, scale: Array) -> ir.Value:

@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, helper, shape_inference
 
 from tests.targets.tensorrt.sketch import OUTPUTS, ROWS, WIDTH, Sketch, half, image
 
@@ -139,15 +139,26 @@ def parts_of_int8() -> ModelProto:
 
 def turned_int8() -> ModelProto:
     """A small layer over tokens, its result turned back and added, as in a mixer."""
-    s, tokens = Sketch(), 16
-    wide = s.dequantize(s.weight(32, tokens), 1)
+    s, tokens, inputs = Sketch(), 192, 64
+    wide = s.dequantize(s.weight(inputs, tokens), 1)
     narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
     mixed = half(s, "x", narrow, "layer")
     turned = s.node("Transpose", [mixed], "turned", perm=[0, 2, 1])
-    last = s.node(
-        "Relu", [s.node("Add", [turned, s.hold("rest", s.weight(tokens, 24))], "sum")], "y"
-    )
-    return s.model(last, inputs=[2, 24, 32], outputs=[2, tokens, 24])
+    whole = s.node("Add", [turned, s.hold("rest", s.weight(tokens, 32))], "sum")
+    return s.model(s.node("Relu", [whole], "y"), inputs=[2, 32, inputs], outputs=[2, tokens, 32])
+
+
+def chained_int8() -> ModelProto:
+    """The last layer of an attention with a single head."""
+    s, width, outputs = Sketch(), 64, 192
+    wide = s.dequantize(s.weight(width, outputs), 1)
+    narrow = s.node("Cast", [wide], "w_half", to=TensorProto.FLOAT16)
+    seen = s.node("MatMul", [s.node("Softmax", ["x"], "soft"), s.node("Relu", ["x"], "v")], "pv")
+    heads = s.node("Transpose", [seen], "heads", perm=[0, 2, 1, 3])
+    joined = s.node("Reshape", [heads, s.hold("view", np.array([0, 0, width]))], "joined")
+    sizes = [2, 1, width, width]
+    model = s.model(half(s, joined, narrow, "layer"), inputs=sizes, outputs=[2, width, outputs])
+    return shape_inference.infer_shapes(model)  # which axes have size 1 matters
 
 
 def tied_int8() -> ModelProto:
@@ -227,7 +238,8 @@ SILENT: dict[str, tuple[Callable[[], ModelProto], str]] = {
     "float weight of a quantized input": (float_weight, "89"),
     "weight-only int8 beside float16": (int8_beside_float16, "89"),
     "parts of a small int8 layer": (parts_of_int8, "89"),
-    "weight-only int8 with a turned result": (turned_int8, "120"),
+    "small weight-only int8 layer behind a product of activations": (chained_int8, "89"),
+    "small weight-only int8 layer with a turned result": (turned_int8, "120"),
     "weight-only int8 read twice": (tied_int8, "89"),
     "weight-only int4 read twice": (tied_int4, "89"),
     "product of int8 and floats": (product_of_int8_and_floats, "89"),

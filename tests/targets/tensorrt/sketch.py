@@ -109,7 +109,7 @@ def image(sketch: Sketch, last: str, outputs: list[int | str] | None = None) -> 
 
 
 def half(sketch: Sketch, x: str, weight: str, name: str) -> str:
-    """A product in float16 between casts."""
-    narrow = sketch.node("Cast", [x], f"{name}_in", to=TensorProto.FLOAT16)
+    """A product in float16 between casts, which are named as artifacts name them."""
+    narrow = sketch.node("Cast", [x], f"{name}/input", to=TensorProto.FLOAT16)
     product = sketch.node("MatMul", [narrow, weight], name)
-    return sketch.node("Cast", [product], f"{name}_out", to=TensorProto.FLOAT)
+    return sketch.node("Cast", [product], f"{name}/output", to=TensorProto.FLOAT)

@@ -24,7 +24,7 @@ from advisor.api import advise
 from advisor.errors import MissingDependencyError, PlanError, UnsupportedError, UsageError
 from advisor.plan import Plan
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
-from advisor.targets.tensorrt.engine import Kernel, parse_kernels
+from advisor.targets.tensorrt.engine import Kernel, acceptable_kernels, parse_kernels
 
 SCHEMES = ("fp8", "w8a8", "w8", "w4-g64", "w4-g128", "fp16", "bf16", "fp32")
 
@@ -252,6 +252,49 @@ def test_kernels_that_cannot_be_read_fail_by_name(
     if keep == 0:
         assert lost == set(PINS)
         assert verification.layers_matched == 0
+
+
+class OneRow(nn.Module):
+    """Points (N, 3) to one row of numbers: products of few inputs, and of a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.points = nn.Linear(3, 128)
+        self.one = nn.Linear(128, 256)
+        self.two = nn.Linear(256, 64)
+        self.last = nn.Linear(64, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = functional.relu(self.points(x)).mean(0, keepdim=True)
+        row = functional.relu(self.two(functional.relu(self.one(row))))
+        scored: Tensor = self.last(row)
+        return scored
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "bf16", "w8", "w4-g64", "w8a8", "fp8", ""])
+def test_products_of_one_row_are_compiled_in_every_scheme(scheme: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    torch.manual_seed(0)
+    narrow = scheme if scheme in ("fp16", "bf16") else "fp16"
+    pins = {"one": scheme, "two": scheme, "points": narrow, "last": narrow} if scheme else {}
+    made = advise(
+        OneRow().eval(),
+        target="l4",
+        inputs=torch.randn(8, 3),
+        batch=8,
+        pin=pins,
+        trials=1,
+        cache=False,
+    )
+    compiled = made.compile(tmp_path / "out")
+    assert isinstance(compiled, TensorrtArtifact)
+    rows = {row["name"]: row for row in acceptance(compiled)["layers"]}
+    for layer in made.layers:
+        assert {rows[layer.name]["kernel"]} == acceptable_kernels(
+            next(each for each in compiled.manifest.layers if each.name == layer.name)
+        )
+        if scheme and layer.name in ("one", "two"):
+            assert layer.scheme == scheme
 
 
 class Small(nn.Module):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
+import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto
@@ -13,9 +17,20 @@ from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.tensorrt import build_engine
 from advisor.targets.tensorrt.compiler import Compiled, compile_model
-from advisor.targets.tensorrt.engine import acceptable_kernels, kernels_by_layer, parse_kernels
+from advisor.targets.tensorrt.engine import (
+    GENERATED,
+    acceptable_kernels,
+    kernels_by_layer,
+    parse_kernels,
+)
 from advisor.targets.tensorrt.lint import lint
-from tests.targets.tensorrt.floats import float16_product, float32_conv, float32_product
+from tests.targets.tensorrt.floats import (
+    float16_product,
+    float32_conv,
+    float32_product,
+    narrow_conv,
+    widened_product,
+)
 from tests.targets.tensorrt.rejected import REJECTED
 from tests.targets.tensorrt.silent import SILENT, int8_attention, int8_conv, int8_product
 
@@ -134,10 +149,45 @@ def test_the_other_gpu_does_not_let_int8_pass_on_sm75(sketch: Build, tmp_path: P
     assert rules == ["sm80 or newer for products of int8"]
 
 
+@pytest.mark.parametrize("shape", [(1, 512, 256), (32, 512, 1), (32, 3, 256), (32, 1, 256)])
+def test_products_that_are_written_out_round_their_own_input(
+    shape: tuple[int, int, int], tmp_path: Path
+) -> None:
+    """One row, one output, few inputs: no kernel of products, and the weight stays in float16."""
+    rows, width, outputs = shape
+    layer = replace(record("linear", "fp16"), weight_shape=(outputs, width))
+    found = compiled(lambda: float16_product(rows, width, outputs), "89", tmp_path / "model.onnx")
+    assert {kernel.kind for kernel in found.kernels} == {GENERATED}
+    assert kernels_by_layer(found.kernels, [layer])["layer"] == "float16 weight, float16 input"
+    found = compiled(lambda: widened_product(rows, width, outputs), "89", tmp_path / "model.onnx")
+    assert kernels_by_layer(found.kernels, [layer])["layer"].startswith("float32 weight")
+
+
+@pytest.mark.parametrize("channels", [(1, 32), (3, 32), (12, 32), (32, 1), (32, 15), (3, 3)])
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn])
+def test_convolutions_of_few_channels_stay_in_what_is_planned(
+    channels: tuple[int, int], dtype: Any, tmp_path: Path
+) -> None:
+    """NVIDIA's own exporter leaves them in floats, which is about speed."""
+    inputs, outputs = channels
+    found = compiled(lambda: narrow_conv(inputs, outputs, dtype), "89", tmp_path / "model.onnx")
+    scheme = "w8a8" if dtype is np.int8 else "fp8"
+    layer = replace(record("conv", scheme), weight_shape=(outputs, inputs, 3, 3))
+    assert kernels_by_layer(found.kernels, [layer])["layer"] in acceptable_kernels(layer)
+    assert lint(load_model(tmp_path / "model.onnx"), sm="89") == []
+
+
 def test_hopper_is_compiled_for_its_proxy_and_says_so(tmp_path: Path) -> None:
     found = compiled(int8_conv, "90", tmp_path / "model.onnx")
     assert (found.sm, found.stands_for) == ("89", "90")
     assert "for sm89, which stands for sm90" in found.note
+
+
+def test_a_hash_does_not_make_a_product_of_a_kernel() -> None:
+    line = "Name: a, LayerType: kgen, Inputs: [], TacticName: __myl_{}_0x38bfcd68, StreamId: 0"
+    (plain,), (product,) = (parse_kernels([line.format(does)]) for does in ("CastMulSum", "Fc"))
+    assert not plain.multiplies
+    assert product.multiplies
 
 
 def test_lines_that_are_no_kernels_are_left_out() -> None:

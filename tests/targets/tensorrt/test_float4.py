@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -71,3 +73,25 @@ def test_the_file_computes_what_numpy_does(artifact: TensorrtArtifact) -> None:
 def test_it_is_refused_where_the_gpu_has_none() -> None:
     reasons = {o.scheme: o.reason for o in planned("l4").layers[0].options}
     assert "needs sm100, the profile has sm89" in reasons["nvfp4"]
+
+
+def test_four_dimensions_are_multiplied_in_four_bits_too(tmp_path: Path) -> None:
+    """TensorRT's quantizer refuses them, and a product of them would run in float32."""
+    pytest.importorskip("tensorrt_rtx")
+    torch.manual_seed(0)
+    plan = advise(
+        nn.Sequential(nn.Linear(64, 48), nn.GELU()).eval(),
+        target="rtx-5090",
+        calibration=[torch.randn(4, 3, 5, 64) for _ in range(2)],
+        pin={"0": "nvfp4"},
+        trials=1,
+        cache=False,
+    )
+    artifact = plan.compile(tmp_path)
+    kernels = {row["name"]: row["kernel"] for row in acceptance(tmp_path)["layers"]}
+    assert kernels == {"0": "float4 weight, float4 input"}
+    assert artifact.run(torch.randn(2, 3, 5, 64)).shape == (2, 3, 5, 48)
+
+
+def acceptance(folder: Path) -> Any:
+    return json.loads((folder / "acceptance.json").read_text())

@@ -245,3 +245,35 @@ def test_twins_are_equal_operators_on_equal_numbers() -> None:
         model.second.weight[3] = 1.5
     module = capture(model, (torch.randn(4, 16),), {}).module
     assert find_twins(module, names) == []
+
+
+class Steps(nn.Module):
+    """(B, T, 8) to (B, T, 5): an LSTM with a linear layer on every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 6, batch_first=True)
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.lstm(x)[0])
+        return found
+
+
+def test_an_lstm_goes_all_the_way_to_a_file(make_quantized: Quantizer, tmp_path: Path) -> None:
+    model = seeded(Steps())
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(3))
+    graph = make_quantized(model, (x,), {"head": "w8a8-dynamic"}, batch=2)
+    assert graph.assignment["head"].scheme == "w8a8-dynamic"
+    artifact = TARGET.emit(graph, tmp_path)
+    verification = artifact.verify()
+    assert verification.ok, verification.mismatches
+    assert verification.layers_matched == verification.layers_total == len(graph.assignment)
+    assert artifact.read_back()["head"].scheme == "w8a8-dynamic"
+    file = FlatModel((tmp_path / MODEL_FILE).read_bytes())
+    codes = {file.code(operator) for operator in file.operators}
+    assert {"LOGISTIC", "TANH", "FULLY_CONNECTED"} <= codes  # the cells are unrolled in float
+    with torch.no_grad():
+        expected = model(x)
+    off = (torch.as_tensor(artifact.run(x)) - expected).norm() / expected.norm()
+    assert 0 < off < 0.05  # int8 weights and activations in the head alone
