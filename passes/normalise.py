@@ -29,6 +29,7 @@ from advisor.passes.fx import (
 )
 from advisor.passes.names import name_nodes
 from advisor.passes.padding import fold_padding
+from advisor.passes.pooling import name_global_pools
 from advisor.passes.split_recurrent import split_recurrent
 
 aten = torch.ops.aten
@@ -219,6 +220,7 @@ PIPELINE: Final[tuple[Pass, ...]] = (
     unify_tied,
     remove_noops,
     fold_padding,
+    name_global_pools,
     open_complex,
     split_recurrent,  # while initial states are still known to be zeros
     canonicalise_linear,  # first, while a transposed weight is still known to be that weight

@@ -50,10 +50,10 @@ def _check_units(profile: Profile, root: Table, units: Collection[str]) -> None:
     for n, unit in enumerate(profile.units):
         if unit not in units:
             raise root.fail(f"units[{n}]", f"no [[compute]] table is of the {unit}; given: {has}")
-    for alias, unit in profile.unit_aliases.items():
-        if not set(unit.split("+")) <= units:
+    for alias, meant in profile.unit_aliases.items():
+        if not set(meant.split("+")) <= set(units):
             raise root.fail(
-                f"unit_aliases.{alias}", f"no [[compute]] table is of {unit!r}; given: {has}"
+                f"unit_aliases.{alias}", f"no [[compute]] table is of {meant!r}; given: {has}"
             )
     for name in profile.by_unit:
         if name not in units:

@@ -16,6 +16,9 @@ from advisor.targets.tflite.flatbuffer import FlatModel
 
 FLOAT, INT8, INT4 = "FLOAT32", "INT8", "INT4"
 
+Types = tuple[str, str, str]
+"""Of the activation, the weight and the output of a layer."""
+
 BY_TYPE: Final[Mapping[str, Mapping[str, int]]] = {
     "ADD": {INT8: 2, "INT64": 4},
     "AVERAGE_POOL_2D": {INT8: 2},
@@ -79,14 +82,16 @@ class Form:
         return () if found is None else tuple(float(value) for value in found)
 
     @property
-    def arithmetic(self) -> tuple[str, str, str]:
+    def arithmetic(self) -> Types:
         """Types of the activation, the weight and the output of a layer."""
         return self.reads[0], self.reads[1], self.writes
 
 
-HYBRID: Final = (FLOAT, INT8, FLOAT)
-STATIC: Final = (INT8, INT8, INT8)
-STATIC_4: Final = (INT8, INT4, INT8)
+HYBRID: Final[Types] = (FLOAT, INT8, FLOAT)
+STATIC: Final[Types] = (INT8, INT8, INT8)
+STATIC_4: Final[Types] = (INT8, INT4, INT8)
+CONV_VERSIONS: Final[Mapping[Types, int]] = {STATIC: 3, STATIC_4: 7}
+DENSE_VERSIONS: Final[Mapping[Types, int]] = {STATIC: 4, STATIC_4: 10}
 
 
 def set_versions(model: FlatModel) -> None:
@@ -152,14 +157,14 @@ def _conv(form: Form) -> int:
         return 6
     if form.arithmetic == HYBRID:
         return 5 if form.is_per_channel(1, 0) else 2
-    return {STATIC: 3, STATIC_4: 7}.get(form.arithmetic, 1)
+    return CONV_VERSIONS.get(form.arithmetic, 1)
 
 
 def _depthwise(form: Form) -> int:
     if form.arithmetic == HYBRID:
         return 6 if form.is_per_channel(1, 3) else 4
     dilated = form.options.dilationWFactor != 1 or form.options.dilationHFactor != 1
-    return {STATIC: 3, STATIC_4: 7}.get(form.arithmetic, 2 if dilated else 1)
+    return CONV_VERSIONS.get(form.arithmetic, 2 if dilated else 1)
 
 
 def _transposed(form: Form) -> int:
@@ -180,7 +185,7 @@ def _dense(form: Form) -> int:
         return 5
     if is_hybrid:
         return 9 if form.options.asymmetricQuantizeInputs else 3
-    return {STATIC: 4, STATIC_4: 10}.get(form.arithmetic, 1)
+    return DENSE_VERSIONS.get(form.arithmetic, 1)
 
 
 def _embedding(form: Form) -> int:

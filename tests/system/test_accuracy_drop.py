@@ -40,7 +40,7 @@ def model() -> nn.Module:
         at = torch.randint(len(IMAGES.calibration), (64,))
         loss = F.cross_entropy(network(IMAGES.calibration[at]), IMAGES.calibration_labels[at])
         optimiser.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimiser.step()
     return network.eval()
 
@@ -48,7 +48,7 @@ def model() -> nn.Module:
 def sureness(module: nn.Module) -> torch.Tensor:
     """Probability of the right class, of every test image: finer than being right or wrong."""
     with torch.no_grad():
-        sure = module(IMAGES.test).softmax(1).gather(1, IMAGES.test_labels[:, None])
+        sure: torch.Tensor = module(IMAGES.test).softmax(1).gather(1, IMAGES.test_labels[:, None])
     return sure[:, 0].double()
 
 
@@ -206,7 +206,7 @@ def test_where_plans_are_timed_the_fastest_by_the_clock_passes(
         reference = network(images)
 
     def metric(module: nn.Module) -> torch.Tensor:
-        lost = (module(images) - reference).square().mean(1) / reference.square().mean()
+        lost: torch.Tensor = (module(images) - reference).square().mean(1) / reference.square().mean()
         return 1 - lost.sqrt()
 
     spy = Spy()
@@ -216,7 +216,7 @@ def test_where_plans_are_timed_the_fastest_by_the_clock_passes(
         return advise(
             network,
             target="intel-vnni",
-            calibration=list(images.split(32)),
+            calibration=list(torch.split(images, 32)),
             schemes=["w8a8"],
             metric=metric,
             budget={"accuracy_drop": drop},

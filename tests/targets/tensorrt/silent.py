@@ -156,7 +156,7 @@ def chained_int8() -> ModelProto:
     seen = s.node("MatMul", [s.node("Softmax", ["x"], "soft"), s.node("Relu", ["x"], "v")], "pv")
     heads = s.node("Transpose", [seen], "heads", perm=[0, 2, 1, 3])
     joined = s.node("Reshape", [heads, s.hold("view", np.array([0, 0, width]))], "joined")
-    sizes = [2, 1, width, width]
+    sizes: list[int | str] = [2, 1, width, width]
     model = s.model(half(s, joined, narrow, "layer"), inputs=sizes, outputs=[2, width, outputs])
     return shape_inference.infer_shapes(model)  # which axes have size 1 matters
 
