@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 
     from advisor.targets.benchmark import Benchmark, Progress
 
+INPUTLESS: Final = "none: its result is the same for all inputs"
+"""In place of the kernel of a layer that the compiler may compute while it builds."""
+
 _PACKAGES: Final = ("onnxruntime", "onnx", "torch")
 
 
@@ -129,8 +132,7 @@ class TensorrtArtifact:
         agreements = self._check(reference.model, simulation, flat)
         names = [record.name for record in self.manifest.outputs]
         found = reference.run(names, feed_of(self.manifest, flat))
-        shake = partial(run_shaken, noise=rounding_noise(self.manifest.layers))
-        worst, outside = compare_outputs(simulation, flat, names, found, shake)
+        worst, outside = self._compare_whole(simulation, flat, found)
         verification = verify_all(
             self.manifest,
             agreements,
@@ -219,8 +221,7 @@ class TensorrtArtifact:
         names = [record.name for record in self.manifest.outputs]
         feeds = feed_of(self.manifest, flat)
         run = run_engine(built.engine, feeds, names, self.manifest.layers, backend=backend)
-        shake = partial(run_shaken, noise=rounding_noise(self.manifest.layers))
-        worst, outside = compare_outputs(simulation, flat, names, run.outputs, shake)
+        worst, outside = self._compare_whole(simulation, flat, run.outputs)
         check = GpuCheck(
             gpu=run.gpu,
             by=run.by,
@@ -237,7 +238,7 @@ class TensorrtArtifact:
     ) -> list[Mismatch]:
         """The file and its kernels against the plan and TensorRT's rules."""
         is_built = compiled.by and not compiled.problems
-        inputless = find_inputless(model, self.manifest.layers)
+        inputless = {name for name, found in formats.items() if found.kernel == INPUTLESS}
 
         def kernels(layer: LayerRecord) -> frozenset[str]:
             known = is_built and layer.name not in inputless
@@ -264,11 +265,22 @@ class TensorrtArtifact:
             ),
         ]
 
+    def _compare_whole(
+        self,
+        simulation: Simulation,
+        flat: Sequence[torch.Tensor],
+        found: Sequence[np.ndarray[Any, Any]],
+    ) -> tuple[float, list[Mismatch]]:
+        """All outputs against the simulation's, narrow floats rounded where they are."""
+        names = [record.name for record in self.manifest.outputs]
+        shake = partial(run_shaken, noise=rounding_noise(self.manifest.layers))
+        return compare_outputs(simulation, flat, names, found, shake)
+
     def _read_formats(self, model: ir.Model, compiled: Compiled) -> dict[str, LayerFormat]:
         kernels = kernels_by_layer(compiled.kernels, self.manifest.layers)
         if compiled.by:
             inputless = find_inputless(model, self.manifest.layers)
-            kernels |= dict.fromkeys(inputless, "none: its result is the same for all inputs")
+            kernels |= dict.fromkeys(inputless, INPUTLESS)
         return {
             name: replace(found, kernel=kernels.get(name, ""))
             for name, found in read_layers(model, self.manifest.layers).items()

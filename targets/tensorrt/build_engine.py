@@ -50,6 +50,10 @@ class Messages:
     errors: list[str] = field(default_factory=list[str])
     layers: list[str] = field(default_factory=list[str])
 
+    def say(self) -> str:
+        """The errors in a line."""
+        return "; ".join(self.errors) or "it gives no reason"
+
     def take(self, severity: str, text: str) -> None:
         """Keep errors, and the list of kernels out of all verbose messages."""
         if severity in ("ERROR", "INTERNAL_ERROR"):
@@ -136,16 +140,16 @@ def missing_ranges(dynamic: Mapping[str, Sequence[int]], ranges: Ranges) -> list
     return problems
 
 
-def describe_layers(engine: bytes) -> list[Any]:
-    """What the inspector says of a TensorRT engine, layer by layer. Needs its GPU.
-
-    Raises RuntimeError where TensorRT cannot load the engine.
-    """
-    trt: Any = import_module(BACKENDS["trt"])
-    messages = Messages()
+def load_engine(trt: Any, engine: bytes, messages: Messages) -> Any:
+    """The engine on its GPU. Raises RuntimeError where TensorRT cannot load it."""
     loaded = trt.Runtime(open_logger(trt, messages)).deserialize_cuda_engine(engine)
     if loaded is None:
-        raise RuntimeError("; ".join(messages.errors) or "it gives no reason")
+        raise RuntimeError(messages.say())
+    return loaded
+
+
+def describe_layers(trt: Any, loaded: Any) -> list[Any]:
+    """What the inspector says of a loaded engine, layer by layer."""
     inspector = loaded.create_engine_inspector()
     text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     found: list[Any] = json.loads(text)["Layers"]
@@ -214,7 +218,10 @@ def main() -> int:
         return 2
     asked.out.write_bytes(built.engine)
     try:
-        layers = describe_layers(built.engine) if asked.backend == "trt" else list(built.layers)
+        layers: list[Any] = list(built.layers)
+        if asked.backend == "trt":
+            trt: Any = import_module(BACKENDS["trt"])
+            layers = describe_layers(trt, load_engine(trt, built.engine, Messages()))
     except RuntimeError as error:
         sys.stderr.write(f"{asked.out} is written, but TensorRT cannot load it here: {error}\n")
         return 2

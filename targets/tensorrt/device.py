@@ -7,7 +7,6 @@ as its memory.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +21,12 @@ import torch
 from advisor.errors import MissingDependencyError, PlanError
 from advisor.targets.base import Mismatch
 from advisor.targets.manifest import LayerRecord
-from advisor.targets.tensorrt.build_engine import BACKENDS, Messages, open_logger
+from advisor.targets.tensorrt.build_engine import (
+    BACKENDS,
+    Messages,
+    describe_layers,
+    load_engine,
+)
 
 Array = np.ndarray[Any, Any]
 
@@ -113,15 +117,16 @@ def run_engine(
     """
     trt: Any = import_module(BACKENDS[backend])
     messages = Messages()
-    loaded = trt.Runtime(open_logger(trt, messages)).deserialize_cuda_engine(engine)
-    if loaded is None:
-        raise PlanError(f"TensorRT cannot load the engine: {_said(messages)}")
+    try:
+        loaded = load_engine(trt, engine, messages)
+    except RuntimeError as error:
+        raise PlanError(f"TensorRT cannot load the engine: {error}") from error
     context = loaded.create_execution_context()
     inputs = {name: torch.as_tensor(array).cuda() for name, array in feeds.items()}
     for name, tensor in inputs.items():
         if not context.set_input_shape(name, tuple(tensor.shape)):
             raise PlanError(
-                f"the engine does not take {name} as {list(tensor.shape)}: {_said(messages)}; "
+                f"the engine does not take {name} as {list(tensor.shape)}: {messages.say()}; "
                 "give profile.json a range with that shape and build again"
             )
     names = [loaded.get_tensor_name(index) for index in range(loaded.num_io_tensors)]
@@ -138,7 +143,7 @@ def run_engine(
 
     def call() -> None:
         if not context.execute_async_v3(stream.cuda_stream):
-            raise PlanError(f"TensorRT could not run the engine: {_said(messages)}")
+            raise PlanError(f"TensorRT could not run the engine: {messages.say()}")
 
     torch.cuda.synchronize()
     call()
@@ -146,29 +151,26 @@ def run_engine(
     arrays = tuple(found[name].cpu().float().numpy() for name in outputs)
     latency_s = _time(call, stream)
     times = _profile(trt, context, call, stream)
-    inspector = loaded.create_engine_inspector()
-    described = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
     return GpuRun(
         gpu=torch.cuda.get_device_name(),
         by=f"{BACKENDS[backend]} {trt.__version__}",
         outputs=arrays,
         latency_s=latency_s,
-        kernels=name_kernels(times, described, layers),
+        kernels=name_kernels(times, describe_layers(trt, loaded), layers),
     )
 
 
 def name_kernels(
-    seconds: Mapping[str, float], described: str, layers: Iterable[LayerRecord]
+    seconds: Mapping[str, float], described: Sequence[Any], layers: Iterable[LayerRecord]
 ) -> tuple[KernelTime, ...]:
     """Kernels, the slowest first, with the plan's layers that each computes.
 
-    seconds: by the engine's own name of the kernel. described: the inspector's JSON, whose
-    metadata name the ONNX nodes of a kernel; a kernel without them belongs to no layer.
+    seconds: by the engine's own name of the kernel. described: by the inspector,
+    whose metadata name the ONNX nodes of a kernel; one without them belongs to no layer.
     """
-    entries: list[Any] = json.loads(described)["Layers"]
     nodes: dict[str, list[str]] = {
         each["Name"]: _SOURCE.findall(each.get("Metadata", ""))
-        for each in entries
+        for each in described
         if not isinstance(each, str)  # an engine without detail has names alone
     }
     names = {layer.node: layer.name for layer in layers}
@@ -220,7 +222,3 @@ def torch_name(dtype: Any) -> str:
     name = str(dtype).rpartition(".")[2].lower()
     known = {"float": "float32", "half": "float16", "bf16": "bfloat16"}  # others are named alike
     return known.get(name, name)
-
-
-def _said(messages: Messages) -> str:
-    return "; ".join(messages.errors) or "it gives no reason"

@@ -22,7 +22,7 @@ into the product.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -81,20 +81,22 @@ def find_chained(model: ir.Model) -> list[tuple[ir.Node, ir.Node]]:
     """Products of an int8 weight alone, each with the cast of its operand, right behind a product
     of two activations."""
     found: list[tuple[ir.Node, ir.Node]] = []
-    for node in model.graph:
-        if node.op_type in PRODUCTS and not quantized_input(node.inputs[0]):
-            weight, cast = find_weight(node.inputs[1]), _cast_of(node.inputs[0])
-            if weight is not None and weight.kind == "INT8" and cast is not None:
-                before = _behind_views(cast.inputs[0])
-                if before is not None and _multiplies_activations(before):
-                    found.append((node, cast))
+    for node in _with_int8_alone(model):
+        cast = _behind_views(node.inputs[0])
+        if cast is not None and cast.op_type == "Cast":
+            before = _behind_views(cast.inputs[0])
+            if before is not None and _multiplies_activations(before):
+                found.append((node, cast))
     return found
 
 
-def _cast_of(value: ir.Value | None) -> ir.Node | None:
-    """The cast that a value comes from, through views."""
-    node = _behind_views(value)
-    return node if node is not None and node.op_type == "Cast" else None
+def _with_int8_alone(model: ir.Model) -> Iterator[ir.Node]:
+    """Products of floats and a weight that is kept in int8."""
+    for node in model.graph:
+        if node.op_type in PRODUCTS and not quantized_input(node.inputs[0]):
+            weight = find_weight(node.inputs[1])
+            if weight is not None and weight.kind == "INT8":
+                yield node
 
 
 def _behind_views(value: ir.Value | None) -> ir.Node | None:
@@ -128,7 +130,7 @@ def find_split(model: ir.Model) -> list[ir.Node]:
     """Products of a quantized weight of which every reader reads a part only."""
     found: list[ir.Node] = []
     for node in model.graph:
-        if node.op_type in PRODUCTS and _is_split(node.outputs[0]):
+        if node.op_type in PRODUCTS and _all_read(node.outputs[0], _reads_part, _passes):
             weight = find_weight(node.inputs[1])
             if weight is not None and weight.scale is not None:
                 found.append(node)
@@ -138,13 +140,11 @@ def find_split(model: ir.Model) -> list[ir.Node]:
 def find_turned(model: ir.Model) -> list[ir.Node]:
     """Products of an int8 weight alone whose result every reader turns, so that its last axis is
     no longer the last."""
-    found: list[ir.Node] = []
-    for node in model.graph:
-        if node.op_type in PRODUCTS and not quantized_input(node.inputs[0]):
-            weight = find_weight(node.inputs[1])
-            if weight is not None and weight.kind == "INT8" and _is_turned(node.outputs[0]):
-                found.append(node)
-    return found
+    return [
+        node
+        for node in _with_int8_alone(model)
+        if _all_read(node.outputs[0], _turns, _passes_in_order)
+    ]
 
 
 def find_tied(model: ir.Model) -> list[ir.Node]:
@@ -167,25 +167,21 @@ def _products(value: ir.Value) -> Iterator[ir.Node]:
             yield from _products(user.outputs[0])
 
 
-def _is_split(value: ir.Value) -> bool:
-    """Whether all that is read of a value is parts: through casts, views and a bias."""
+def _reads_part(node: ir.Node) -> bool:
+    """Whether a node reads a part only."""
+    return node.op_type in PARTS
+
+
+def _all_read(
+    value: ir.Value, ends: Callable[[ir.Node], bool], passes: Callable[[ir.Node], bool]
+) -> bool:
+    """Whether every path of readers from a value ends at a node that ``ends`` accepts, with only
+    nodes that ``passes`` accepts before it."""
     readers = [user for user, _ in value.uses()]
     if not readers or value.is_graph_output():
         return False
     return all(
-        reader.op_type in PARTS or (_passes(reader) and _is_split(reader.outputs[0]))
-        for reader in readers
-    )
-
-
-def _is_turned(value: ir.Value) -> bool:
-    """Whether all that reads a value, through casts and a bias, is a Transpose of its last axis."""
-    readers = [user for user, _ in value.uses()]
-    if not readers or value.is_graph_output():
-        return False
-    return all(
-        _turns(reader)
-        or (reader.op_type not in VIEWS and _passes(reader) and _is_turned(reader.outputs[0]))
+        ends(reader) or (passes(reader) and _all_read(reader.outputs[0], ends, passes))
         for reader in readers
     )
 
@@ -204,6 +200,11 @@ def _passes(node: ir.Node) -> bool:
     if node.op_type == "Add":
         return any(value is not None and value.is_initializer() for value in node.inputs)
     return node.op_type in VIEWS or node.op_type == "Cast"
+
+
+def _passes_in_order(node: ir.Node) -> bool:
+    """The same, of nodes that leave the axes as they are."""
+    return node.op_type not in VIEWS and _passes(node)
 
 
 def _place(model: ir.Model, node: ir.Node) -> int:

@@ -100,33 +100,37 @@ def lint(model: ir.Model, *, sm: str) -> list[Finding]:
 
 def _check_shared(model: ir.Model) -> list[Finding]:
     """Layers whose weight is expanded because of what they share with others."""
-    joined = [
-        (product, "an operand of its own beside float16 weights", "one that both read")
-        for product, _ in find_joined(model)
-    ]
-    tied = [
-        (product, "a weight of its own where only the weight is quantized", "one of several layers")
-        for product in find_tied(model)
-    ]
-    split = [
+    broken: tuple[tuple[list[ir.Node], str, str], ...] = (
         (
-            product,
+            [product for product, _ in find_joined(model)],
+            "an operand of its own beside float16 weights",
+            "one that both read",
+        ),
+        (
+            find_tied(model),
+            "a weight of its own where only the weight is quantized",
+            "one of several layers",
+        ),
+        (
+            find_split(model),
             "a result that is read whole, or through a Clip",
             "one read in parts only",
-        )
-        for product in find_split(model)
-    ]
-    chained = [
-        (product, "a Clip behind a product of activations", "reads such a product right away")
-        for product, _ in find_chained(model)
-    ]
-    turned = [
-        (product, "a result that is turned behind a Clip, if at all", "one turned right away")
-        for product in find_turned(model)
-    ]
+        ),
+        (
+            find_turned(model),
+            "a result that is turned behind a Clip, if at all",
+            "one turned right away",
+        ),
+        (
+            [product for product, _ in find_chained(model)],
+            "a Clip behind a product of activations",
+            "reads such a product right away",
+        ),
+    )
     return [
         Finding(name=_name_of(node), rule=rule, problem=problem)
-        for node, rule, problem in (*joined, *tied, *split, *turned, *chained)
+        for nodes, rule, problem in broken
+        for node in nodes
     ]
 
 

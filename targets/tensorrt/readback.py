@@ -10,6 +10,7 @@ from advisor.passes.graph import WeightTable
 from advisor.targets.base import LayerFormat
 from advisor.targets.manifest import LayerRecord, TensorRecord
 from advisor.targets.onnxruntime.forms.form import Found
+from advisor.targets.onnxruntime.reach import reads_inputs
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY, ROLE_PROPERTY
 from advisor.targets.tensorrt.forms import form_of
 from advisor.targets.tensorrt.forms.weights import SCHEMES
@@ -73,15 +74,9 @@ def find_inputless(model: ir.Model, layers: Iterable[LayerRecord]) -> frozenset[
     The compiler may compute them while it builds. Such are the first layers of a decoder that
     begins with zeros. The inputs' sizes say nothing of what is in them.
     """
-    moved = {id(value) for value in model.graph.inputs}
-    still: set[str] = set()
-    for node in model.graph:
-        reads = any(value is not None and id(value) in moved for value in node.inputs)
-        if reads and node.op_type != "Shape":
-            moved.update(id(output) for output in node.outputs)
-        else:
-            still.add(str(node.name))
-    return frozenset(layer.name for layer in layers if layer.node in still)
+    nodes = {str(node.name): node for node in model.graph}
+    found = {layer.name: nodes[layer.node] for layer in layers if layer.node in nodes}
+    return frozenset(name for name, node in found.items() if not reads_inputs(node.outputs[0]))
 
 
 def _find_constant(model: ir.Model, layer: LayerRecord) -> Found | None:

@@ -32,6 +32,7 @@ from advisor.targets.onnxruntime.forms.weights import (
     table_of,
     unpack,
 )
+from advisor.targets.onnxruntime.reach import reads_inputs
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -64,7 +65,7 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
     rank = 1 if ids.shape is None else len(ids.shape)
     block = values.shape[1] // scale.shape[1]
     inputs: list[ir.Value | None] = [rows, steps]
-    if not _reads_inputs(ids):
+    if not reads_inputs(ids):
         # Rows at known places become a constant, which processors without VNNI want as uint8; ONNX
         # Runtime 1.31 then adds a zero point of the wrong rank where there is none.
         sizes = build.node("Shape", [steps], role="weight")
@@ -72,22 +73,6 @@ def write(build: Builder, call: Call) -> tuple[ir.Value, ...]:
         inputs.append(build.node("ConstantOfShape", [sizes], role="weight", value=zero))
     dequantized = build.node("DequantizeLinear", inputs, role="op", axis=rank, block_size=block)
     return (dequantized,)
-
-
-def _reads_inputs(value: ir.Value) -> bool:
-    """Whether a value depends on more of the model's inputs than their sizes."""
-    waiting, seen = [value], {id(value)}
-    while waiting:
-        now = waiting.pop()
-        if now.is_graph_input():
-            return True
-        producer = now.producer()
-        if producer is None or producer.op_type == "Shape":
-            continue
-        new = [each for each in producer.inputs if each is not None and id(each) not in seen]
-        seen.update(map(id, new))
-        waiting += new
-    return False
 
 
 def _blocks(build: Builder, call: Call, values: Array, scale: Array) -> ir.Value:

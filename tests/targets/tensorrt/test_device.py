@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from advisor.api import advise
 from advisor.errors import MissingDependencyError
 from advisor.targets.manifest import LayerRecord
-from advisor.targets.tensorrt import device
+from advisor.targets.tensorrt import build_engine, device
 from advisor.targets.tensorrt.artifact import TensorrtArtifact
 
 trt: Any = pytest.importorskip("tensorrt_rtx")
@@ -43,7 +42,7 @@ def test_kernels_are_named_after_the_layers_in_them() -> None:
     }
     seconds = {"gemm0": 2e-6, "copy": 1e-6, "both": 5e-6, "unknown": 3e-6}
     found = device.name_kernels(
-        seconds, json.dumps(described), [layer("one", "n/one"), layer("two", "n/two")]
+        seconds, described["Layers"], [layer("one", "n/one"), layer("two", "n/two")]
     )
     assert [(each.name, each.layers) for each in found] == [
         ("both", ("one", "two")),
@@ -64,7 +63,8 @@ def test_every_call_exists_in_nvidias_package() -> None:
     }
     used = {
         (node.value.id, node.attr)
-        for node in ast.walk(ast.parse(inspect.getsource(device)))
+        for module in (device, build_engine)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and node.value.id in known
