@@ -16,7 +16,14 @@ from advisor.search.belief import believe
 from advisor.search.descent import Descent
 from advisor.search.measurements import Job, Measurements, Outcome, plan_name
 from advisor.search.model import columns_of
-from advisor.search.objective import Aim, Start, is_measured, score_for, start
+from advisor.search.objective import (
+    Aim,
+    Start,
+    is_measured,
+    score_for,
+    shares_used,
+    start,
+)
 from advisor.search.problem import Choice, FloatArray, Knobs, Problem
 from advisor.search.products import MOST_PRODUCTS, count_products, with_products
 from advisor.search.recheck import Checked, recheck
@@ -106,7 +113,11 @@ class Foresight:
         plans = [choice for choice in near if choice not in tried]
         if not plans:
             return None
-        wider = [choice for choice in plans if self._uses_what_is_left(choice, alike[0])]
+        # What is measured lower with fewer bytes is often luck: plans that use more come first.
+        best_trial = alike[0]
+        wider: list[Choice] = []
+        if self._leaves_much(best_trial):
+            wider = [choice for choice in plans if self._is_wider(choice, best_trial.choice)]
         if wider or not self.learns:
             return (wider or plans)[0], knobs
         table = descent.table
@@ -122,20 +133,20 @@ class Foresight:
         at = int(np.argmax(gains))
         return (plans[at], knobs) if gains[at] > 0 else None
 
-    def _uses_what_is_left(self, choice: Choice, trial: Trial) -> bool:
-        """Whether a plan takes one group of the trial's wider, where much of a limit is unused.
+    def _leaves_much(self, trial: Trial) -> bool:
+        """Whether a plan that is to lose little leaves much of every limit unused."""
+        used = shares_used(trial.evaluation, self.budget.bounds())
+        is_wanted = self.aim.objective == "accuracy" and bool(used)
+        return is_wanted and max(used.values()) < ENOUGH_USED
 
-        What is measured lower with fewer bytes is often luck, so these are measured too.
-        """
-        limits = self.budget.bounds()
-        used = [getattr(trial.evaluation, name) / bound for name, bound in limits.items()]
-        changed = [g for g, (a, b) in enumerate(zip(choice, trial.choice, strict=True)) if a != b]
-        if self.aim.objective != "accuracy" or len(changed) != 1:
+    def _is_wider(self, choice: Choice, origin: Choice) -> bool:
+        """Whether a plan differs in one group, which takes more bytes."""
+        changed = [g for g, (a, b) in enumerate(zip(choice, origin, strict=True)) if a != b]
+        if len(changed) != 1:
             return False
-        if not used or max(used) >= ENOUGH_USED:
-            return False
-        sizes = self.problem.size_bytes.per_group[changed[0]]
-        return bool(sizes[choice[changed[0]]] > sizes[trial.choice[changed[0]]])
+        group = changed[0]
+        sizes = self.problem.size_bytes.per_group[group]
+        return bool(sizes[choice[group]] > sizes[origin[group]])
 
     def _descent(self, knobs: Knobs) -> Descent:
         problem, scores = self.problem, self.scores

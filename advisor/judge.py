@@ -9,7 +9,7 @@ from typing import Final
 
 from advisor.budget import Budget
 from advisor.evidence import Evidence, Progress
-from advisor.metric import FloatArray, Metric, drop_interval, metric_values, say_drop
+from advisor.metric import FloatArray, Metric, drop_interval, metric_values, say_drop, share_lost
 from advisor.plan import Drop
 from advisor.search.boundary import TESTS, Boundary, find_boundary
 from advisor.search.measurements import Measurements, Outcome, plan_name
@@ -91,9 +91,8 @@ class Judge:
         """What a trial loses of the metric, with its interval."""
         after = self.values(trial.choice, trial.knobs)
         interval = drop_interval(self.before, after)
-        original = float(self.before.mean())
         return Drop(
-            value=(original - float(after.mean())) / (abs(original) or 1.0),
+            value=share_lost(float(self.before.mean()), float(after.mean())),
             low=None if interval is None else interval[0],
             high=None if interval is None else interval[1],
             examples=0 if interval is None else int(after.size),

@@ -30,6 +30,11 @@ def evaluate_metric(metric: Metric, module: torch.nn.Module) -> float:
     return float(metric_values(metric, module).mean())
 
 
+def share_lost(original: float, now: float) -> float:
+    """How much of a metric is gone, as a share of what it was; of 0, the plain difference."""
+    return (original - now) / (abs(original) or 1.0)
+
+
 def drop_interval(before: FloatArray, after: FloatArray) -> tuple[float, float] | None:
     """Interval of 95 % of the share of the metric that is lost, over the same examples.
 
@@ -47,7 +52,7 @@ def drop_interval(before: FloatArray, after: FloatArray) -> tuple[float, float] 
     for index in range(RESAMPLES):
         drawn = rng.integers(before.size, size=before.size)
         original = float(before[drawn].mean())
-        lost[index] = (original - float(after[drawn].mean())) / (abs(original) or 1.0)
+        lost[index] = share_lost(original, float(after[drawn].mean()))
     low, high = np.quantile(lost, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
@@ -57,7 +62,7 @@ def say_drop(before: FloatArray, after: FloatArray) -> str:
     interval = drop_interval(before, after)
     if interval is None:
         return ""
-    lost = (before.mean() - after.mean()) / (abs(before.mean()) or 1.0)
+    lost = share_lost(float(before.mean()), float(after.mean()))
     low, high = interval
     return (
         f"; a drop of {lost:.2%}, {LEVEL:.0%} interval {low:.2%} to {high:.2%} "

@@ -82,8 +82,7 @@ def ledoit_wolf(scores: FloatArray) -> float:
     2005, target D), on scores scaled to variance 1: one minus summed variance of the off-diagonal
     moments over their summed square. Scores have mean 0 by construction.
     """
-    power = np.sqrt(np.mean(scores**2, axis=1))
-    z = scores[power > 0] / power[power > 0][:, None]
+    z = _scaled(scores)
     count = z.shape[1]
     if len(z) < 2 or count < 2:
         return HALF
@@ -105,8 +104,7 @@ def cross_validate(scores: FloatArray, folds: int = 4) -> float:
 
     scores: shape (columns, samples x probes).
     """
-    power = np.sqrt(np.mean(scores**2, axis=1))
-    z = scores[power > 0] / power[power > 0][:, None]
+    z = _scaled(scores)
     count = z.shape[1]
     if len(z) < 2 or count < folds:
         return HALF
@@ -120,3 +118,10 @@ def cross_validate(scores: FloatArray, folds: int = 4) -> float:
         agreement += float((rest * own)[off].sum()) / (end - begin)
         square += float((rest[off] ** 2).sum())
     return HALF if square <= 0 else float(np.clip(agreement / square, 0.0, 1.0))
+
+
+def _scaled(scores: FloatArray) -> FloatArray:
+    """Columns that change something, each over its root mean square."""
+    power = np.sqrt(np.mean(scores**2, axis=1))
+    found: FloatArray = scores[power > 0] / power[power > 0][:, None]
+    return found
