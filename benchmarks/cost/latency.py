@@ -2,7 +2,7 @@
 
     python -m benchmarks.cost.latency [MODEL ...] [--runtimes NAME ...] [--threads 1 2] [--plans 4]
 
-By default 128 plans: six architectures that no profile was fitted to, the transformers at two batch
+By default 192 plans: six architectures that no profile was fitted to, the transformers at two batch
 sizes, on ONNX Runtime and LiteRT, with one thread and two. Every plan has two predictions: by this
 machine's profile ("host"), which knows a few kernels and none of the models, and by the costs that
 ``advise`` finds for the model, from plans that are timed in turns with the random ones. The noise
@@ -16,24 +16,24 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from advisor.assemble import build_problem
 from advisor.atomic import write_text
 from advisor.budget import Budget
 from advisor.errors import UsageError
-from advisor.measure.costs import MeasuredCosts
 from advisor.measure.machine import find_stopwatch
 from advisor.measure.measure import LIMIT_S, explain, workbench
 from advisor.measure.terms import designs
 from advisor.passes.shapes import deployment_inputs
-from advisor.prepare import check_deployment, prepare
+from advisor.prepare import Prepared, check_deployment, prepare
 from advisor.search.problem import Choice, Problem, evaluate
 from advisor.setting import Setting
 from advisor.targets.base import Stopwatch
@@ -64,7 +64,7 @@ def main() -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--plans", type=int, default=4, help="of every setting")
+    parser.add_argument("--plans", type=int, default=6, help="of every setting")
     parser.add_argument("--size", type=int, help="pixels or tokens, to try the script out")
     parser.add_argument("--limit", type=float, default=1.0, help="of the time for each setting")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -72,49 +72,50 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     if arguments.out.exists():
         found = json.loads(arguments.out.read_text(encoding="utf-8"))["settings"]
-    settings = [
-        (name, batch, runtime, threads)
+    cases = [
+        (name, batch, runtime)
         for name in arguments.models or MODELS
         for batch in MODELS[name][1]
         for runtime in arguments.runtimes
-        for threads in arguments.threads
     ]
-    for name, batch, runtime, threads in settings:
-        key = f"{name} x {batch}/{runtime}/{threads}"
-        if key in found:
+    for name, batch, runtime in cases:
+        keys = {f"{name} x {batch}/{runtime}/{threads}": threads for threads in arguments.threads}
+        missing = {key: threads for key, threads in keys.items() if key not in found}
+        if not missing:
             continue
-        found[key] = measure(
-            name,
-            arguments.size or MODELS[name][0],
-            batch=batch,
-            runtime=runtime,
-            threads=threads,
-            plans=arguments.plans,
-            limit=arguments.limit,
-        )
-        say = {each: found[key][each] for each in ("modelled", "timed", "noise")}
-        print(key, json.dumps(say), flush=True)
-        result = {
-            "machine": describe_machine(),
-            "overall": overall(list(found.values())),
-            "settings": found,
-        }
-        write_text(arguments.out, json.dumps(result, indent=1) + "\n")
+        size = arguments.size or MODELS[name][0]
+        prepared, stopwatch = set_up(name, size, batch=batch, runtime=runtime)
+        for key, threads in missing.items():
+            found[key] = {
+                "size": size,
+                "batch": batch,
+                **measure(
+                    replace(prepared.setting, threads=threads, costs={}),
+                    stopwatch,
+                    plans=arguments.plans,
+                    limit=arguments.limit,
+                ),
+            }
+            say = {each: found[key][each] for each in ("modelled", "timed", "noise")}
+            print(key, json.dumps(say), flush=True)
+            result = {
+                "machine": describe_machine(),
+                "overall": overall(found),
+                "settings": found,
+            }
+            write_text(arguments.out, json.dumps(result, indent=1) + "\n")
     return 0
 
 
-def measure(
-    name: str, size: int, *, batch: int, runtime: str, threads: int, plans: int, limit: float
-) -> dict[str, Any]:
-    """One setting: its random plans with both predictions, and the noise floor."""
+def set_up(name: str, size: int, *, batch: int, runtime: str) -> tuple[Prepared, Stopwatch]:
+    """The planning problem of a model, whose costs are modelled, and what times its plans."""
     deployment = check_deployment(
-        target="host", runtime=runtime, batch=batch, sequence=None, threads=threads
+        target="host", runtime=runtime, batch=batch, sequence=None, threads=None
     )
     stopwatch = find_stopwatch(deployment.profile, deployment.capability)
     if stopwatch is None:
         raise UsageError("ADVISOR_MEASURE=never is set: nothing is timed")
     subject = build(name, size)
-    clock = _Clock(stopwatch=stopwatch, plans=plans, seed=threads, limit=limit)
     able = deployment.capability.schemes
     prepared = prepare(
         subject.model,
@@ -125,71 +126,68 @@ def measure(
         schemes=[scheme for scheme in SPEED_SCHEMES if scheme in able],
         pins={},
         on_unsupported="keep",
-        measure=clock,
     )
-    timed = build_problem(prepared.setting)
-    modelled = build_problem(replace(prepared.setting, measured=None))
+    return prepared, stopwatch
+
+
+def measure(setting: Setting, stopwatch: Stopwatch, *, plans: int, limit: float) -> dict[str, Any]:
+    """One setting: its random plans with both predictions, and the noise floor.
+
+    limit: share of the usual time. noise: median difference between two timings of a plan.
+    """
+    fitted, bench = designs(setting), workbench(setting)
+    modelled = build_problem(setting)
+    drawn = random_choices(modelled, plans, setting.threads or 1, fitted)
+    every = [*fitted, *drawn, *drawn[:REPEATED]]
+    timings = stopwatch.time_models(
+        [partial(bench.build, choice) for choice in every],
+        deployment_inputs(setting.graph, setting.batch, None),
+        threads=setting.threads,
+        limit_s=LIMIT_S * limit * len(every) / len(fitted),
+        with_parts=True,
+        say=silent,
+    )
+    own = [timing.seconds for timing in timings[len(fitted) :]]
+    again = zip(own, own[plans:], strict=False)
+    costs = explain(setting, fitted, timings[: len(fitted)], stopwatch.machine())
+    timed = build_problem(setting.with_measured(costs))
     rows = [
         {
             "modelled_s": _seconds(modelled, choice),
             "timed_s": _seconds(timed, choice),
             "measured_s": seconds,
         }
-        for choice, seconds in clock.found.items()
+        for choice, seconds in zip(drawn, own, strict=False)
     ]
     return {
-        "size": size,
-        "batch": batch,
         "modelled": _errors(rows, "modelled_s"),
         "timed": _errors(rows, "timed_s"),
-        "noise": clock.noise,
+        "noise": median([abs(one - two) / two for one, two in again]),
         "plans": rows,
     }
 
 
-@dataclass(slots=True, kw_only=True)
-class _Clock:
-    """Finds the costs of a setting and times random plans beside, some of them twice.
+def overall(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Errors over all plans, by both predictions, rank correlations, and the median noise floor.
 
-    found: seconds of the random plans. noise: median difference between two timings of a plan.
+    spearman: the mean over settings. by_model: over a model's plans on either runtime, with either
+    number of threads. settings: by "model x batch/runtime/threads".
     """
-
-    stopwatch: Stopwatch
-    plans: int
-    seed: int
-    limit: float
-    found: dict[Choice, float] = field(default_factory=dict[Choice, float])
-    noise: float = 0.0
-
-    def __call__(self, setting: Setting) -> MeasuredCosts:
-        fitted, bench = designs(setting), workbench(setting)
-        drawn = random_choices(build_problem(setting), self.plans, self.seed, fitted)
-        every = [*fitted, *drawn, *drawn[:REPEATED]]
-        timings = self.stopwatch.time_models(
-            [partial(bench.build, choice) for choice in every],
-            deployment_inputs(setting.graph, setting.batch, None),
-            threads=setting.threads,
-            limit_s=LIMIT_S * self.limit * len(every) / len(fitted),
-            with_parts=True,
-            say=silent,
-        )
-        seconds = [timing.seconds for timing in timings]
-        own = seconds[len(fitted) :]
-        self.found = dict(zip(drawn, own, strict=False))
-        again = zip(own[: len(drawn)], own[len(drawn) :], strict=False)
-        self.noise = median([abs(one - two) / two for one, two in again])
-        return explain(setting, fitted, timings[: len(fitted)], self.stopwatch.machine())
-
-
-def overall(settings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Errors over all plans, by both predictions, and the median noise floor."""
-    rows = [row for setting in settings for row in setting["plans"]]
-    return {
-        "plans": len(rows),
-        "modelled": _errors(rows, "modelled_s"),
-        "timed": _errors(rows, "timed_s"),
-        "noise": median([setting["noise"] for setting in settings]),
-    }
+    every = list(settings.values())
+    rows = [row for setting in every for row in setting["plans"]]
+    models: dict[str, list[Mapping[str, float]]] = {}
+    for key, setting in settings.items():
+        models.setdefault(key.split("/")[0], []).extend(setting["plans"])
+    found: dict[str, Any] = {"plans": len(rows)}
+    for kind in ("modelled", "timed"):
+        found[kind] = {
+            **_errors(rows, f"{kind}_s"),
+            "spearman": float(np.mean([setting[kind]["spearman"] for setting in every])),
+            "by_model": {
+                name: _errors(own, f"{kind}_s")["spearman"] for name, own in models.items()
+            },
+        }
+    return {**found, "noise": median([setting["noise"] for setting in every])}
 
 
 def _errors(rows: Sequence[Mapping[str, float]], predicted: str) -> dict[str, float]:

@@ -48,7 +48,29 @@ def build(name: str, size: int, blocks: int | None = None) -> Subject:
     pixels = torch.randn(1, 3, size, size)
     if name in PLAIN:
         return Subject(model=PLAIN[name](size).eval(), inputs={"pixel_values": pixels})
-    return Subject(model=Logits(PICTURES[name](size)).eval(), inputs={"pixel_values": pixels})
+    model = Logits(PICTURES[name](size)).eval()
+    _enliven(model, pixels)
+    return Subject(model=model, inputs={"pixel_values": pixels})
+
+
+def _enliven(model: nn.Module, pixels: Tensor) -> None:
+    """Weights and statistics with which activations keep their size from layer to layer.
+
+    With those of the configurations they fade below what float32 has at full speed: processors
+    take many times as long for such numbers, which no trained network has.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+    for norm in norms:
+        norm.train()
+        nn.init.ones_(norm.weight)
+        norm.momentum = 1.0  # the statistics are those of the pixels
+    with torch.no_grad():
+        model(pixel_values=pixels)
+    for norm in norms:
+        norm.eval()
 
 
 class _Decoder(nn.Module):

@@ -66,10 +66,24 @@ def test_medians_and_shares() -> None:
     files = sizes.overall([{"error": -0.004}, {"error": 0.02}])
     assert files == {"files": 2, "within_half_a_percent": 1, "largest_error": 0.02}
     plans = [{"modelled_s": 2.0 * k, "timed_s": 1.0 * k, "measured_s": 1.0 * k} for k in (1, 2, 3)]
-    timed = latency_overall([{"plans": plans, "noise": 0.01}])
-    assert timed["plans"] == 3
+    ranks = {"modelled": {"spearman": 1.0}, "timed": {"spearman": 0.5}}
+    slower = [{name: 10 * value for name, value in plan.items()} for plan in plans]
+    swapped = [{**plans[0], "timed_s": 2.0}, {**plans[1], "timed_s": 1.0}, plans[2]]
+    timed = latency_overall(
+        {
+            "net x 1/onnxruntime/1": {"plans": plans, "noise": 0.01, **ranks},
+            "net x 1/tflite/1": {"plans": slower, "noise": 0.03, **ranks},
+            "other x 1/tflite/1": {"plans": swapped, "noise": 0.02, **ranks},
+        }
+    )
+    assert timed["plans"] == 9
+    assert timed["noise"] == 0.02
     assert timed["modelled"]["median_error"] == pytest.approx(1.0)
     assert timed["timed"]["median_error"] == 0.0
+    # Within a setting the mean over settings; by model over all of its plans at once.
+    assert timed["modelled"]["spearman"] == 1.0
+    assert timed["timed"]["spearman"] == 0.5
+    assert timed["timed"]["by_model"] == pytest.approx({"net x 1": 1.0, "other x 1": 0.5})
 
 
 def test_the_page_has_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
