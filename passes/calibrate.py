@@ -226,6 +226,8 @@ def static_params(
 ) -> dict[str, ActivationParams]:
     """Scale and zero point of every observed tensor; members of a class share theirs.
 
+    Those of a class whose parameters are fixed do not depend on what was observed.
+
     dtypes: of the tensors' integers by name, where they are not the rules'.
     """
     ranges = {
@@ -236,8 +238,15 @@ def static_params(
         if members:
             widest = min(low for low, _ in members), max(high for _, high in members)
             ranges.update({name: widest for name in shared.tensors if name in ranges})
+    fixed = {
+        name: shared.fixed
+        for shared in classes
+        if shared.fixed is not None
+        for name in shared.tensors
+    }
     return {
-        name: activation_params(low, high, replace(rules, dtype=dtypes.get(name, rules.dtype)))
+        name: fixed.get(name)
+        or activation_params(low, high, replace(rules, dtype=dtypes.get(name, rules.dtype)))
         for name, (low, high) in ranges.items()
     }
 

@@ -11,7 +11,7 @@ import torch
 from advisor.formats import SCHEMES, Scheme, scheme_named
 from advisor.passes.fx import attribute
 from advisor.passes.graph import Graph, Layer
-from advisor.passes.group import Group
+from advisor.passes.group import Group, class_tensors
 from advisor.passes.regions import Regions, find_regions
 from advisor.passes.rounding import IMPLEMENTED_DTYPES, NEEDS_DATA, algorithms_for
 from advisor.search.problem import Candidate
@@ -146,7 +146,9 @@ def regions_of(graph: Graph, capability: Capability) -> Regions:
         for layer in graph.layers
         if any(capability.support(layer, scheme).ok for scheme in static)
     }
-    return find_regions(graph, capability.static, capable)
+    classes = class_tensors(graph, capability)
+    fixed = {name for each in classes if each.fixed is not None for name in each.tensors}
+    return find_regions(graph, capability.static, capable, fixed)
 
 
 def reads_channels(layer: Layer) -> bool:

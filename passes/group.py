@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 from advisor.passes.fx import placeholders
-from advisor.passes.graph import Graph, name_of
+from advisor.passes.graph import ActivationParams, Graph, name_of
 from advisor.passes.regions import is_float_tensor, short_op
 from advisor.targets.capability import Capability
 
@@ -23,9 +23,13 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorClass:
-    """Tensors that must share scale and zero point while they are statically quantized."""
+    """Tensors that must share scale and zero point while they are statically quantized.
+
+    fixed: what these are, where the runtime allows no others.
+    """
 
     tensors: tuple[str, ...]
+    fixed: ActivationParams | None = None
 
 
 def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
@@ -52,24 +56,41 @@ def group_layers(graph: Graph, capability: Capability) -> tuple[Group, ...]:
 
 
 def class_tensors(graph: Graph, capability: Capability) -> tuple[TensorClass, ...]:
-    """Classes of two tensors or more, in execution order.
+    """Classes of two tensors or more, and those of a fixed scale, in execution order.
 
     Operators listed in ``StaticRules.shared`` (max-pool, reshape, concat, ...) move numbers
     without computing new ones, so their inputs and output use one scale. An addition does
     compute: its inputs keep scales of their own.
     """
-    if capability.static is None:
+    rules = capability.static
+    if rules is None:
         return ()
     links: nx.Graph[str] = nx.Graph()
     order: dict[str, int] = {}
+    computed: dict[str, ActivationParams | None] = {}  # by tensor that is not only moved
     for node in (*placeholders(graph.module), *graph.module.graph.nodes):
         order.setdefault(name_of(node), len(order))
     for node in graph.module.graph.nodes:
-        if short_op(node) in capability.static.shared and is_float_tensor(node):
+        if not is_float_tensor(node):
+            continue
+        if short_op(node) in rules.shared:
             for source in node.all_input_nodes:
                 if is_float_tensor(source):
                     links.add_edge(name_of(node), name_of(source))
-    return tuple(TensorClass(tensors=members) for members in _components(links, order))
+            continue
+        fixed = rules.fixed_output(short_op(node))
+        computed[name_of(node)] = None
+        if fixed is not None:
+            computed[name_of(node)] = fixed.params(rules.dtype)
+            links.add_node(name_of(node))
+    classes: list[TensorClass] = []
+    for members in _components(links, order):
+        # Where one is fixed and another is not, neither can be integers with the other.
+        found = {computed[name] for name in members if name in computed}
+        fixed_params = found.pop() if len(found) == 1 else None
+        if len(members) > 1 or fixed_params is not None:
+            classes.append(TensorClass(tensors=members, fixed=fixed_params))
+    return tuple(classes)
 
 
 def _components(links: nx.Graph[str], order: dict[str, int]) -> Iterable[tuple[str, ...]]:

@@ -28,6 +28,14 @@ COUNTED_AT_ONCE: Final = 2**22
 LEAST_FLOAT16: Final = 2.0**-20
 """Smallest scale that is rounded to float16, which has four bits there."""
 
+LEAST_SCALE: Final = 2.0**-64
+"""A tensor whose scale would be smaller counts as nothing but zeros: products of scales, which
+biases and kernels have, must stay numbers that float32 holds in full."""
+
+ZERO_SCALE: Final = np.float32(2.0**-6)
+"""Of a tensor of nothing but zeros. XNNPACK adds two tensors only where their scales are within
+2**-10 to 2**8 of the sum's; most sums are that near to this one."""
+
 FloatArray = npt.NDArray[np.float64]
 
 SHARES: Final[FloatArray] = np.concatenate(
@@ -122,8 +130,8 @@ def activation_params(low: float, high: float, rules: StaticRules) -> Activation
     else:
         scale = _rounded((high - low) / 255, rules.scale_dtype)
         zero_point = 0
-    if scale < np.finfo(np.float32).tiny:
-        scale = np.float32(1.0)  # the tensor is constant zero
+    if scale < LEAST_SCALE:
+        scale = ZERO_SCALE
     if not rules.symmetric:
         smallest = 0 if unsigned else -128
         zero_point = smallest + int(np.clip(np.rint(-low / float(scale)), 0, 255))

@@ -122,15 +122,18 @@ class Regions:
         )
 
 
-def find_regions(graph: Graph, rules: StaticRules | None, capable: Set[str]) -> Regions:
+def find_regions(
+    graph: Graph, rules: StaticRules | None, capable: Set[str], fixed: Set[str] = frozenset()
+) -> Regions:
     """Every tensor that some choice of static layers quantizes.
 
     capable: names of the layers that could be static at all. rules: None when the runtime has no
-    static quantization; then there are no sites.
+    static quantization; then there are no sites. fixed: the tensors that can have the one scale
+    that ``StaticRules.fixed_outputs`` allows them (``group.class_tensors``).
     """
     if rules is None or not capable:
         return Regions(sites=(), produced={}, needed={}, consumed={})
-    walk = _Walk(graph, rules, capable)
+    walk = _Walk(graph, rules, capable, fixed)
     sites: list[Site] = []
     consumed: dict[str, Expression] = {}
     for node in graph.module.graph.nodes:
@@ -167,8 +170,11 @@ def short_op(node: Node) -> str:
 class _Walk:
     """Memoised walk over one graph; ``produced`` looks back, ``needed`` looks forward."""
 
-    def __init__(self, graph: Graph, rules: StaticRules, capable: Set[str]) -> None:
+    def __init__(
+        self, graph: Graph, rules: StaticRules, capable: Set[str], fixed: Set[str]
+    ) -> None:
         self.rules = rules
+        self.fixed = fixed
         self.layers: dict[str, Layer] = {
             layer.name: layer for layer in graph.layers if layer.name in capable
         }
@@ -233,6 +239,8 @@ class _Walk:
         if layer is not None:
             return IsStatic(layer.name) if layer.op in self.rules.quantized_output else NEVER
         if short_op(source) not in self.rules.followers:
+            return NEVER
+        if self.rules.fixed_output(short_op(source)) and name_of(node) not in self.fixed:
             return NEVER
         inputs = [argument for argument in source.all_input_nodes if is_float_tensor(argument)]
         parts = [self.produced(argument) for argument in inputs]

@@ -15,7 +15,7 @@ from advisor.formats import PerBlock, ScaleRounding, Scheme
 from advisor.passes.graph import Layer
 from advisor.targets.fit import misfit
 from advisor.targets.platforms import shortfall
-from advisor.targets.rules import DelegateRules, FileRules, FusionRules, MemoryRules
+from advisor.targets.rules import DelegateRules, FileRules, FixedOutput, FusionRules, MemoryRules
 
 WEIGHTED_OPS: Final = (
     "linear",
@@ -40,8 +40,12 @@ TENSOR_OPS: Final = (
     "add",
     "sub",
     "mul",
+    "sigmoid",
+    "hardsigmoid",
+    "tanh",
     "max_pool2d",
     "avg_pool2d",
+    "adaptive_avg_pool2d",
     "mean",
     "cat",
     "pad",
@@ -153,7 +157,8 @@ class StaticRules:
     operators that run in integers only when their output is quantized too. fused: activation
     functions folded into the operator before them, so that the quantized output is the
     function's. followers: operators without weights that run in integers when all their inputs
-    do. shared: operators whose input and output must share scale and zero point. int32_bias:
+    do. shared: operators whose input and output must share scale and zero point. fixed_outputs:
+    of followers whose output the runtime allows one scale only. int32_bias:
     operators whose bias is rounded to int32 at input scale x weight scale; elsewhere it stays
     float. scale_dtype: what the scales are rounded to.
     """
@@ -165,9 +170,14 @@ class StaticRules:
     fused: tuple[str, ...] = ()
     followers: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    fixed_outputs: tuple[FixedOutput, ...] = ()
     int32_bias: tuple[str, ...] = ()
     scale_dtype: str = "float32"
     source: str = ""
+
+    def fixed_output(self, operator: str) -> FixedOutput | None:
+        """What an operator's output is fixed to; None where its scale may be any."""
+        return next((each for each in self.fixed_outputs if operator in each.operators), None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from advisor.targets.rules import (
     Companions,
     DelegateRules,
     FileRules,
+    FixedOutput,
     FusionRules,
     MemoryRules,
     WeightMemory,
@@ -186,12 +187,28 @@ def _read_static(table: CapabilityTable, schemes: dict[str, SchemeSupport]) -> S
         fused=table.names("fused", TENSOR_OPS, "operator", default=()),
         followers=followers,
         shared=table.names("shared", followers, "follower", default=()),
+        fixed_outputs=tuple(
+            _read_fixed(each, followers) for each in table.tables("fixed_output", optional=True)
+        ),
         int32_bias=table.names("int32_bias", ops, "statically quantized operator"),
         scale_dtype=table.choice("scale_dtype", ("float32", "float16"), default="float32"),
         source=table.text("source"),
     )
     table.finish()
     return rules
+
+
+def _read_fixed(table: CapabilityTable, followers: Collection[str]) -> FixedOutput:
+    found = FixedOutput(
+        operators=table.names("operators", followers, "follower"),
+        scale=table.number("scale"),
+        zero_point=table.get("zero_point", int),
+        source=table.text("source"),
+    )
+    if not found.scale:
+        table.fail("scale", "a scale of 0 holds no numbers")
+    table.finish()
+    return found
 
 
 def _read_dynamic(top: CapabilityTable, schemes: Collection[str]) -> dict[str, DynamicRules]:

@@ -1,6 +1,25 @@
-"""What a runtime does with memory, files, fused operators and the parts of a delegate, as data."""
+"""What a runtime does with memory, files, fused and fixed operators and a delegate's parts, as data."""
 
 from dataclasses import dataclass
+
+import numpy as np
+
+from advisor.passes.graph import ActivationParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedOutput:
+    """Operators whose integers always have this scale and zero point, whatever they compute."""
+
+    operators: tuple[str, ...]
+    scale: float
+    zero_point: int
+    source: str = ""
+
+    def params(self, dtype: str) -> ActivationParams:
+        """The scale, as float32 has it, and zero point, of integers of ``dtype``."""
+        scale = float(np.float32(self.scale))
+        return ActivationParams(scale=scale, zero_point=self.zero_point, dtype=dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

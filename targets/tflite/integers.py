@@ -8,7 +8,7 @@ one, the conversion is written once, just before the first reader.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,7 @@ from advisor.errors import UnsupportedError
 from advisor.formats import scheme_named
 from advisor.passes.graph import ActivationParams, Layer, QuantizedGraph
 from advisor.passes.layers import find_calls
+from advisor.targets.capability import load_capability
 from advisor.targets.tflite.flatbuffer import FlatModel, schema
 from advisor.targets.tflite.markers import end_of, fused_operators, sources_of
 from advisor.targets.tflite.skeleton import Skeleton, segment
@@ -45,10 +46,27 @@ CLAMPS: Final = frozenset({"MAXIMUM", "MINIMUM", "RELU", "RELU6", "RELU_N1_TO_1"
 """Activation functions that the converter did not fuse. Rounding is monotone, so that clamping
 before it or after it gives the same integers."""
 
-COMPUTES: Final = frozenset({"ADD", "MEAN", "MUL", "SUB"})
+COMPUTES: Final = frozenset({"ADD", "LOGISTIC", "MEAN", "MUL", "SUB", "TANH"})
 """Operators whose output has a scale of its own."""
 
+FIXED: Final = {"LOGISTIC": "sigmoid", "TANH": "tanh"}
+"""Operators that write one scale only, by what the runtime's rules call them."""
+
+SUMS: Final = frozenset({"ADD", "SUB"})
+
+FINEST: Final = 2.0**19
+"""Steps of a sum that the step of what is added may be. Beyond, LiteRT's kernel ends the process
+(the output multiplier of PrepareGeneralSubOp and of add.cc must be below 1, at a shift of 20)."""
+
+HARD_SIGMOID: Final = ("ADD", "MUL")
+"""How the converter writes min(max(x + 3, 0), 6) / 6; the first clamps."""
+
+SIX: Final = 6.0
+
 FLOATS: Final = "FLOAT32"
+
+LARGEST: Final = 127
+"""Largest int8: a constant that it stands for is exact."""
 
 Params = ActivationParams
 
@@ -147,6 +165,9 @@ def _assign_segment(
     assigned: Assigned,
 ) -> str:
     """Let a group of operators run in integers, or say which one cannot."""
+    if _is_hard_sigmoid(model, inside):
+        _assign_hard_sigmoid(model, inside, inputs, end, assigned)
+        return ""
     params = dict(inputs)
     reads: dict[tuple[int, int], Params] = {}
     writes: dict[tuple[int, int], Params] = {}
@@ -163,6 +184,10 @@ def _assign_segment(
             (made,) = found
         elif code in CLAMPS and computed:
             made = end
+        elif code in FIXED and _fixed(code, end.dtype) != end:
+            return code
+        elif code in SUMS and max(each.scale for each in found) >= FINEST * end.scale:
+            return code
         elif code in COMPUTES and not computed and not constants:
             made, computed = end, True
         else:
@@ -176,6 +201,58 @@ def _assign_segment(
     assigned.reads |= reads
     assigned.writes |= writes
     return ""
+
+
+def _fixed(code: str, dtype: str) -> Params | None:
+    rules = load_capability("tflite").static
+    found = None if rules is None else rules.fixed_output(FIXED[code])
+    return None if found is None else found.params(dtype)
+
+
+def _is_hard_sigmoid(model: FlatModel, inside: Sequence[Any]) -> bool:
+    if tuple(model.code(operator) for operator in inside) != HARD_SIGMOID:
+        return False
+    first, last = inside
+    relu6 = schema().ActivationFunctionType.RELU6
+    values = [_constants(model, operator) for operator in inside]
+    return (
+        first.builtinOptions.fusedActivationFunction == relu6
+        and [len(each) for each in values] == [1, 1]
+        and [_floats(model, each[0]).tolist() for each in values]
+        == [[np.float32(SIX / 2)], [np.float32(1 / SIX)]]
+        and int(first.outputs[0]) in map(int, last.inputs)
+    )
+
+
+def _assign_hard_sigmoid(
+    model: FlatModel,
+    inside: Sequence[Any],
+    inputs: Mapping[int, Params],
+    end: Params,
+    assigned: Assigned,
+) -> None:
+    """The sum has six times the steps of the result, whose integers are then the same."""
+    first, last = inside
+    between = int(first.outputs[0])
+    sixfold = replace(end, scale=SIX * end.scale)
+    for operator in inside:
+        for constant in _constants(model, operator):
+            (value,) = _floats(model, constant).tolist()
+            exact = Params(scale=value / LARGEST, zero_point=0, dtype=end.dtype)
+            assigned.reads[id(operator), constant] = exact
+    assigned.reads |= {
+        (id(first), int(i)): inputs[int(i)] for i in first.inputs if int(i) in inputs
+    }
+    assigned.writes[id(first), between] = assigned.reads[id(last), between] = sixfold
+    assigned.writes[id(last), int(last.outputs[0])] = end
+
+
+def _constants(model: FlatModel, operator: Any) -> list[int]:
+    return [int(i) for i in operator.inputs if i >= 0 and model.is_constant(int(i))]
+
+
+def _floats(model: FlatModel, constant: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.frombuffer(model.data(constant) or b"", np.float32)
 
 
 class _Writer:
@@ -269,10 +346,8 @@ class _Writer:
 
     def _constant(self, tensor: int, params: Params) -> int:
         """A constant in the integers of ``params``: what is padded with or clamped to, or read."""
-        data = self.model.data(tensor)
-        assert data is not None  # only constants come here
         low, high = np.iinfo(params.dtype).min, np.iinfo(params.dtype).max
-        real = np.frombuffer(data, np.float32).astype(np.float64) / params.scale
+        real = _floats(self.model, tensor).astype(np.float64) / params.scale
         integers = np.clip(np.rint(real) + params.zero_point, low, high).astype(params.dtype)
         scale = np.array([params.scale], np.float32)
         return self.model.add_tensor(

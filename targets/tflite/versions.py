@@ -24,6 +24,7 @@ BY_TYPE: Final[Mapping[str, Mapping[str, int]]] = {
     "AVERAGE_POOL_2D": {INT8: 2},
     "CONCATENATION": {INT8: 2},
     "EXPAND_DIMS": {},
+    "LOGISTIC": {INT8: 2},
     "MAXIMUM": {INT8: 2},
     "MAX_POOL_2D": {INT8: 2},
     "MEAN": {INT8: 2},
@@ -39,6 +40,7 @@ BY_TYPE: Final[Mapping[str, Mapping[str, int]]] = {
     "SQUEEZE": {},
     "STRIDED_SLICE": {INT8: 2, "BOOL": 3},
     "SUB": {INT8: 2, "INT64": 4},
+    "TANH": {INT8: 2},
     "TRANSPOSE": {INT8: 2, "BOOL": 3},
 }
 """By operator and the type of its first input, where that needs more than version 1."""

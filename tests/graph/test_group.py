@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from advisor.passes.candidates import regions_of
 from advisor.passes.capture import capture
-from advisor.passes.graph import Graph
+from advisor.passes.graph import ActivationParams, Graph
 from advisor.passes.group import class_tensors, group_layers
 from advisor.targets.capability import Capability, StaticRules, load_capability
 from tests.graph.models import Decoder, captured, image, seeded, tokens
@@ -134,6 +135,41 @@ def test_onnxruntime_pools_share_and_its_concats_do_not() -> None:
     assert ("a", "max_pool2d") in found
     assert ("b", "max_pool2d#2") in found
     assert ("cat", graph.layers[-1].input) in found
+
+
+class Squashed(nn.Module):
+    """Sigmoids that are reshaped, joined with their like, and joined with something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.c, self.d = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.a(x), self.b(x)
+        alike = torch.cat([torch.sigmoid(a), torch.sigmoid(b)], 1)
+        mixed = torch.cat([torch.sigmoid(a + b), b], 1)
+        return self.c(alike), self.d(mixed)
+
+
+def test_what_a_fixed_scale_serves_has_it() -> None:
+    graph = capture(seeded(Squashed()), (image(2),), {})
+    found = {each.tensors: each.fixed for each in class_tensors(graph, load_capability("tflite"))}
+    alike = ("sigmoid", "sigmoid#2", "cat")
+    assert found[alike] == ActivationParams(scale=1 / 256, zero_point=-128, dtype="int8")
+    (mixed,) = [tensors for tensors in found if "cat#2" in tensors]
+    assert set(mixed) == {"b", "sigmoid#3", "cat#2"}
+    assert found[mixed] is None
+
+
+def test_a_tensor_that_cannot_have_its_fixed_scale_is_never_integers() -> None:
+    graph = capture(seeded(Squashed()), (image(2),), {})
+    regions = regions_of(graph, load_capability("tflite"))
+    every = regions.quantized({layer.name for layer in graph.layers})
+    assert {"sigmoid", "sigmoid#2", "cat"} <= every.keys()
+    assert every["cat"]
+    assert "sigmoid#3" not in every
+    assert not every["cat#2"]  # its reader alone sees it quantized
 
 
 def test_classes_do_not_merge_groups() -> None:

@@ -18,6 +18,7 @@ from advisor.passes.calibrate import Observations, static_params
 from advisor.passes.candidates import can_take, regions_of
 from advisor.passes.capture import capture
 from advisor.passes.fx import flatten_inputs
+from advisor.passes.gates import spell_gates
 from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph, name_of
 from advisor.passes.group import class_tensors
 from advisor.passes.observers import BINS, TensorStats
@@ -34,16 +35,20 @@ MOST_KEPT = 64
 _CAPTURED: dict[Hashable, Graph] = {}
 
 
-def captured(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Graph:
+def captured(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, gates: bool = False
+) -> Graph:
     """The model's graph, which tests with an equal model on equal inputs share: never change it.
 
-    A target converts a graph once, so that plans for one graph are what a user has too.
+    A target converts a graph once, so that plans for one graph are what a user has too. gates:
+    whether SiLU is spelled out.
     """
-    key = _spelled(model, (args, dict(kwargs)))
+    key = (gates, _spelled(model, (args, dict(kwargs))))
     if key not in _CAPTURED:
         if len(_CAPTURED) >= MOST_KEPT:
             del _CAPTURED[next(iter(_CAPTURED))]
-        _CAPTURED[key] = capture(model, args, dict(kwargs))
+        graph = capture(model, args, dict(kwargs))
+        _CAPTURED[key] = replace(graph, module=spell_gates(graph.module)) if gates else graph
     return _CAPTURED[key]
 
 
@@ -103,7 +108,9 @@ def make(
     schemes: one for all layers, or by layer name. batch: of the deployment.
     """
     capability = load_capability(runtime)
-    graph = captured(model, args, kwargs or {})
+    static = capability.static
+    gates = static is not None and static.fixed_output("sigmoid") is not None
+    graph = captured(model, args, kwargs or {}, gates=gates)
     wanted = schemes if isinstance(schemes, Mapping) else {}
     names = {
         layer.name: wanted.get(layer.name, "fp32") if wanted else str(schemes)

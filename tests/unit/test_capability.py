@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from advisor.errors import MissingDependencyError, MissingEmitterError, UsageError
@@ -234,8 +235,16 @@ def test_tflite_rules() -> None:
     assert tflite.static is not None
     assert (tflite.static.dtype, tflite.static.symmetric) == ("int8", False)
     assert {"add", "mul", "mean", "cat", "pad"} <= set(tflite.static.followers)
-    # Only the arithmetic followers have an output scale of their own.
-    assert set(tflite.static.followers) - set(tflite.static.shared) == {"add", "sub", "mul", "mean"}
+    # Only the arithmetic followers have an output scale of their own, some of them a fixed one.
+    means = {"mean", "adaptive_avg_pool2d"}
+    fixed = {"sigmoid": (1 / 256, -128), "tanh": (1 / 128, 0), "hardsigmoid": (1 / 255, -128)}
+    own = set(tflite.static.followers) - set(tflite.static.shared)
+    assert own == {"add", "sub", "mul"} | means | fixed.keys()
+    for operator, (scale, zero_point) in fixed.items():
+        found = tflite.static.fixed_output(operator)
+        assert found is not None
+        assert (found.params("int8").scale, found.zero_point) == (np.float32(scale), zero_point)
+    assert tflite.static.fixed_output("add") is None
     assert set(tflite.dynamic) == {"w8a8-dynamic", "w4a8-dynamic", "w4a8-dynamic-g32"}
     assert {rules.label for rules in tflite.dynamic.values()} == {"asymmetric int8 per-row"}
     assert accepted("tflite", "linear", "w4a8-dynamic-g32")
