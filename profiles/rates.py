@@ -5,6 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp, log, sqrt
+from typing import Final, Protocol
+
+FAMILIES: Final = {
+    "linear": "linear_ops_per_s",
+    "conv": "conv_ops_per_s",
+    "depthwise": "depthwise_ops_per_s",
+    "gather": "gather_bytes_per_s",
+    "elementwise": "elementwise_ops_per_s",
+}
+"""By name of a family's kernels, the field of ``Rates`` that they are fitted to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +41,54 @@ class Rates:
     gather_bytes_per_s: float
     elementwise_ops_per_s: float
     says: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Timed(Protocol):
+    """A kernel that was timed. amount: operations, or bytes moved where it has none."""
+
+    @property
+    def amount(self) -> float: ...
+
+
+def fit_rates(
+    kernels: Mapping[str, Sequence[Timed]],
+    seconds: Mapping[str, Sequence[float]],
+    says: Mapping[str, str],
+) -> Rates:
+    """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing.
+
+    kernels, seconds: by what they tell: the ``FAMILIES``, "int8" (products), "bandwidth" and "core"
+    (one large sum, with all cores and with one thread), "chain" (nodes, as many as its amount) and
+    "single" (one of them). says: what each of these was.
+    """
+    single = seconds["single"][0]
+    rates = {
+        name: rates_beyond([kernel.amount for kernel in each], seconds[name], single)
+        for name, each in kernels.items()
+    }
+    found = {name: fit_family(rates[name]) for name in FAMILIES}
+    return Rates(
+        float32_ops_per_s=max(*rates["linear"], *rates["conv"], *rates["depthwise"]),
+        int8_ops_per_s=max(rates["int8"]),
+        bandwidth_bytes_per_s=rates["bandwidth"][0],
+        core_bandwidth_bytes_per_s=rates["core"][0],
+        launch_s=max(seconds["chain"][0] - single, 0.0) / (kernels["chain"][0].amount - 1),
+        dispatch_s=single,
+        linear_ops_per_s=found["linear"].value,
+        conv_ops_per_s=found["conv"].value,
+        depthwise_ops_per_s=found["depthwise"].value,
+        gather_bytes_per_s=found["gather"].value,
+        elementwise_ops_per_s=found["elementwise"].value,
+        says={
+            "float32_ops_per_s": "the fastest of the products and convolutions below",
+            "int8_ops_per_s": f"the fastest of {len(rates['int8'])} {says['int8']}",
+            "bandwidth_bytes_per_s": says["bandwidth"],
+            "core_bandwidth_bytes_per_s": says["core"],
+            "launch_s": says["chain"],
+            "dispatch_s": says["single"],
+            **{FAMILIES[name]: found[name].describe(says[name]) for name in FAMILIES},
+        },
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

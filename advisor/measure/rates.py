@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from advisor.doctor import read_cpu
 from advisor.errors import UsageError
 from advisor.measure.measure import workbench
 from advisor.passes.candidates import find_candidates
@@ -22,7 +23,7 @@ from advisor.passes.group import group_layers
 from advisor.passes.shapes import deployment_inputs
 from advisor.profiles.cost import EXPONENTIAL
 from advisor.profiles.loader import load_profile
-from advisor.profiles.rates import Rates, fit_family, rates_beyond
+from advisor.profiles.rates import Rates, fit_rates
 from advisor.setting import Deployment, graph_for, make_setting
 from advisor.targets.base import Stopwatch
 from advisor.targets.registry import capability_named, target_named
@@ -47,21 +48,19 @@ LOOKUPS: Final = ((4096, 384), (1024, 768), (16384, 128))
 """Rows that are looked up, and their width."""
 LARGE: Final = 2**22
 
-FAMILIES: Final = {
-    "linear": "linear_ops_per_s",
-    "conv": "conv_ops_per_s",
-    "depthwise": "depthwise_ops_per_s",
-    "gather": "gather_bytes_per_s",
-    "elementwise": "elementwise_ops_per_s",
-}
-"""By name of a family's kernels, the field of ``Rates`` that they are fitted to."""
-WHAT: Final = {
+SAYS: Final = {
     "linear": "products in float32",
     "conv": "convolutions in float32",
     "depthwise": "depthwise convolutions in float32",
     "gather": "lookups of rows",
     "elementwise": f"softmaxes over 128, {SOFTMAX} operations an element",
+    "int8": "products in static int8",
+    "bandwidth": f"adding two arrays of {4 * LARGE / 1e6:.0f} MB",
+    "core": "the same with one thread",
+    "chain": f"per operator of a chain of {CHAIN} tiny additions",
+    "single": "a model of one tiny addition",
 }
+"""What the kernels are, by what they tell."""
 
 
 class _Adds(nn.Module):
@@ -79,7 +78,8 @@ class _Adds(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """One operator to time. amount: operations, or bytes moved where it has none."""
+    """One operator to time. amount: operations, or bytes moved where it has none. threads: as many
+    as there are cores where it is not said, whatever the runtime itself would take."""
 
     model: nn.Module
     inputs: tuple[Tensor, ...]
@@ -107,7 +107,7 @@ def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
             seconds.setdefault(name, []).append(time_kernel(kernel, stopwatch, runtime))
             done += 1
     say(count, count)
-    return fit_rates(kernels, seconds)
+    return fit_rates(kernels, seconds, SAYS)
 
 
 def kernels_of() -> dict[str, list[Kernel]]:
@@ -143,13 +143,14 @@ def kernels_of() -> dict[str, list[Kernel]]:
 
 def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
     """Seconds of one forward."""
+    threads = kernel.threads or read_cpu().cores
     capability = capability_named(runtime)
     deployment = Deployment(
         profile=load_profile(STAND_IN),
         capability=capability,
         batch=kernel.inputs[0].shape[0],
         sequence=None,
-        threads=kernel.threads,
+        threads=threads,
     )
     graph = graph_for(capture(kernel.model.eval(), kernel.inputs, {}), capability)
     groups = group_layers(graph, capability)
@@ -162,44 +163,12 @@ def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
     (timing,) = stopwatch.time_models(
         [partial(workbench(setting).build, choice)],
         deployment_inputs(graph, deployment.batch, None),
-        threads=kernel.threads,
+        threads=threads,
         limit_s=LIMIT_S,
         with_parts=False,
         say=lambda _done, _count: None,
     )
     return timing.seconds
-
-
-def fit_rates(kernels: dict[str, list[Kernel]], seconds: dict[str, list[float]]) -> Rates:
-    """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing."""
-    single = seconds["single"][0]
-    rates = {
-        name: rates_beyond([kernel.amount for kernel in each], seconds[name], single)
-        for name, each in kernels.items()
-    }
-    fitted = {name: fit_family(rates[name]) for name in FAMILIES}
-    return Rates(
-        float32_ops_per_s=max(*rates["linear"], *rates["conv"], *rates["depthwise"]),
-        int8_ops_per_s=max(rates["int8"]),
-        bandwidth_bytes_per_s=rates["bandwidth"][0],
-        core_bandwidth_bytes_per_s=rates["core"][0],
-        launch_s=max(seconds["chain"][0] - single, 0.0) / (CHAIN - 1),
-        dispatch_s=single,
-        linear_ops_per_s=fitted["linear"].value,
-        conv_ops_per_s=fitted["conv"].value,
-        depthwise_ops_per_s=fitted["depthwise"].value,
-        gather_bytes_per_s=fitted["gather"].value,
-        elementwise_ops_per_s=fitted["elementwise"].value,
-        says={
-            "float32_ops_per_s": "the fastest of the products and convolutions below",
-            "int8_ops_per_s": f"the fastest of {len(rates['int8'])} products in static int8",
-            "bandwidth_bytes_per_s": f"adding two arrays of {4 * LARGE / 1e6:.0f} MB",
-            "core_bandwidth_bytes_per_s": "the same with one thread",
-            "launch_s": f"per operator of a chain of {CHAIN} tiny additions",
-            "dispatch_s": "a model of one tiny addition",
-            **{FAMILIES[name]: fitted[name].describe(WHAT[name]) for name in FAMILIES},
-        },
-    )
 
 
 def _linear(rows: int, inputs: int, outputs: int, scheme: str = "fp32") -> Kernel:

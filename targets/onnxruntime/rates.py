@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from advisor.profiles.rates import Rates, fit_family, rates_beyond
+from advisor.profiles.rates import Rates, fit_rates
 from advisor.targets.onnxruntime.session import open_session, require
 from advisor.targets.statistics import low_quantile
 
@@ -39,6 +39,20 @@ QUANTIZED: Final = (2**20, 2**18, 2**22)
 """Elements."""
 
 MATMUL_INTEGER: Final = "com.microsoft::MatMulIntegerToFloat"
+
+SAYS: Final = {
+    "linear": "MatMuls",
+    "conv": "Convs",
+    "depthwise": "depthwise Convs",
+    "gather": "Gathers",
+    "elementwise": f"QuantizeLinears, {CONVERTED} operations an element",
+    "int8": "of those products by MatMulIntegerToFloat",
+    "bandwidth": f"Add on arrays of {4 * ELEMENTS / 1e6:.0f} MB",
+    "core": "the same Add with one thread",
+    "chain": f"per node of a chain of {TINY} tiny Adds",
+    "single": "a model of one tiny Add",
+}
+"""What the kernels are, by what they tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +85,7 @@ def measure_rates(say: Callable[[int, int], None]) -> Rates:
             )
             done += 1
     say(count, count)
-    return fit_rates(kernels, seconds)
+    return fit_rates(kernels, seconds, SAYS)
 
 
 def kernels_of(rng: np.random.Generator) -> dict[str, list[Kernel]]:
@@ -150,46 +164,6 @@ def kernels_of(rng: np.random.Generator) -> dict[str, list[Kernel]]:
         "chain": [tiny(TINY)],
         "single": [tiny(1)],
     }
-
-
-def fit_rates(kernels: Mapping[str, list[Kernel]], seconds: Mapping[str, list[float]]) -> Rates:
-    """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing."""
-    single = seconds["single"][0]
-    rates = {
-        name: rates_beyond([kernel.amount for kernel in each], seconds[name], single)
-        for name, each in kernels.items()
-    }
-    linear, conv, depthwise, gather, elementwise = (
-        fit_family(rates[name]) for name in ("linear", "conv", "depthwise", "gather", "elementwise")
-    )
-    return Rates(
-        float32_ops_per_s=max(*rates["linear"], *rates["conv"]),
-        int8_ops_per_s=max(rates["int8"]),
-        bandwidth_bytes_per_s=rates["bandwidth"][0],
-        core_bandwidth_bytes_per_s=rates["core"][0],
-        launch_s=max(seconds["chain"][0] - single, 0.0) / (TINY - 1),
-        dispatch_s=single,
-        linear_ops_per_s=linear.value,
-        conv_ops_per_s=conv.value,
-        depthwise_ops_per_s=depthwise.value,
-        gather_bytes_per_s=gather.value,
-        elementwise_ops_per_s=elementwise.value,
-        says={
-            "float32_ops_per_s": "the fastest of the products and convolutions below",
-            "int8_ops_per_s": "the fastest of 3 of those products by MatMulIntegerToFloat",
-            "bandwidth_bytes_per_s": "Add on arrays of 34 MB",
-            "core_bandwidth_bytes_per_s": "the same Add with one thread",
-            "launch_s": f"per node of a chain of {TINY} tiny Adds",
-            "dispatch_s": "a model of one tiny Add",
-            "linear_ops_per_s": linear.describe("MatMuls"),
-            "conv_ops_per_s": conv.describe("Convs"),
-            "depthwise_ops_per_s": depthwise.describe("depthwise Convs"),
-            "gather_bytes_per_s": gather.describe("Gathers"),
-            "elementwise_ops_per_s": elementwise.describe(
-                f"QuantizeLinears, {CONVERTED} operations an element"
-            ),
-        },
-    )
 
 
 def _seconds(

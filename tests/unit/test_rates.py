@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
-from advisor.doctor import Cpu
-from advisor.measure.rates import CHAIN, Kernel, fit_rates, kernels_of
+from advisor.doctor import Cpu, read_cpu
+from advisor.measure.rates import CHAIN, SAYS, Kernel, kernels_of, time_kernel
+from advisor.passes.graph import QuantizedGraph
 from advisor.profiles.host import write_profile
 from advisor.profiles.parse import parse_profile
-from advisor.profiles.rates import fit_family
+from advisor.profiles.rates import fit_family, fit_rates
+from advisor.targets.base import Timing
 
 CPU = Cpu(model="Some CPU", cores=4, features=("avx2",))
 SPEED = {"linear": 1e11, "conv": 5e10, "depthwise": 1e10, "int8": 3e11, "elementwise": 2e10}
@@ -27,6 +32,7 @@ def test_kernels_of_known_speed_are_found() -> None:
     found = fit_rates(
         kernels,
         {name: [seconds_of(name, kernel) for kernel in each] for name, each in kernels.items()},
+        SAYS,
     )
     assert found.float32_ops_per_s == pytest.approx(1e11)
     assert found.int8_ops_per_s == pytest.approx(3e11)
@@ -47,7 +53,7 @@ def test_kernels_of_known_speed_are_found() -> None:
 
 def test_a_start_that_is_most_of_the_time_hides_no_more_than_half() -> None:
     kernels = kernels_of()
-    found = fit_rates(kernels, {name: [1e-6] * len(each) for name, each in kernels.items()})
+    found = fit_rates(kernels, {name: [1e-6] * len(each) for name, each in kernels.items()}, SAYS)
     amounts = [kernel.amount for kernel in kernels["linear"]]
     assert found.float32_ops_per_s == pytest.approx(max(amounts) / 0.5e-6)
 
@@ -96,7 +102,7 @@ def test_rates_of_onnx_runtimes_kernels() -> None:
         return start + kernel.amount / SPEED.get(name, 1e10)
 
     seconds = {name: [taken(name, each) for each in group] for name, group in kernels.items()}
-    found = rates.fit_rates(kernels, seconds)
+    found = fit_rates(kernels, seconds, rates.SAYS)
     assert found.linear_ops_per_s == pytest.approx(1e11)
     assert found.float32_ops_per_s == pytest.approx(1e11)
     assert found.int8_ops_per_s == pytest.approx(3e11)
@@ -109,3 +115,34 @@ def test_rates_of_onnx_runtimes_kernels() -> None:
     assert "over 3 depthwise Convs, 1.00 to 1.00 of it" in says
     assert "an unseen shape is expected within a factor of 1.00" in says
     assert says.endswith("against the peak above")
+
+
+class Noting:
+    """A stopwatch that notes how many threads it was asked for."""
+
+    def __init__(self) -> None:
+        self.threads: list[int | None] = []
+
+    def time_models(
+        self,
+        builders: Sequence[Callable[[], QuantizedGraph]],
+        inputs: Sequence[Any],
+        *,
+        threads: int | None,
+        limit_s: float,
+        with_parts: bool,
+        say: Callable[[int, int], None],
+    ) -> tuple[Timing, ...]:
+        self.threads.append(threads)
+        return tuple(Timing(seconds=1.0, noise=0.0) for _ in builders)
+
+    def machine(self) -> Mapping[str, str]:
+        return {}
+
+
+def test_kernels_run_on_all_cores_but_the_one_that_says_otherwise() -> None:
+    """LiteRT itself would take one thread, and a profile's figures are of all cores."""
+    kernels, stopwatch = kernels_of(), Noting()
+    for name in ("single", "core"):
+        assert time_kernel(kernels[name][0], stopwatch, "tflite") == 1.0
+    assert stopwatch.threads == [read_cpu().cores, 1]
