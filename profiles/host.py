@@ -100,6 +100,11 @@ def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) 
             min(rates.core_bandwidth_bytes_per_s, rates.bandwidth_bytes_per_s),
             said("core_bandwidth_bytes_per_s"),
         ),
+        **(
+            {}
+            if rates.cache_bytes is None
+            else {"memory.cache_bytes": (rates.cache_bytes, said("cache_bytes"))}
+        ),
         "efficiency.linear": of_peak("linear_ops_per_s", rates.linear_ops_per_s),
         "efficiency.conv": of_peak("conv_ops_per_s", rates.conv_ops_per_s),
         "efficiency.depthwise": of_peak("depthwise_ops_per_s", rates.depthwise_ops_per_s),

@@ -25,8 +25,9 @@ class Rates:
     products. bandwidth, of one core too: bytes per second of adding large arrays. launch_s: per
     node in a chain of tiny ones. dispatch_s: of a forward pass with one tiny node. linear, conv,
     depthwise: operations per second of middle-sized layers in float32. gather: bytes per second of
-    an embedding. elementwise: operations per second of an operator without a weight. says: what
-    each was measured by, by field.
+    an embedding. elementwise: operations per second of an operator without a weight. cache: bytes
+    that are added at more than ``CACHED`` times the bandwidth; None where the fewest are not. says:
+    what each was measured by, by field.
     """
 
     float32_ops_per_s: float
@@ -40,7 +41,11 @@ class Rates:
     depthwise_ops_per_s: float
     gather_bytes_per_s: float
     elementwise_ops_per_s: float
+    cache_bytes: float | None = None
     says: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+CACHED: Final = 2.0
 
 
 class Timed(Protocol):
@@ -58,8 +63,8 @@ def fit_rates(
     """Rates from the seconds of every kernel: amounts per second beyond a forward of nothing.
 
     kernels, seconds: by what they tell: the ``FAMILIES``, "int8" (products), "bandwidth" and "core"
-    (one large sum, with all cores and with one thread), "chain" (nodes, as many as its amount) and
-    "single" (one of them). says: what each of these was.
+    (one large sum, with all cores and with one thread), "cached" (smaller ones), "chain" (nodes, as
+    many as its amount) and "single" (one of them). says: what each of these was.
     """
     single = seconds["single"][0]
     rates = {
@@ -67,6 +72,12 @@ def fit_rates(
         for name, each in kernels.items()
     }
     found = {name: fit_family(rates[name]) for name in FAMILIES}
+    least = CACHED * rates["bandwidth"][0]
+    cached = [
+        kernel.amount
+        for kernel, rate in zip(kernels["cached"], rates["cached"], strict=True)
+        if rate >= least
+    ]
     return Rates(
         float32_ops_per_s=max(*rates["linear"], *rates["conv"], *rates["depthwise"]),
         int8_ops_per_s=max(rates["int8"]),
@@ -79,11 +90,16 @@ def fit_rates(
         depthwise_ops_per_s=found["depthwise"].value,
         gather_bytes_per_s=found["gather"].value,
         elementwise_ops_per_s=found["elementwise"].value,
+        cache_bytes=max(cached, default=None),
         says={
             "float32_ops_per_s": "the fastest of the products and convolutions below",
             "int8_ops_per_s": f"the fastest of {len(rates['int8'])} {says['int8']}",
             "bandwidth_bytes_per_s": says["bandwidth"],
             "core_bandwidth_bytes_per_s": says["core"],
+            "cache_bytes": (
+                f"the most of {len(rates['cached'])} {says['cached']} that took less than "
+                f"1/{CACHED:g} of the time that the bandwidth above would take"
+            ),
             "launch_s": says["chain"],
             "dispatch_s": says["single"],
             **{FAMILIES[name]: found[name].describe(says[name]) for name in FAMILIES},

@@ -47,6 +47,8 @@ TABLE: Final = 30_000
 LOOKUPS: Final = ((4096, 384), (1024, 768), (16384, 128))
 """Rows that are looked up, and their width."""
 LARGE: Final = 2**22
+SMALLER: Final = (2**14, 2**15, 2**16, 2**17, 2**18, 2**19, 2**20, 2**21)
+"""Elements of arrays that may fit into a cache."""
 
 SAYS: Final = {
     "linear": "products in float32",
@@ -57,6 +59,7 @@ SAYS: Final = {
     "int8": "products in static int8",
     "bandwidth": f"adding two arrays of {4 * LARGE / 1e6:.0f} MB",
     "core": "the same with one thread",
+    "cached": "smaller sums",
     "chain": f"per operator of a chain of {CHAIN} tiny additions",
     "single": "a model of one tiny addition",
 }
@@ -112,14 +115,15 @@ def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
 
 def kernels_of() -> dict[str, list[Kernel]]:
     """What is timed, by what it tells."""
-    one, large = torch.randn(1, 4), torch.randn(1, LARGE)
+    one = torch.randn(1, 4)
     return {
         "linear": [_linear(*shape) for shape in LINEAR],
         "conv": [_conv(*shape) for shape in CONV],
         "depthwise": [_depthwise(*shape) for shape in DEPTHWISE],
         "int8": [_linear(*shape, scheme="w8a8") for shape in LINEAR[1:]],
-        "bandwidth": [Kernel(model=_Adds(1), inputs=(large, large), amount=3 * 4 * LARGE)],
-        "core": [Kernel(model=_Adds(1), inputs=(large, large), amount=3 * 4 * LARGE, threads=1)],
+        "bandwidth": [_sum(LARGE)],
+        "core": [_sum(LARGE, threads=1)],
+        "cached": [_sum(count) for count in SMALLER],
         "chain": [Kernel(model=_Adds(CHAIN), inputs=(one, one), amount=CHAIN)],
         "single": [Kernel(model=_Adds(1), inputs=(one, one), amount=1)],
         "gather": [
@@ -178,6 +182,11 @@ def _linear(rows: int, inputs: int, outputs: int, scheme: str = "fp32") -> Kerne
         amount=2 * rows * inputs * outputs,
         scheme=scheme,
     )
+
+
+def _sum(count: int, threads: int | None = None) -> Kernel:
+    array = torch.randn(1, count)
+    return Kernel(model=_Adds(1), inputs=(array, array), amount=3 * array.nbytes, threads=threads)
 
 
 def _conv(inputs: int, outputs: int, kernel: int, side: int, groups: int = 1) -> Kernel:

@@ -7,7 +7,8 @@ sizes, on ONNX Runtime and LiteRT, with one thread and two. Every plan has two p
 machine's profile ("host"), which knows a few kernels and none of the models, and by the costs that
 ``advise`` finds for the model, from plans that are timed in turns with the random ones. The noise
 floor is what predicting a plan by timing it a second time would be off by. Needs a machine that
-does nothing else. A setting that is in ``--out`` is kept, so a run that was stopped goes on.
+does nothing else. A setting that is in ``--out`` is kept, so a run that was stopped goes on;
+``--again`` times nothing and asks the profile anew about the plans that are there.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def main() -> int:
     parser.add_argument("--plans", type=int, default=6, help="of every setting")
     parser.add_argument("--size", type=int, help="pixels or tokens, to try the script out")
     parser.add_argument("--limit", type=float, default=1.0, help="of the time for each setting")
+    parser.add_argument("--again", action="store_true", help="predict anew by the profile alone")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     found: dict[str, dict[str, Any]] = {}
@@ -80,22 +82,19 @@ def main() -> int:
     ]
     for name, batch, runtime in cases:
         keys = {f"{name} x {batch}/{runtime}/{threads}": threads for threads in arguments.threads}
-        missing = {key: threads for key, threads in keys.items() if key not in found}
-        if not missing:
+        wanted = {key: n for key, n in keys.items() if (key in found) == arguments.again}
+        if not wanted:
             continue
         size = arguments.size or MODELS[name][0]
         prepared, stopwatch = set_up(name, size, batch=batch, runtime=runtime)
-        for key, threads in missing.items():
-            found[key] = {
-                "size": size,
-                "batch": batch,
-                **measure(
-                    replace(prepared.setting, threads=threads, costs={}),
-                    stopwatch,
-                    plans=arguments.plans,
-                    limit=arguments.limit,
-                ),
-            }
+        for key, threads in wanted.items():
+            setting = replace(prepared.setting, threads=threads, costs={})
+            if arguments.again:
+                found[key] |= predict_again(setting, found[key]["plans"])
+            else:
+                found[key] = {"size": size, "batch": batch} | measure(
+                    setting, stopwatch, plans=arguments.plans, limit=arguments.limit
+                )
             say = {each: found[key][each] for each in ("modelled", "timed", "noise")}
             print(key, json.dumps(say), flush=True)
             result = {
@@ -135,9 +134,8 @@ def measure(setting: Setting, stopwatch: Stopwatch, *, plans: int, limit: float)
 
     limit: share of the usual time. noise: median difference between two timings of a plan.
     """
-    fitted, bench = designs(setting), workbench(setting)
-    modelled = build_problem(setting)
-    drawn = random_choices(modelled, plans, setting.threads or 1, fitted)
+    bench = workbench(setting)
+    modelled, fitted, drawn = draw(setting, plans)
     every = [*fitted, *drawn, *drawn[:REPEATED]]
     timings = stopwatch.time_models(
         [partial(bench.build, choice) for choice in every],
@@ -165,6 +163,20 @@ def measure(setting: Setting, stopwatch: Stopwatch, *, plans: int, limit: float)
         "noise": median([abs(one - two) / two for one, two in again]),
         "plans": rows,
     }
+
+
+def draw(setting: Setting, plans: int) -> tuple[Problem, Sequence[Choice], Sequence[Choice]]:
+    """The problem, the plans that costs are found from, and the random ones."""
+    problem, fitted = build_problem(setting), designs(setting)
+    return problem, fitted, random_choices(problem, plans, setting.threads or 1, fitted)
+
+
+def predict_again(setting: Setting, plans: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """What the profile says of plans that were timed."""
+    problem, _, drawn = draw(setting, len(plans))
+    pairs = zip(plans, drawn, strict=True)
+    rows = [{**plan, "modelled_s": _seconds(problem, choice)} for plan, choice in pairs]
+    return {"modelled": _errors(rows, "modelled_s"), "plans": rows}
 
 
 def overall(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ BUDGET_S: Final = 0.5
 
 LEAST_RUNS: Final = 5
 ELEMENTS: Final = 2**23
+SMALLER: Final = (2**14, 2**15, 2**16, 2**17, 2**18, 2**19, 2**20, 2**21, 2**22)
+"""Elements of arrays that may fit into a cache."""
+
 TINY: Final = 200
 TABLE: Final = 30_000
 CONVERTED: Final = 4
@@ -49,6 +52,7 @@ SAYS: Final = {
     "int8": "of those products by MatMulIntegerToFloat",
     "bandwidth": f"Add on arrays of {4 * ELEMENTS / 1e6:.0f} MB",
     "core": "the same Add with one thread",
+    "cached": "smaller Adds",
     "chain": f"per node of a chain of {TINY} tiny Adds",
     "single": "a model of one tiny Add",
 }
@@ -161,6 +165,7 @@ def kernels_of(rng: np.random.Generator) -> dict[str, list[Kernel]]:
         "elementwise": [quantizing(count) for count in QUANTIZED],
         "bandwidth": [add(ELEMENTS)],
         "core": [add(ELEMENTS, threads=1)],
+        "cached": [add(count) for count in SMALLER],
         "chain": [tiny(TINY)],
         "single": [tiny(1)],
     }

@@ -58,6 +58,20 @@ def test_a_start_that_is_most_of_the_time_hides_no_more_than_half() -> None:
     assert found.float32_ops_per_s == pytest.approx(max(amounts) / 0.5e-6)
 
 
+@pytest.mark.parametrize("fast", [0, 3, 8])
+def test_the_cache_holds_what_is_added_faster(fast: int) -> None:
+    """A memory of 10 GB/s behind a cache of 40 GB/s that the smallest arrays fit into."""
+    kernels = kernels_of()
+    seconds = {name: [seconds_of(name, each) for each in group] for name, group in kernels.items()}
+    for place in range(fast):
+        seconds["cached"][place] = START + kernels["cached"][place].amount / 4e10
+    found = fit_rates(kernels, seconds, SAYS)
+    profile = parse_profile(write_profile(found, CPU, "LiteRT 2", "tflite"), "here.toml")
+    held = [kernel.amount for kernel in kernels["cached"]][:fast]
+    cache = profile.memory.cache_bytes
+    assert (None if cache is None else cache.value) == (held[-1] if held else None)
+
+
 def test_a_family_is_fitted_as_least_squares_in_the_logarithm() -> None:
     """Against numpy's own least squares and its covariance of the one coefficient."""
     rates = [3e10, 5e10, 4.2e10, 9e10]
