@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, log, sqrt
+from math import exp, inf, log, sqrt
 from typing import Final, Protocol
 
 FAMILIES: Final = {
@@ -48,11 +48,35 @@ class Rates:
 CACHED: Final = 2.0
 
 
+PASSES: Final = 3
+"""Times that every kernel is timed, with all others between: another user of the processor, who
+only ever adds, may be there for seconds."""
+
+
 class Timed(Protocol):
     """A kernel that was timed. amount: operations, or bytes moved where it has none."""
 
     @property
     def amount(self) -> float: ...
+
+
+def least_seconds(
+    timers: Mapping[str, Sequence[Callable[[], float]]], say: Callable[[int, int], None]
+) -> dict[str, list[float]]:
+    """The least of ``PASSES`` timings of every kernel, by what it tells.
+
+    say: called with the timings done and their number.
+    """
+    found = {name: [inf] * len(each) for name, each in timers.items()}
+    done, count = 0, PASSES * sum(len(each) for each in timers.values())
+    for _ in range(PASSES):
+        for name, each in timers.items():
+            for place, time_once in enumerate(each):
+                say(done, count)
+                found[name][place] = min(found[name][place], time_once())
+                done += 1
+    say(count, count)
+    return found
 
 
 def fit_rates(

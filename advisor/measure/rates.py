@@ -23,13 +23,13 @@ from advisor.passes.group import group_layers
 from advisor.passes.shapes import deployment_inputs
 from advisor.profiles.cost import EXPONENTIAL
 from advisor.profiles.loader import load_profile
-from advisor.profiles.rates import Rates, fit_rates
+from advisor.profiles.rates import Rates, fit_rates, least_seconds
 from advisor.setting import Deployment, graph_for, make_setting
 from advisor.targets.base import Stopwatch
 from advisor.targets.registry import capability_named, target_named
 
-LIMIT_S: Final = 0.5
-"""Time to spend on one kernel."""
+LIMIT_S: Final = 0.2
+"""Time to spend on one kernel in each pass."""
 
 STAND_IN: Final = "arm-neon"
 """A profile is needed to set a kernel up; none of its figures is used."""
@@ -102,15 +102,11 @@ def rates_of(runtime: str, say: Callable[[int, int], None]) -> Rates:
     if not isinstance(stopwatch, Stopwatch):
         raise UsageError(f"{runtime} cannot be timed")
     kernels = kernels_of()
-    seconds: dict[str, list[float]] = {}
-    done, count = 0, sum(len(each) for each in kernels.values())
-    for name, each in kernels.items():
-        for kernel in each:
-            say(done, count)
-            seconds.setdefault(name, []).append(time_kernel(kernel, stopwatch, runtime))
-            done += 1
-    say(count, count)
-    return fit_rates(kernels, seconds, SAYS)
+    timers = {
+        name: [timer(kernel, stopwatch, runtime) for kernel in each]
+        for name, each in kernels.items()
+    }
+    return fit_rates(kernels, least_seconds(timers, say), SAYS)
 
 
 def kernels_of() -> dict[str, list[Kernel]]:
@@ -145,8 +141,8 @@ def kernels_of() -> dict[str, list[Kernel]]:
     }
 
 
-def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
-    """Seconds of one forward."""
+def timer(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> Callable[[], float]:
+    """What gives the seconds of one forward, each time it is called."""
     threads = kernel.threads or read_cpu().cores
     capability = capability_named(runtime)
     deployment = Deployment(
@@ -164,15 +160,20 @@ def time_kernel(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> float:
         [option.scheme for option in setting.space.candidates[group.name]].index(kernel.scheme)
         for group in groups
     )
-    (timing,) = stopwatch.time_models(
-        [partial(workbench(setting).build, choice)],
-        deployment_inputs(graph, deployment.batch, None),
-        threads=threads,
-        limit_s=LIMIT_S,
-        with_parts=False,
-        say=lambda _done, _count: None,
-    )
-    return timing.seconds
+    bench = workbench(setting)
+
+    def time_once() -> float:
+        (timing,) = stopwatch.time_models(
+            [partial(bench.build, choice)],
+            deployment_inputs(graph, deployment.batch, None),
+            threads=threads,
+            limit_s=LIMIT_S,
+            with_parts=False,
+            say=lambda _done, _count: None,
+        )
+        return timing.seconds
+
+    return time_once
 
 
 def _linear(rows: int, inputs: int, outputs: int, scheme: str = "fp32") -> Kernel:

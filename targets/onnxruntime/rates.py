@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from advisor.profiles.rates import Rates, fit_rates
+from advisor.profiles.rates import Rates, fit_rates, least_seconds
 from advisor.targets.onnxruntime.session import open_session, require
 from advisor.targets.statistics import low_quantile
 
 Array = np.ndarray[Any, Any]
 
-BUDGET_S: Final = 0.5
-"""Time to spend on one kernel."""
+BUDGET_S: Final = 0.15
+"""Time to spend on one kernel in each pass."""
 
 LEAST_RUNS: Final = 5
 ELEMENTS: Final = 2**23
@@ -78,18 +78,8 @@ def measure_rates(say: Callable[[int, int], None]) -> Rates:
     """
     require("onnx", "onnxruntime")
     kernels = kernels_of(np.random.default_rng(0))
-    count = sum(len(each) for each in kernels.values())
-    seconds: dict[str, list[float]] = {name: [] for name in kernels}
-    done = 0
-    for name, each in kernels.items():
-        for kernel in each:
-            say(done, count)
-            seconds[name].append(
-                _seconds(kernel.nodes, kernel.feed, kernel.constants, threads=kernel.threads)
-            )
-            done += 1
-    say(count, count)
-    return fit_rates(kernels, seconds, SAYS)
+    timers = {name: [_timer(kernel) for kernel in each] for name, each in kernels.items()}
+    return fit_rates(kernels, least_seconds(timers, say), SAYS)
 
 
 def kernels_of(rng: np.random.Generator) -> dict[str, list[Kernel]]:
@@ -171,30 +161,25 @@ def kernels_of(rng: np.random.Generator) -> dict[str, list[Kernel]]:
     }
 
 
-def _seconds(
-    nodes: list[tuple[str, str, Mapping[str, Any]]],
-    feed: Mapping[str, Array],
-    constants: Mapping[str, Array],
-    *,
-    threads: int | None = None,
-) -> float:
-    """Low quantile of running a chain of nodes (operator, inputs, attributes) on ``feed``.
-
-    The first input of every node but the first is the output of the node before.
-    """
+def _timer(kernel: Kernel) -> Callable[[], float]:
+    """What gives the low quantile of some runs of a kernel, each time it is called."""
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(_model(nodes, feed, constants))
-        session = open_session(path, {}, threads=threads)
-    arrays = dict(feed)
-    runs: list[float] = []
-    begin = time.monotonic()
-    session.run(None, arrays)
-    while len(runs) < LEAST_RUNS or time.monotonic() - begin < BUDGET_S:
-        started = time.perf_counter()
+        path.write_bytes(_model(kernel.nodes, kernel.feed, kernel.constants))
+        session = open_session(path, {}, threads=kernel.threads)
+    arrays = dict(kernel.feed)
+
+    def time_once() -> float:
+        runs: list[float] = []
+        begin = time.monotonic()
         session.run(None, arrays)
-        runs.append(time.perf_counter() - started)
-    return low_quantile(runs)
+        while len(runs) < LEAST_RUNS or time.monotonic() - begin < BUDGET_S:
+            started = time.perf_counter()
+            session.run(None, arrays)
+            runs.append(time.perf_counter() - started)
+        return low_quantile(runs)
+
+    return time_once
 
 
 def _model(
@@ -202,6 +187,8 @@ def _model(
     feed: Mapping[str, Array],
     constants: Mapping[str, Array],
 ) -> bytes:
+    """A chain of nodes (operator, inputs, attributes) on ``feed``; the first input of every node
+    but the first is the output of the node before."""
     from onnx import TensorProto, helper, numpy_helper
 
     made: list[Any] = []

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from advisor.doctor import Cpu, read_cpu
-from advisor.measure.rates import CHAIN, SAYS, Kernel, kernels_of, time_kernel
+from advisor.measure.rates import CHAIN, SAYS, Kernel, kernels_of, timer
 from advisor.passes.graph import QuantizedGraph
 from advisor.profiles.host import write_profile
 from advisor.profiles.parse import parse_profile
-from advisor.profiles.rates import fit_family, fit_rates
+from advisor.profiles.rates import fit_family, fit_rates, least_seconds
 from advisor.targets.base import Timing
 
 CPU = Cpu(model="Some CPU", cores=4, features=("avx2",))
@@ -96,6 +96,19 @@ def test_unseen_shapes_are_as_far_off_as_said() -> None:
     assert inside / 2000 == pytest.approx(0.68, abs=0.03)
 
 
+def test_a_kernel_counts_with_its_least_time() -> None:
+    """A second user of the processor, who is there for the whole of one pass and half of one."""
+    slower, seen = iter([3, 3, 3, 1, 1, 3, 1, 1, 1]), list[tuple[int, int]]()
+
+    def of(seconds: float) -> Callable[[], float]:
+        return lambda: seconds * next(slower)
+
+    timers = {"linear": [of(1.0), of(2.0)], "conv": [of(4.0)]}
+    found = least_seconds(timers, lambda done, count: seen.append((done, count)))
+    assert found == {"linear": [1.0, 2.0], "conv": [4.0]}
+    assert seen == [(done, 9) for done in range(10)]
+
+
 def test_every_family_has_three_shapes_or_more() -> None:
     from advisor.targets.onnxruntime import rates
 
@@ -158,5 +171,5 @@ def test_kernels_run_on_all_cores_but_the_one_that_says_otherwise() -> None:
     """LiteRT itself would take one thread, and a profile's figures are of all cores."""
     kernels, stopwatch = kernels_of(), Noting()
     for name in ("single", "core"):
-        assert time_kernel(kernels[name][0], stopwatch, "tflite") == 1.0
+        assert timer(kernels[name][0], stopwatch, "tflite")() == 1.0
     assert stopwatch.threads == [read_cpu().cores, 1]
