@@ -47,7 +47,7 @@ TABLE: Final = 30_000
 LOOKUPS: Final = ((4096, 384), (1024, 768), (16384, 128))
 """Rows that are looked up, and their width."""
 LARGE: Final = 2**22
-SMALLER: Final = (2**14, 2**15, 2**16, 2**17, 2**18, 2**19, 2**20, 2**21)
+SMALLER: Final = (2**17, 2**18, 2**19, 2**20, 2**21)
 """Elements of arrays that may fit into a cache."""
 
 SAYS: Final = {

@@ -156,6 +156,14 @@ def latency_section() -> list[str]:
             f"{each['timed']['spearman']:.2f} | {each['modelled']['median_error']:.1%} | "
             f"{each['modelled']['spearman']:.2f} |"
         )
+    ranked = latency.overall(settings)["timed"]["by_model"]
+    lines += [
+        "",
+        "Rank correlation over all plans of a model at one batch, on both runtimes with one thread "
+        "and two, by measured costs: "
+        + ", ".join(f"{name} {value:.2f}" for name, value in ranked.items())
+        + ".",
+    ]
     return [*lines, "", *_chosen()]
 
 

@@ -22,7 +22,7 @@ BUDGET_S: Final = 0.15
 
 LEAST_RUNS: Final = 5
 ELEMENTS: Final = 2**23
-SMALLER: Final = (2**14, 2**15, 2**16, 2**17, 2**18, 2**19, 2**20, 2**21, 2**22)
+SMALLER: Final = (2**17, 2**18, 2**19, 2**20, 2**21, 2**22)
 """Elements of arrays that may fit into a cache."""
 
 TINY: Final = 200

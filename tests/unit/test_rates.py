@@ -58,7 +58,7 @@ def test_a_start_that_is_most_of_the_time_hides_no_more_than_half() -> None:
     assert found.float32_ops_per_s == pytest.approx(max(amounts) / 0.5e-6)
 
 
-@pytest.mark.parametrize("fast", [0, 3, 8])
+@pytest.mark.parametrize("fast", [0, 3, 5])
 def test_the_cache_holds_what_is_added_faster(fast: int) -> None:
     """A memory of 10 GB/s behind a cache of 40 GB/s that the smallest arrays fit into."""
     kernels = kernels_of()
@@ -67,9 +67,10 @@ def test_the_cache_holds_what_is_added_faster(fast: int) -> None:
         seconds["cached"][place] = START + kernels["cached"][place].amount / 4e10
     found = fit_rates(kernels, seconds, SAYS)
     profile = parse_profile(write_profile(found, CPU, "LiteRT 2", "tflite"), "here.toml")
-    held = [kernel.amount for kernel in kernels["cached"]][:fast]
     cache = profile.memory.cache_bytes
-    assert (None if cache is None else cache.value) == (held[-1] if held else None)
+    assert (cache is None) == (not fast)
+    if cache is not None:
+        assert cache.value == pytest.approx(kernels["cached"][fast - 1].amount, rel=1e-5)
 
 
 def test_a_family_is_fitted_as_least_squares_in_the_logarithm() -> None:
@@ -161,7 +162,7 @@ class Noting:
         say: Callable[[int, int], None],
     ) -> tuple[Timing, ...]:
         self.threads.append(threads)
-        return tuple(Timing(seconds=1.0, noise=0.0) for _ in builders)
+        return tuple(Timing(seconds=1.0, noise=0.0, parts={}) for _ in builders)
 
     def machine(self) -> Mapping[str, str]:
         return {}
