@@ -57,7 +57,9 @@ class Timed(Protocol):
     """A kernel that was timed. amount: operations, or bytes moved where it has none."""
 
     @property
-    def amount(self) -> float: ...
+    def amount(self) -> float:
+        """Operations or bytes."""
+        ...
 
 
 def least_seconds(

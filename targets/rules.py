@@ -1,4 +1,4 @@
-"""What a runtime does with memory, files, fused and fixed operators and a delegate's parts, as data."""
+"""What a runtime does with memory, files, single operators and the parts of a delegate, as data."""
 
 from dataclasses import dataclass
 

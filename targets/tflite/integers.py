@@ -184,11 +184,7 @@ def _assign_segment(
             (made,) = found
         elif code in CLAMPS and computed:
             made = end
-        elif code in FIXED and _fixed(code, end.dtype) != end:
-            return code
-        elif code in SUMS and max(each.scale for each in found) >= FINEST * end.scale:
-            return code
-        elif code in COMPUTES and not computed and not constants:
+        elif code in COMPUTES and not computed and not constants and _can_write(code, found, end):
             made, computed = end, True
         else:
             return code
@@ -201,6 +197,13 @@ def _assign_segment(
     assigned.reads |= reads
     assigned.writes |= writes
     return ""
+
+
+def _can_write(code: str, read: set[Params], written: Params) -> bool:
+    """Whether an operator's kernel takes these scales."""
+    if code in FIXED:
+        return _fixed(code, written.dtype) == written
+    return code not in SUMS or max(each.scale for each in read) < FINEST * written.scale
 
 
 def _fixed(code: str, dtype: str) -> Params | None:
