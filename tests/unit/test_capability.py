@@ -243,7 +243,10 @@ def test_tflite_rules() -> None:
     for operator, (scale, zero_point) in fixed.items():
         found = tflite.static.fixed_output(operator)
         assert found is not None
-        assert (found.params("int8").scale, found.zero_point) == (np.float32(scale), zero_point)
+        assert (found.params("int8").scale, found.zero_point) == (
+            float(np.float32(scale)),
+            zero_point,
+        )
     assert tflite.static.fixed_output("add") is None
     assert set(tflite.dynamic) == {"w8a8-dynamic", "w4a8-dynamic", "w4a8-dynamic-g32"}
     assert {rules.label for rules in tflite.dynamic.values()} == {"asymmetric int8 per-row"}
