@@ -10,7 +10,7 @@ from advisor.formats import DTYPE_BITS, scheme_named
 from advisor.measure.costs import MeasuredCosts
 from advisor.passes.attention import open_products
 from advisor.passes.candidates import Space, regions_of
-from advisor.passes.gates import spell_gates
+from advisor.passes.gates import spell_gates, spells_gates
 from advisor.passes.graph import Graph, Layer, name_of
 from advisor.passes.group import Group
 from advisor.passes.kvcache import cached_elements
@@ -176,7 +176,6 @@ def graph_for(graph: Graph, capability: Capability) -> Graph:
     Products are layers where it quantizes some, and attention is then spelled out; so is SiLU
     where sigmoids can be integers.
     """
-    rules = capability.static
-    if rules is not None and rules.fixed_output("sigmoid") is not None:
+    if spells_gates(capability.static):
         graph = replace(graph, module=spell_gates(graph.module))
     return open_products(graph) if capability.quantizes_products else graph

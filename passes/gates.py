@@ -7,8 +7,14 @@ from torch.fx import GraphModule
 
 from advisor.passes.fx import argument, clone, copy_meta, finish, stamp
 from advisor.passes.graph import name_of
+from advisor.targets.capability import StaticRules
 
 aten = torch.ops.aten
+
+
+def spells_gates(rules: StaticRules | None) -> bool:
+    """Whether the runtime's plans see SiLU spelled out: where sigmoids can be integers."""
+    return rules is not None and rules.fixed_output("sigmoid") is not None
 
 
 def spell_gates(module: GraphModule) -> GraphModule:

@@ -79,9 +79,8 @@ def class_tensors(graph: Graph, capability: Capability) -> tuple[TensorClass, ..
                     links.add_edge(name_of(node), name_of(source))
             continue
         fixed = rules.fixed_output(short_op(node))
-        computed[name_of(node)] = None
+        computed[name_of(node)] = None if fixed is None else fixed.params(rules.dtype)
         if fixed is not None:
-            computed[name_of(node)] = fixed.params(rules.dtype)
             links.add_node(name_of(node))
     classes: list[TensorClass] = []
     for members in _components(links, order):

@@ -100,11 +100,6 @@ def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) 
             min(rates.core_bandwidth_bytes_per_s, rates.bandwidth_bytes_per_s),
             said("core_bandwidth_bytes_per_s"),
         ),
-        **(
-            {}
-            if rates.cache_bytes is None
-            else {"memory.cache_bytes": (rates.cache_bytes, said("cache_bytes"))}
-        ),
         "efficiency.linear": of_peak("linear_ops_per_s", rates.linear_ops_per_s),
         "efficiency.conv": of_peak("conv_ops_per_s", rates.conv_ops_per_s),
         "efficiency.depthwise": of_peak("depthwise_ops_per_s", rates.depthwise_ops_per_s),
@@ -116,6 +111,8 @@ def write_profile(rates: Rates, cpu: Cpu, version: str, runtime: str = DEFAULT) 
         "overhead.launch_s": (max(rates.launch_s, 1e-9), said("launch_s")),
         "overhead.dispatch_s": (max(rates.dispatch_s, 1e-9), said("dispatch_s")),
     }
+    if rates.cache_bytes is not None:
+        figures["memory.cache_bytes"] = rates.cache_bytes, said("cache_bytes")
     lines = [
         "# Measured on this machine; see docs/measurement.md.",
         "schema = 1",

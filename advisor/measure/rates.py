@@ -160,12 +160,12 @@ def timer(kernel: Kernel, stopwatch: Stopwatch, runtime: str) -> Callable[[], fl
         [option.scheme for option in setting.space.candidates[group.name]].index(kernel.scheme)
         for group in groups
     )
-    bench = workbench(setting)
+    bench, inputs = workbench(setting), deployment_inputs(graph, deployment.batch, None)
 
     def time_once() -> float:
         (timing,) = stopwatch.time_models(
             [partial(bench.build, choice)],
-            deployment_inputs(graph, deployment.batch, None),
+            inputs,
             threads=threads,
             limit_s=LIMIT_S,
             with_parts=False,

@@ -156,7 +156,7 @@ def latency_section() -> list[str]:
             f"{each['timed']['spearman']:.2f} | {each['modelled']['median_error']:.1%} | "
             f"{each['modelled']['spearman']:.2f} |"
         )
-    ranked = latency.overall(settings)["timed"]["by_model"]
+    ranked = found["overall"]["timed"]["by_model"]
     lines += [
         "",
         "Rank correlation over all plans of a model at one batch, on both runtimes with one thread "

@@ -18,7 +18,7 @@ from advisor.passes.calibrate import Observations, static_params
 from advisor.passes.candidates import can_take, regions_of
 from advisor.passes.capture import capture
 from advisor.passes.fx import flatten_inputs
-from advisor.passes.gates import spell_gates
+from advisor.passes.gates import spell_gates, spells_gates
 from advisor.passes.graph import Graph, LayerAssignment, QuantizedGraph, name_of
 from advisor.passes.group import class_tensors
 from advisor.passes.observers import BINS, TensorStats
@@ -108,9 +108,7 @@ def make(
     schemes: one for all layers, or by layer name. batch: of the deployment.
     """
     capability = load_capability(runtime)
-    static = capability.static
-    gates = static is not None and static.fixed_output("sigmoid") is not None
-    graph = captured(model, args, kwargs or {}, gates=gates)
+    graph = captured(model, args, kwargs or {}, gates=spells_gates(capability.static))
     wanted = schemes if isinstance(schemes, Mapping) else {}
     names = {
         layer.name: wanted.get(layer.name, "fp32") if wanted else str(schemes)

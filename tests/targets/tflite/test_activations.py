@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advisor.passes.graph import ActivationParams, QuantizedGraph
+from advisor.targets.manifest import CHECK_FOLDER
 from advisor.targets.simulation import load_simulation
 from advisor.targets.tflite import TARGET
 from advisor.targets.tflite.artifact import TfliteArtifact
 from advisor.targets.tflite.emit import MODEL_FILE
 from advisor.targets.tflite.flatbuffer import FlatModel
+from advisor.targets.tflite.interpreter import LiteModel
 from tests.targets.making import Quantizer
 from tests.targets.tflite.models import images, seeded
 
@@ -81,7 +83,7 @@ def emit(graph: QuantizedGraph, folder: Path) -> tuple[TfliteArtifact, FlatModel
 
 def steps_apart(artifact: TfliteArtifact, graph: QuantizedGraph, x: Tensor) -> float:
     """Largest difference from the simulation, in steps of the last layer's integers."""
-    simulation = load_simulation(artifact.path / "check")
+    simulation = load_simulation(artifact.path / CHECK_FOLDER)
     with torch.no_grad():
         expected = simulation.module(x)
     found = artifact.run(x)
@@ -150,8 +152,6 @@ def test_every_integer_is_the_simulations(
 
 
 def run(content: bytes, x: np.ndarray) -> np.ndarray:
-    from advisor.targets.tflite.interpreter import LiteModel
-
     (found,) = LiteModel(content).run([x])
     return found.astype(np.int64)
 
