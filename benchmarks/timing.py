@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Final
 
-from advisor.targets.statistics import SETTLE_S, low_quantile
+from advisor.targets.idle import wait_until_idle
+from advisor.targets.statistics import low_quantile
 
 CONFIDENCE: Final = 0.95
 MIN_ROUNDS, MAX_ROUNDS = 5, 61
@@ -45,7 +46,7 @@ def time_variants(
     """Call every variant in turns for about ``seconds`` in all, at least ``MIN_ROUNDS`` rounds.
 
     A round visits every variant once, forwards and backwards by turns, so that drift of the clock
-    and load falls on all alike. A visit is a pause, in which other threads stop spinning, an
+    and load falls on all alike. A visit waits until other threads stop spinning, makes an
     untimed call, which brings caches back, and as many timed ones as its share of the time allows;
     the median of a visit counts.
     """
@@ -58,7 +59,7 @@ def time_variants(
     for number in range(rounds):
         order = list(calls) if number % 2 == 0 else list(reversed(list(calls)))
         for name in order:
-            sleep(SETTLE_S)
+            wait_until_idle()
             calls[name]()
             seen[name].append(median(_timed(calls[name]) for _ in range(repeats[name])))
     return {

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, comb
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Final, Self
 
 import numpy as np
 
 from advisor.errors import UsageError
-from advisor.targets.statistics import SETTLE_S
+from advisor.targets.idle import wait_until_idle
 
 LEAST_ROUNDS: Final = 6
 """Fewer cannot bound a median: all six fall on one side of it with a chance of 3 %."""
@@ -112,8 +112,8 @@ def time_in_turns(
     """Seconds of every call, by function, then by round.
 
     Each round visits every function once, in alternating order, so that drift and load meet all
-    alike. A visit begins with a pause, in which the threads of the function before go to sleep, and
-    a call that is not counted. ``seconds``: of the whole, shared by the visits; each has one call
+    alike. A visit waits for the threads of the function before to go to sleep, and begins with a
+    call that is not counted. ``seconds``: of the whole, shared by the visits; each has one call
     at least.
 
     Raises:
@@ -132,7 +132,7 @@ def time_in_turns(
     order = list(range(len(calls)))
     for done in range(rounds):
         for index in order:
-            sleep(SETTLE_S)
+            wait_until_idle()
             calls[index]()
             times[index].append([_seconds(calls[index]) for _ in range(wanted[index])])
         order.reverse()

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
-SETTLE_S: Final = 2e-3
-"""Pause before another model's turn. Its threads spin for about a millisecond after a run, and
-must not take cores from the next one's. Forbidding it would measure what nobody deploys: a network
-of 40 microseconds on two threads took 60 (measured, ONNX Runtime 1.31.1)."""
-
 LOW: Final = 0.25
 """The quantile that stands for a series: robust against both a lucky run and a busy machine."""
+
+POLISHES: Final = 10
+"""Rounds of median polish; more change nothing that could be measured."""
 
 
 def low_quantile(seconds: Sequence[float], share: float = LOW) -> float:
@@ -37,3 +36,43 @@ def split_half_noise(seconds: Sequence[float], share: float = LOW) -> float:
         return 0.0
     one, other = low_quantile(seconds[::2], share), low_quantile(seconds[1::2], share)
     return abs(one - other) / ((one + other) / 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Levelled:
+    """Seconds of every model in a round as quick as a low quantile of them.
+
+    noise: how far the halves of its visits are apart, beside the other models' in the same rounds.
+    """
+
+    seconds: list[float]
+    noise: list[float]
+
+
+def level(visits: Sequence[Sequence[float]]) -> Levelled:
+    """What every model takes, and what slowed whole rounds, told apart by median polish.
+
+    In logarithms, model and round add up (Tukey, Exploratory Data Analysis, 1977, chapter 11).
+    visits: seconds by model and round; a model may lack the last rounds. Of one model alone nothing
+    can be told apart: a low quantile is its time.
+    """
+    if len(visits) == 1:
+        return Levelled(seconds=[low_quantile(visits[0])], noise=[split_half_noise(visits[0])])
+    rounds = max(map(len, visits))
+    table = np.full((len(visits), rounds), np.nan)
+    for row, own in zip(table, visits, strict=True):
+        row[: len(own)] = own
+    slowed = np.ones(rounds)
+    for _ in range(POLISHES):
+        seconds = np.nanmedian(table / slowed, axis=1)
+        slowed = np.nanmedian(table / seconds[:, None], axis=0)
+    relative = table / seconds[:, None]
+    noise = []
+    for index, own in enumerate(visits):
+        # By the other models: one that is itself the median of a round would show no noise in it.
+        shared = min(len(own), max(len(each) for each in [*visits[:index], *visits[index + 1 :]]))
+        others = np.nanmedian(np.delete(relative[:, :shared], index, axis=0), axis=0)
+        alike = relative[index, :shared] / others
+        noise.append(split_half_noise(alike.tolist(), share=0.5))
+    scale = low_quantile(slowed.tolist())
+    return Levelled(seconds=(seconds * scale).tolist(), noise=noise)

@@ -1,13 +1,15 @@
 """Time whole models on this machine in turns, so that whatever slows it slows them alike.
 
-A turn counts with the median of its runs, as users see them. Of the first model's turns a low
-quantile is kept: other load only ever adds. The others are known by their ratio to it in the same
-round, whose median is kept. How a model is opened is the runtime's own.
+A turn counts with the median of its runs, as users see them. What slowed a round as a whole is
+found from all its turns (``_level``) and taken out, and the median of a model's turns is kept. The
+scale is a low quantile of the rounds: other load only ever adds. How a model is opened is the
+runtime's own.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +21,12 @@ import torch
 
 from advisor.passes.graph import Graph
 from advisor.targets.base import Part, Timing
-from advisor.targets.statistics import SETTLE_S, low_quantile, split_half_noise
+from advisor.targets.idle import wait_until_idle
+from advisor.targets.statistics import level
 
 Source = TypeVar("Source")
 
-LEAST_ROUNDS: Final = 3
+LEAST_ROUNDS: Final = 4
 ENOUGH_ROUNDS: Final = 40
 """Rounds after which timing ends as soon as the halves of every series agree."""
 
@@ -36,6 +39,13 @@ SLOW: Final = 2.5
 VISIT_S: Final = 12e-3
 """Runs of one visit to a model: as many as fit into this. The first dozen runs of a small network
 after another model's turn took 2 to 10 % longer than the rest, in integers more than in floats."""
+
+LONG_S: Final = 0.1
+"""A run that takes as long needs none before it that does not count: what it finds in a cache is
+little of what it reads (MiniLM at a batch of 8, LiteRT: 0.1 to 0.5 % longer)."""
+
+SETTLE_S: Final = 2e-3
+"""Pause before another model's turn where each has one thread, and none that spins."""
 
 MEMORY_SHARE: Final = 0.3
 """Share of the free memory that open models may take; more models are timed in batches."""
@@ -60,31 +70,29 @@ class Opened:
 
 @dataclass(slots=True, kw_only=True)
 class _Model:
-    """An open model with what was timed so far: seconds by round, and over the first model's."""
+    """An open model with the seconds of its visits, one per round from the first on."""
 
     opened: Opened
-    clock: Callable[[], float]
-    seconds: list[float] = field(default_factory=list[float])
-    ratios: list[float] = field(default_factory=list[float])
+    visits: list[float] = field(default_factory=list[float])
 
-    def visit(self, first: _Model) -> None:
-        """One warming run and a few timed ones, whose median counts. first: visited before."""
-        time.sleep(SETTLE_S)
-        self.opened.run()
+    def visit(self, threads: int | None) -> None:
+        """A warming run and a few timed ones, whose median counts."""
+        if threads == 1:
+            time.sleep(SETTLE_S)
+        else:
+            wait_until_idle()
+        # One thread works alone, and its own clock stops while other processes have the core.
+        clock = time.thread_time if threads == 1 else time.perf_counter
         runs: list[float] = []
+        is_warm = False
         while not runs or sum(runs) < VISIT_S:
-            begin = self.clock()
+            begin = clock()
             self.opened.run()
-            runs.append(self.clock() - begin)
-        self.seconds.append(median(runs))
-        self.ratios.append(self.seconds[-1] / first.seconds[-1])
-
-    @property
-    def noise(self) -> float:
-        """How far the halves of what counts are apart."""
-        if set(self.ratios) == {1.0}:  # the first model
-            return split_half_noise(self.seconds)
-        return split_half_noise(self.ratios, share=0.5)
+            seconds = clock() - begin
+            if is_warm or seconds >= LONG_S:
+                runs.append(seconds)
+            is_warm = True
+        self.visits.append(median(runs))
 
     def close(self) -> None:
         """Let go of the model's memory; what was timed stays."""
@@ -101,73 +109,68 @@ def time_in_turns(
 ) -> tuple[Timing, ...]:
     """Time of every model; the first is the reference that batches of models are aligned by.
 
-    limit_s: of the whole call; exceeded only where ``LEAST_ROUNDS`` take longer. say: called with
-    the models done and their number.
+    limit_s: of all turns, opening the models aside; exceeded only where ``LEAST_ROUNDS`` take
+    longer. say: called with the models done and their number.
     """
-    deadline = time.monotonic() + limit_s
-    # One thread works alone, and its own clock stops while other processes have the core.
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    found: dict[int, _Model] = {}
-    first: _Model | None = None
-    ratios: dict[int, float] = {}
-    reference_s: list[float] = []
-    pending = list(range(len(builders)))
+    opened: list[_Model] = []
+    pending = list(builders)
+    relative: list[float] = []
+    noise: list[float] = []
+    scales: list[float] = []
     while pending:
-        begin = time.monotonic()
-        batch: list[_Model] = []
+        done = len(opened)
         room = MEMORY_SHARE * free_bytes()
-        while pending and (not batch or room > 0):
-            index = pending.pop(0)
-            found[index] = _Model(opened=open_model(builders[index]()), clock=clock)
-            room -= OPEN_FACTOR * found[index].opened.file_bytes
-            batch.append(found[index])
-            say(index + 1, len(builders))
-        if first is None:
-            first = batch[0]
-        elif first not in batch:
-            batch.insert(0, first)
-            first.seconds.clear()
-            first.ratios.clear()
-        # Later batches have to be opened and timed too.
-        now = time.monotonic()
-        opening = (now - begin) * len(pending) / len(batch)
-        share = len(batch) / (len(batch) + len(pending))
-        _take_turns(batch, (deadline - now - opening) * share)
-        reference_s.append(low_quantile(first.seconds))
-        for index, model in found.items():
-            if index not in ratios:
-                ratios[index] = median(model.ratios)
-                if model is not first:
-                    model.close()
-    best = min(reference_s)
-    return tuple(_timing(found[index], best * ratios[index]) for index in range(len(builders)))
+        while pending and (len(opened) == done or room > 0):
+            opened.append(_Model(opened=open_model(pending.pop(0)())))
+            room -= OPEN_FACTOR * opened[-1].opened.file_bytes
+            say(len(opened), len(builders))
+        batch = opened[done:]
+        if done:
+            opened[0].visits.clear()
+            batch.insert(0, opened[0])
+        _take_turns(batch, threads, limit_s * (len(opened) - done) / len(builders))
+        found = level([model.visits for model in batch])
+        scales.append(found.seconds[0])
+        fresh = slice(1 if done else 0, None)
+        relative += [seconds / found.seconds[0] for seconds in found.seconds[fresh]]
+        noise += found.noise[fresh]
+        for model in opened[max(done, 1) :]:
+            model.close()
+    return tuple(
+        _timing(model.opened, min(scales) * ratio, own)
+        for model, ratio, own in zip(opened, relative, noise, strict=True)
+    )
 
 
-def _take_turns(models: Sequence[_Model], limit_s: float) -> None:
-    """Visit the models round after round; much slower ones than the first only as often as must."""
+def _take_turns(models: Sequence[_Model], threads: int | None, limit_s: float) -> None:
+    """Visit the models round after round; much slower ones than the first only as often as must.
+
+    In another order each round: a machine that slows down while a round lasts, or what the model
+    before left in the caches, would else always meet the same ones.
+    """
     begin = time.monotonic()
+    shuffle = random.Random(0).shuffle  # a fixed sequence, not a secret
     for turn in count():
         if turn >= LEAST_ROUNDS and time.monotonic() - begin > limit_s:
             return
-        slow = SLOW * min(models[0].seconds, default=float("inf"))
-        quick = [model for model in models if turn < LEAST_ROUNDS or min(model.seconds) <= slow]
-        agree = all(model.noise <= AGREEMENT for model in quick)
-        if turn >= ENOUGH_ROUNDS and agree:
+        slow = SLOW * min(models[0].visits, default=float("inf"))
+        quick = [model for model in models if turn < LEAST_ROUNDS or min(model.visits) <= slow]
+        if turn >= ENOUGH_ROUNDS and max(level([m.visits for m in quick]).noise) <= AGREEMENT:
             return
-        for model in quick:  # the first is always among them
-            model.visit(models[0])
+        shuffle(quick)
+        for model in quick:
+            model.visit(threads)
 
 
-def _timing(model: _Model, seconds: float) -> Timing:
+def _timing(opened: Opened, seconds: float, noise: float) -> Timing:
     """Shares scaled to add up to the whole: telling the parts apart itself takes time."""
-    shares = model.opened.shares
-    total = sum(shares.values())
+    total = sum(opened.shares.values())
     scale = seconds / total if total else 0.0
     return Timing(
         seconds=seconds,
-        noise=model.noise,
-        parts={part: own * scale for part, own in shares.items()},
-        partitions=model.opened.partitions,
+        noise=noise,
+        parts={part: own * scale for part, own in opened.shares.items()},
+        partitions=opened.partitions,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from advisor.profiles.rates import Rates, fit_rates, least_seconds
+from advisor.targets.idle import wait_until_idle
 from advisor.targets.onnxruntime.session import open_session, require
 from advisor.targets.statistics import low_quantile
 
@@ -170,6 +171,7 @@ def _timer(kernel: Kernel) -> Callable[[], float]:
     arrays = dict(kernel.feed)
 
     def time_once() -> float:
+        wait_until_idle()
         runs: list[float] = []
         begin = time.monotonic()
         session.run(None, arrays)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from advisor.passes.graph import QuantizedGraph
 from advisor.targets.base import Part, Timing
+from advisor.targets.idle import wait_until_idle
 from advisor.targets.onnxruntime.export import export_onnx
 from advisor.targets.onnxruntime.manifest import MODEL_FILE, SESSION_ENTRIES
 from advisor.targets.onnxruntime.onnxfile import sizes_of, write_model
@@ -71,6 +72,7 @@ def _open(
         )
         shares: Mapping[Part, float] = {}
         if with_parts:
+            wait_until_idle()
             begin, runs = time.monotonic(), 0
             while runs < PROFILED_RUNS and (runs < 3 or time.monotonic() - begin < PROFILED_S):
                 session.run(None, own)
