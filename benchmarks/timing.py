@@ -45,13 +45,16 @@ def time_variants(
 ) -> dict[str, Timing]:
     """Call every variant in turns for about ``seconds`` in all, at least ``MIN_ROUNDS`` rounds.
 
+    Waiting in between takes up to twice as long again.
+
     A round visits every variant once, forwards and backwards by turns, so that drift of the clock
     and load falls on all alike. A visit waits until other threads stop spinning, makes an
     untimed call, which brings caches back, and as many timed ones as its share of the time allows;
     the median of a visit counts.
     """
     once = {name: _settled(call) for name, call in calls.items()}
-    rounds = int(seconds / max(4 * sum(once.values()), 1e-9))
+    pauses = {name: _pause_after(call) for name, call in calls.items()}
+    rounds = int(seconds / sum(max(4 * once[name], pauses[name] / 2) for name in calls))
     rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
     visit = seconds / rounds / len(calls)
     repeats = {name: max(1, int(visit / once[name]) - 1) for name in calls}
@@ -100,6 +103,12 @@ def _settled(call: Callable[[], object]) -> float:
     call()
     call()
     return max(_timed(call), 1e-7)
+
+
+def _pause_after(call: Callable[[], object]) -> float:
+    """Seconds until the threads of a call rest."""
+    call()
+    return _timed(wait_until_idle)
 
 
 def _timed(call: Callable[[], object]) -> float:

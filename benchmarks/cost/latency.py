@@ -25,6 +25,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from advisor.assemble import build_problem
 from advisor.atomic import write_text
@@ -55,6 +56,7 @@ MODELS: Final[Mapping[str, tuple[int, tuple[int, ...]]]] = {
 """By name: pixels or tokens, and batch sizes."""
 
 RUNTIMES: Final = ("onnxruntime", "tflite")
+DRAWS: Final = 200
 REPEATED: Final = 2
 """Plans of every setting that are timed twice: the noise floor."""
 
@@ -183,13 +185,15 @@ def overall(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Errors over all plans, by both predictions, rank correlations, and the median noise floor.
 
     spearman: the mean over settings. by_model: over a model's plans on either runtime, with either
-    number of threads. settings: by "model x batch/runtime/threads".
+    number of threads; ceiling: what the noise would leave of a perfect prediction's. settings: by
+    "model x batch/runtime/threads".
     """
     every = list(settings.values())
     rows = [row for setting in every for row in setting["plans"]]
     models: dict[str, list[Mapping[str, float]]] = {}
     for key, setting in settings.items():
-        models.setdefault(key.split("/")[0], []).extend(setting["plans"])
+        plans = [plan | {"noise": setting["noise"]} for plan in setting["plans"]]
+        models.setdefault(key.split("/")[0], []).extend(plans)
     found: dict[str, Any] = {"plans": len(rows)}
     for kind in ("modelled", "timed"):
         found[kind] = {
@@ -199,7 +203,28 @@ def overall(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 name: _errors(own, f"{kind}_s")["spearman"] for name, own in models.items()
             },
         }
+    found["ceiling"] = {
+        "spearman": float(
+            np.mean([_ceiling(setting["plans"], setting["noise"]) for setting in every])
+        ),
+        "by_model": {
+            name: _ceiling(own, [plan["noise"] for plan in own]) for name, own in models.items()
+        },
+    }
     return {**found, "noise": median([setting["noise"] for setting in every])}
+
+
+def _ceiling(plans: Sequence[Mapping[str, float]], noise: float | Sequence[float]) -> float:
+    """Rank correlation of the times with themselves under as much noise as a timing has.
+
+    noise: median difference of two timings, each of which has a normal error: of its deviation
+    that is 0.674 times the root of two.
+    """
+    rng = np.random.default_rng(0)
+    times = np.array([plan["measured_s"] for plan in plans])
+    deviation = np.asarray(noise) / (0.674 * np.sqrt(2))
+    draws = times * np.exp(rng.normal(0, 1, (DRAWS, len(times))) * deviation)
+    return float(np.mean([spearmanr(times, draw).statistic for draw in draws]))
 
 
 def _errors(rows: Sequence[Mapping[str, float]], predicted: str) -> dict[str, float]:
