@@ -1,7 +1,7 @@
 """Time whole models on this machine in turns, so that whatever slows it slows them alike.
 
 A turn counts with the median of its runs, as users see them. What slowed a round as a whole is
-found from all its turns (``_level``) and taken out, and the median of a model's turns is kept. The
+found from all its turns (``level``) and taken out, and the median of a model's turns is kept. The
 scale is a low quantile of the rounds: other load only ever adds. How a model is opened is the
 runtime's own.
 """
