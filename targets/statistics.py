@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
 
 LOW: Final = 0.25
 """The quantile that stands for a series: robust against both a lucky run and a busy machine."""
@@ -62,17 +65,22 @@ def level(visits: Sequence[Sequence[float]]) -> Levelled:
     table = np.full((len(visits), rounds), np.nan)
     for row, own in zip(table, visits, strict=True):
         row[: len(own)] = own
-    slowed = np.ones(rounds)
+    seconds, slowed = np.ones(len(visits)), np.ones(rounds)
     for _ in range(POLISHES):
-        seconds = np.nanmedian(table / slowed, axis=1)
-        slowed = np.nanmedian(table / seconds[:, None], axis=0)
+        seconds = _medians(table / slowed, axis=1)
+        slowed = _medians(table / seconds[:, None], axis=0)
     relative = table / seconds[:, None]
-    noise = []
+    noise: list[float] = []
     for index, own in enumerate(visits):
         # By the other models: one that is itself the median of a round would show no noise in it.
         shared = min(len(own), max(len(each) for each in [*visits[:index], *visits[index + 1 :]]))
-        others = np.nanmedian(np.delete(relative[:, :shared], index, axis=0), axis=0)
+        others = _medians(np.delete(relative[:, :shared], index, axis=0), axis=0)
         alike = relative[index, :shared] / others
         noise.append(split_half_noise(alike.tolist(), share=0.5))
     scale = low_quantile(slowed.tolist())
     return Levelled(seconds=(seconds * scale).tolist(), noise=noise)
+
+
+def _medians(table: Array, axis: int) -> Array:
+    """Medians of what is there."""
+    return np.asarray(np.nanmedian(table, axis=axis), dtype=np.float64)

@@ -197,7 +197,10 @@ def _chosen() -> list[str]:
     """Whether plans for latency were the fastest of all of our files, timed once more."""
     lines = [
         "The plan that is chosen for latency, timed again beside every other file of ours (uniform "
-        "plans, plans for other objectives): its latency over that of the fastest.",
+        "plans, plans for other objectives): its latency over that of the fastest. With AVX2 alone "
+        "most files of a model take nearly the same time, and the machine was busy when ResNet-18 "
+        "and two threads were timed: their intervals are wider than these differences "
+        "([avx2.md](../onnxruntime/avx2.md)).",
         "",
         "| runtime | processor with | model | threads | over the fastest | which is |",
         "|---|---|---|---|---|---|",

@@ -35,7 +35,8 @@ python -m benchmarks.onnxruntime.summarise
 Two processors were measured: one with VNNI ([README.md](README.md), where two threads were timed
 before timing waited for threads that spin, ADR 0041) and, later, one with AVX2 alone
 ([avx2.md](avx2.md), from `results/avx2`, by `--out` and `--results`), which multiplies 8-bit
-integers no faster than floats.
+integers little faster than floats. The latter shared its cores with others when ResNet-18 and two
+threads were timed, as their wide intervals show.
 
 - **Latency** is relative to the faster of two float32 files (PyTorch's own export at fixed shapes,
   and ours): 2x is twice as fast. All files of a table ran in one interleaved run, by turns forwards
