@@ -184,6 +184,19 @@ def test_claims_fail_when_a_number_does(row: str, change: dict[str, float], clai
     assert claim in {each.claim.partition(" ")[0] for each in verdicts if not each.holds}
 
 
+@pytest.mark.parametrize(
+    ("features", "ratio", "holds"),
+    [(["avx2"], 0.5, []), (["avx512_vnni"], 0.5, [False]), (["avx2", "avx_vnni"], 0.4, [True])],
+)
+def test_speed_of_resnet_is_claimed_with_vnni_only(
+    features: list[str], ratio: float, holds: list[bool]
+) -> None:
+    result = example() | {"case": "resnet18", "machine": {"features": features}}
+    result["timings"]["1"]["latency (threads=1)"]["ratio"] = ratio
+    found = [each for each in claims.check_claims(result) if each.claim.startswith("with VNNI")]
+    assert [each.holds for each in found] == holds
+
+
 def example() -> dict[str, Any]:
     """A result in which every claim holds."""
     numbers = {
@@ -209,7 +222,13 @@ def example() -> dict[str, Any]:
         name: {"ratio": ratio, "low": ratio, "high": ratio, "median_s": ratio}
         for name, (_, _, ratio, _) in numbers.items()
     }
-    return {"case": "one", "is_trained": True, "rows": rows, "timings": {"1": timings}}
+    return {
+        "case": "one",
+        "is_trained": True,
+        "machine": {"features": ["avx2"]},
+        "rows": rows,
+        "timings": {"1": timings},
+    }
 
 
 def test_prediction_errors_by_hand() -> None:
