@@ -9,8 +9,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-
 LOW: Final = 0.25
 """The quantile that stands for a series: robust against both a lucky run and a busy machine."""
 
@@ -81,6 +79,6 @@ def level(visits: Sequence[Sequence[float]]) -> Levelled:
     return Levelled(seconds=(seconds * scale).tolist(), noise=noise)
 
 
-def _medians(table: Array, axis: int) -> Array:
+def _medians(table: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
     """Medians of what is there."""
     return np.asarray(np.nanmedian(table, axis=axis), dtype=np.float64)

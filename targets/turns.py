@@ -76,7 +76,7 @@ class _Model:
     visits: list[float] = field(default_factory=list[float])
 
     def visit(self, threads: int | None) -> None:
-        """A warming run and a few timed ones, whose median counts."""
+        """A few timed runs, whose median counts, after a warming one where they are short."""
         if threads == 1:
             time.sleep(SETTLE_S)
         else:

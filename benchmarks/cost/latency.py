@@ -56,9 +56,11 @@ MODELS: Final[Mapping[str, tuple[int, tuple[int, ...]]]] = {
 """By name: pixels or tokens, and batch sizes."""
 
 RUNTIMES: Final = ("onnxruntime", "tflite")
-DRAWS: Final = 200
 REPEATED: Final = 2
 """Plans of every setting that are timed twice: the noise floor."""
+
+DRAWS: Final = 200
+"""Of noise, over which the ceiling of a rank correlation is averaged."""
 
 
 def main() -> int:
@@ -189,10 +191,10 @@ def overall(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     "model x batch/runtime/threads".
     """
     every = list(settings.values())
-    rows = [row for setting in every for row in setting["plans"]]
+    noisy = [[plan | {"noise": each["noise"]} for plan in each["plans"]] for each in every]
+    rows = [row for plans in noisy for row in plans]
     models: dict[str, list[Mapping[str, float]]] = {}
-    for key, setting in settings.items():
-        plans = [plan | {"noise": setting["noise"]} for plan in setting["plans"]]
+    for key, plans in zip(settings, noisy, strict=True):
         models.setdefault(key.split("/")[0], []).extend(plans)
     found: dict[str, Any] = {"plans": len(rows)}
     for kind in ("modelled", "timed"):
@@ -204,25 +206,21 @@ def overall(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             },
         }
     found["ceiling"] = {
-        "spearman": float(
-            np.mean([_ceiling(setting["plans"], setting["noise"]) for setting in every])
-        ),
-        "by_model": {
-            name: _ceiling(own, [plan["noise"] for plan in own]) for name, own in models.items()
-        },
+        "spearman": float(np.mean([_ceiling(plans) for plans in noisy])),
+        "by_model": {name: _ceiling(own) for name, own in models.items()},
     }
     return {**found, "noise": median([setting["noise"] for setting in every])}
 
 
-def _ceiling(plans: Sequence[Mapping[str, float]], noise: float | Sequence[float]) -> float:
+def _ceiling(plans: Sequence[Mapping[str, float]]) -> float:
     """Rank correlation of the times with themselves under as much noise as a timing has.
 
-    noise: median difference of two timings, each of which has a normal error: of its deviation
-    that is 0.674 times the root of two.
+    A plan's "noise" is the median difference of two timings, each of which has a normal error: of
+    its deviation that is 0.674 times the root of two.
     """
     rng = np.random.default_rng(0)
     times = np.array([plan["measured_s"] for plan in plans])
-    deviation = np.asarray(noise) / (0.674 * np.sqrt(2))
+    deviation = np.array([plan["noise"] for plan in plans]) / (0.674 * np.sqrt(2))
     draws = times * np.exp(rng.normal(0, 1, (DRAWS, len(times))) * deviation)
     return float(np.mean([spearmanr(times, draw).statistic for draw in draws]))
 

@@ -208,10 +208,10 @@ def _chosen() -> list[str]:
     for runtime in ("onnxruntime", "tflite"):
         for path in sorted((HERE.parent / runtime / "results").rglob("*.json")):
             result = _read(path)
-            if "case" not in result:  # what several runs of one script are gathered in
+            if "timings" not in result:  # what several runs of one script are gathered in
                 continue
             kind = result["machine"]["features"][-1]
-            for threads in map(int, result.get("timings", {})):
+            for threads in map(int, result["timings"]):
                 own = [p for p in points_of(result, threads) if p.origin in ("plan", "uniform")]
                 chosen = quickest([p for p in own if p.name.startswith("latency (")])
                 fastest = quickest(own)
