@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +47,9 @@ def graph_of(model: nn.Module, x: Tensor) -> Graph:
     return capture(model.eval(), (x,), {})
 
 
-def conv(inputs: int, outputs: int, size: int = 3, **options: object) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, size: int = 3, **options: Any) -> nn.Conv2d:
     torch.manual_seed(inputs + 7 * outputs)
-    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)  # type: ignore[arg-type]  # forwarded
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, **options)
 
 
 def linear(inputs: int, outputs: int, **options: bool) -> nn.Linear:
@@ -261,12 +262,13 @@ def test_chains_that_share_a_layer_settle(tmp_path: Path) -> None:
 
 def test_dead_channels_do_no_harm(tmp_path: Path) -> None:
     first, second = conv(3, 8), conv(8, 4)
+    assert first.bias is not None
     with torch.no_grad():
         first.weight[0] = 0
-        first.bias[:2] = torch.tensor([0.0, -1e9])  # type: ignore[index]  # it has a bias
+        first.bias[:2] = torch.tensor([0.0, -1e9])
         second.weight[:, 2] = 0
         first.weight[3] *= 1e-30
-        first.bias[3] *= 1e-30  # type: ignore[index]  # it has a bias
+        first.bias[3] *= 1e-30
     graph = graph_of(nn.Sequential(first, nn.ReLU(), second), IMAGE)
     factors = find_factors(graph, find_chains(graph), observed(graph, IMAGE, tmp_path))
     assert factors["0"][:3].tolist() == [1, 1, 1]

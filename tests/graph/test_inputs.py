@@ -312,7 +312,8 @@ def _tiny_bert() -> nn.Module:
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
         vocab_size=30,
     )  # fmt: skip
-    return transformers.BertModel(config)  # type: ignore[no-any-return]  # transformers is untyped
+    model: nn.Module = transformers.BertModel(config)
+    return model
 
 
 def test_hugging_face_text_gets_ids_and_a_mask() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from torch import nn
@@ -71,10 +71,14 @@ def test_a_block_that_does_not_divide_cannot_be_asked_for() -> None:
     [("w4", "iOS18", "iOS17"), ("w8a8", "iOS17", "iOS16"), ("w8", "iOS16", "iOS15")],
 )
 def test_a_target_too_old_names_what_is_needed(
-    scheme: str, needed: str, asked: str, make_quantized: Quantizer, tmp_path: Path
+    scheme: str,
+    needed: str,
+    asked: Literal["iOS15", "iOS16", "iOS17"],
+    make_quantized: Quantizer,
+    tmp_path: Path,
 ) -> None:
     quantized = make_quantized(seeded(Chain(1)), (draw(2, 64),), scheme)
-    target = TARGET.with_options(CoremlOptions(deployment=asked))  # type: ignore[arg-type]  # as text
+    target = TARGET.with_options(CoremlOptions(deployment=asked))
     message = rf"{asked} .* was asked for, but layers\.0 \({scheme}\).* need {needed}"
     with pytest.raises(UnsupportedError, match=message):
         target.emit(quantized, tmp_path)
