@@ -29,6 +29,7 @@ from advisor.targets.rules import (
     FileRules,
     FixedOutput,
     FusionRules,
+    IntegerTensor,
     MemoryRules,
     WeightMemory,
 )
@@ -283,14 +284,32 @@ def _read_file(table: CapabilityTable, schemes: Collection[str]) -> FileRules:
                 ops=rule.names("ops", WEIGHTED_OPS, "operator"),
                 schemes=rule.names("schemes", schemes, "scheme"),
                 layer_bytes=rule.number("layer_bytes", default=0.0),
+                layer_names=rule.number("layer_names", default=0.0),
                 channel_bytes=rule.number("channel_bytes", default=0.0),
+                source=rule.text("source"),
+            )
+        )
+        rule.finish()
+    tensors: list[IntegerTensor] = []
+    for rule in table.tables("tensor", optional=True):
+        tensors.append(
+            IntegerTensor(
+                produced=rule.get("produced", bool),
+                readers=rule.names("readers", WEIGHTED_OPS, "operator", default=()),
+                bytes=rule.number("bytes"),
+                names=rule.number("names", default=0.0),
                 source=rule.text("source"),
             )
         )
         rule.finish()
     rules = FileRules(
         operator_bytes=table.number("operator_bytes"),
+        operator_names=table.number("operator_names", default=0.0),
+        layer_names=table.number("layer_names", default=0.0),
+        page_bytes=table.whole("page_bytes", default=1),
+        page_from=table.number("page_from", default=0.0),
         layers=tuple(layers),
+        tensors=tuple(tensors),
         source=table.text("source"),
     )
     table.finish()

@@ -1,5 +1,6 @@
 """What a runtime does with memory, files, single operators and the parts of a delegate, as data."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,31 +76,69 @@ class MemoryRules:
 class Companions:
     """What a file holds beside a layer's weight and scales: operators, zero points, a bias's scale.
 
-    layer_bytes: of each layer. channel_bytes: of each of its outputs, or rows of a table.
+    layer_bytes: of each layer, and how often its name is written besides. channel_bytes: of each of
+    its outputs, or rows of a table.
     """
 
     ops: tuple[str, ...]
     schemes: tuple[str, ...]
-    layer_bytes: float
-    channel_bytes: float
+    layer_bytes: float = 0.0
+    layer_names: float = 0.0
+    channel_bytes: float = 0.0
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntegerTensor:
+    """What a file holds for a tensor of integers, by how it comes to be.
+
+    produced: whether an operator computes the integers; if not, they are quantized on their own for
+    static layers. readers: kinds of those layers; none for whatever they are. bytes: operators,
+    scale and zero point. names: how often the tensor's name is written besides.
+    """
+
+    produced: bool
+    readers: tuple[str, ...] = ()
+    bytes: float = 0.0
+    names: float = 0.0
     source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRules:
-    """How large a file is beyond a plan's constants. operator_bytes: per operator of the captured
-    graph, in float32. layers: what quantizing a layer adds to that."""
+    """How large a file is beyond a plan's constants.
+
+    operator_bytes: per operator of the captured graph, in float32. operator_names, layer_names: how
+    often the name of an operator is written, and of one that is a layer, whose constants have it in
+    theirs. layers, tensors: what quantizing adds to that. page_bytes: where weights are in a file
+    of their own (``MemoryRules.inside_bytes``), each of at least ``page_from`` bytes starts at a
+    multiple of this, as do its scales.
+    """
 
     operator_bytes: float
+    operator_names: float = 0.0
+    layer_names: float = 0.0
+    page_bytes: int = 1
+    page_from: float = 0.0
     layers: tuple[Companions, ...] = ()
+    tensors: tuple[IntegerTensor, ...] = ()
     source: str = ""
 
-    def companions(self, op: str, scheme: str) -> Companions | None:
-        """What such a layer adds; None: nothing."""
+    def companions(self, op: str, scheme: str) -> Companions:
+        """What such a layer adds."""
         for rule in self.layers:
             if op in rule.ops and scheme in rule.schemes:
                 return rule
-        return None
+        return Companions(ops=(op,), schemes=(scheme,))
+
+    def integers(self, *, produced: bool, readers: Collection[str]) -> IntegerTensor:
+        """What such a tensor adds; readers: kinds of the static layers that read it."""
+        for rule in self.tensors:
+            if rule.produced == produced and (
+                not rule.readers or not set(rule.readers).isdisjoint(readers)
+            ):
+                return rule
+        return IntegerTensor(produced=produced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
