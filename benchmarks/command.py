@@ -98,7 +98,7 @@ def parse_arguments(
     parser.add_argument("cases", nargs="*", default=names, metavar="CASE", help=", ".join(names))
     parser.add_argument("--target", default="host")
     parser.add_argument("--threads", type=int, nargs="+", default=list(threads))
-    parser.add_argument("--seconds", type=float, default=12.0, help="of every final timing")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of every final timing")
     parser.add_argument("--trials", type=int, default=12, help="of every plan's search")
     parser.add_argument("--samples", type=int, help="evaluation batches (default: all)")
     parser.add_argument("--out", type=Path, default=results)

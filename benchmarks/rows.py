@@ -154,7 +154,7 @@ def time_rows(case: Case, rows: Sequence[Row], threads: int, seconds: float) -> 
     for name, digest in digests.items():
         first.setdefault(digest, name)
     calls = {name: caller(timed[name].open(threads), case.example) for name in first.values()}
-    found = time_variants(calls, reference=FLOAT, seconds=seconds)
+    found = time_variants(calls, reference=FLOAT, seconds=seconds, threads=threads)
     return {name: found[first[digest]].record() for name, digest in digests.items()}
 
 

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import math
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from statistics import median
-from time import perf_counter
 from typing import Final
 
-from advisor.targets.idle import wait_until_idle
-from advisor.targets.statistics import low_quantile
+from advisor.targets.statistics import level
+from advisor.targets.turns import take_turn
 
 CONFIDENCE: Final = 0.95
-MIN_ROUNDS, MAX_ROUNDS = 5, 61
+MIN_ROUNDS, MAX_ROUNDS = 9, 101
 _NORMAL_QUANTILE: Final = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds per call of one variant, and its share of the reference's in the same round.
+    """Seconds per call of one variant, and its share of the reference's.
 
-    min_s, low_s, median_s: least, first quartile and median of the rounds' medians; the quartile
-    is what the package's own measurements go by. ratio: median over rounds. low, high: interval
-    of that median at ``CONFIDENCE``.
+    min_s, median_s: of its turns. ratio: to the reference, of medians over rounds without what
+    slowed whole rounds. low, high: interval of that ratio at ``CONFIDENCE``.
     """
 
     min_s: float
-    low_s: float
     median_s: float
     ratio: float
     low: float
     high: float
     rounds: int
-    calls: int
 
     def record(self) -> dict[str, float]:
         """As JSON, six digits: more would be noise."""
@@ -41,50 +40,59 @@ class Timing:
 
 
 def time_variants(
-    calls: Mapping[str, Callable[[], object]], *, reference: str, seconds: float
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    reference: str,
+    seconds: float,
+    threads: int | None,
 ) -> dict[str, Timing]:
-    """Call every variant in turns for about ``seconds`` in all, at least ``MIN_ROUNDS`` rounds.
+    """Call every variant in turns for about ``seconds``, at least ``MIN_ROUNDS`` rounds.
 
-    Waiting in between takes up to twice as long again.
-
-    A round visits every variant once, forwards and backwards by turns, so that drift of the clock
-    and load falls on all alike. A visit waits until other threads stop spinning, makes an
-    untimed call, which brings caches back, and as many timed ones as its share of the time allows;
-    the median of a visit counts.
+    A round visits every variant once, each round in an order of its own, so that drift and load
+    fall on all alike. A turn is that of ``targets.turns``, threads those of every variant.
     """
-    once = {name: _settled(call) for name, call in calls.items()}
-    pauses = {name: _pause_after(call) for name, call in calls.items()}
-    rounds = int(seconds / sum(max(4 * once[name], pauses[name] / 2) for name in calls))
-    rounds = min(max(rounds, MIN_ROUNDS), MAX_ROUNDS)
-    visit = seconds / rounds / len(calls)
-    repeats = {name: max(1, int(visit / once[name]) - 1) for name in calls}
+    for call in calls.values():
+        call()
+        call()  # the first ones allocate
     seen: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds):
-        order = list(calls) if number % 2 == 0 else list(reversed(list(calls)))
+    order = list(calls)
+    shuffle = random.Random(0).shuffle  # a fixed sequence, not a secret
+    begin = time.monotonic()
+    for done in count():
+        over = done >= MAX_ROUNDS or time.monotonic() - begin > seconds
+        if done >= MIN_ROUNDS and over:
+            break
+        shuffle(order)
         for name in order:
-            wait_until_idle()
-            calls[name]()
-            seen[name].append(median(_timed(calls[name]) for _ in range(repeats[name])))
-    return {
-        name: summarise(values, seen[reference], calls=repeats[name])
-        for name, values in seen.items()
-    }
+            seen[name].append(take_turn(calls[name], threads))
+    return ratios_to(seen, reference)
 
 
-def summarise(values: Sequence[float], reference: Sequence[float], *, calls: int) -> Timing:
-    """The timing of one variant from its visits and the reference's, round by round."""
-    ratios = sorted(a / b for a, b in zip(values, reference, strict=True))
-    low, high = median_interval(ratios)
-    return Timing(
-        min_s=min(values),
-        low_s=low_quantile(values),
-        median_s=median(values),
-        ratio=median(ratios),
-        low=low,
-        high=high,
-        rounds=len(ratios),
-        calls=calls,
-    )
+def ratios_to(seen: Mapping[str, Sequence[float]], reference: str) -> dict[str, Timing]:
+    """Timings from the seconds of every variant's turns, one per round."""
+    slowed = level(list(seen.values())).slowed
+    medians: dict[str, float] = {}
+    spreads: dict[str, tuple[float, float]] = {}  # of the median, below and above, in logarithms
+    for name, values in seen.items():
+        ordered = sorted(value / slow for value, slow in zip(values, slowed, strict=True))
+        low, high = median_interval(ordered)
+        medians[name] = middle = median(ordered)
+        spreads[name] = math.log(middle / low), math.log(high / middle)
+    below, above = spreads[reference]
+    found: dict[str, Timing] = {}
+    for name, values in seen.items():
+        ratio = medians[name] / medians[reference]
+        under, over = spreads[name]
+        is_other = name != reference
+        found[name] = Timing(
+            min_s=min(values),
+            median_s=median(values),
+            ratio=ratio,
+            low=ratio * math.exp(-math.hypot(under, above) * is_other),
+            high=ratio * math.exp(math.hypot(over, below) * is_other),
+            rounds=len(values),
+        )
+    return found
 
 
 def median_interval(ordered: Sequence[float]) -> tuple[float, float]:
@@ -96,22 +104,3 @@ def median_interval(ordered: Sequence[float]) -> tuple[float, float]:
     margin = _NORMAL_QUANTILE * math.sqrt(n) / 2
     low = max(math.floor(n / 2 - margin), 0)
     return ordered[low], ordered[n - 1 - low]
-
-
-def _settled(call: Callable[[], object]) -> float:
-    """Seconds of one call after two others: the first ones allocate."""
-    call()
-    call()
-    return max(_timed(call), 1e-7)
-
-
-def _pause_after(call: Callable[[], object]) -> float:
-    """Seconds until the threads of a call rest."""
-    call()
-    return _timed(wait_until_idle)
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = perf_counter()
-    call()
-    return perf_counter() - started

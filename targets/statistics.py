@@ -44,10 +44,12 @@ class Levelled:
     """Seconds of every model in a round as quick as a low quantile of them.
 
     noise: how far the halves of its visits are apart, beside the other models' in the same rounds.
+    slowed: by round, how many times longer it made a model's turn.
     """
 
     seconds: list[float]
     noise: list[float]
+    slowed: list[float]
 
 
 def level(visits: Sequence[Sequence[float]]) -> Levelled:
@@ -58,16 +60,18 @@ def level(visits: Sequence[Sequence[float]]) -> Levelled:
     can be told apart: a low quantile is its time.
     """
     if len(visits) == 1:
-        return Levelled(seconds=[low_quantile(visits[0])], noise=[split_half_noise(visits[0])])
+        seconds = low_quantile(visits[0])
+        slowed = [visit / seconds for visit in visits[0]]
+        return Levelled(seconds=[seconds], noise=[split_half_noise(visits[0])], slowed=slowed)
     rounds = max(map(len, visits))
     table = np.full((len(visits), rounds), np.nan)
     for row, own in zip(table, visits, strict=True):
         row[: len(own)] = own
-    seconds, slowed = np.ones(len(visits)), np.ones(rounds)
+    taken, slow = np.ones(len(visits)), np.ones(rounds)
     for _ in range(POLISHES):
-        seconds = _medians(table / slowed, axis=1)
-        slowed = _medians(table / seconds[:, None], axis=0)
-    relative = table / seconds[:, None]
+        taken = _medians(table / slow, axis=1)
+        slow = _medians(table / taken[:, None], axis=0)
+    relative = table / taken[:, None]
     noise: list[float] = []
     for index, own in enumerate(visits):
         # By the other models: one that is itself the median of a round would show no noise in it.
@@ -75,8 +79,8 @@ def level(visits: Sequence[Sequence[float]]) -> Levelled:
         others = _medians(np.delete(relative[:, :shared], index, axis=0), axis=0)
         alike = relative[index, :shared] / others
         noise.append(split_half_noise(alike.tolist(), share=0.5))
-    scale = low_quantile(slowed.tolist())
-    return Levelled(seconds=(seconds * scale).tolist(), noise=noise)
+    scale = low_quantile(slow.tolist())
+    return Levelled(seconds=(taken * scale).tolist(), noise=noise, slowed=(slow / scale).tolist())
 
 
 def _medians(table: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

@@ -76,27 +76,35 @@ class _Model:
     visits: list[float] = field(default_factory=list[float])
 
     def visit(self, threads: int | None) -> None:
-        """A few timed runs, whose median counts, after a warming one where they are short."""
-        if threads == 1:
-            time.sleep(SETTLE_S)
-        else:
-            wait_until_idle()
-        # One thread works alone, and its own clock stops while other processes have the core.
-        clock = time.thread_time if threads == 1 else time.perf_counter
-        runs: list[float] = []
-        is_warm = False
-        while not runs or sum(runs) < VISIT_S:
-            begin = clock()
-            self.opened.run()
-            seconds = clock() - begin
-            if is_warm or seconds >= LONG_S:
-                runs.append(seconds)
-            is_warm = True
-        self.visits.append(median(runs))
+        """One turn; its seconds are kept."""
+        self.visits.append(take_turn(self.opened.run, threads))
 
     def close(self) -> None:
         """Let go of the model's memory; what was timed stays."""
         self.opened = replace(self.opened, run=_closed)
+
+
+def take_turn(run: Callable[[], object], threads: int | None) -> float:
+    """Median seconds of a few runs, after one that only warms caches where they are short.
+
+    It begins when no thread of the process still spins. threads: of ``run``; None is all cores.
+    """
+    if threads == 1:
+        time.sleep(SETTLE_S)
+    else:
+        wait_until_idle()
+    # One thread works alone, and its own clock stops while other processes have the core.
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    runs: list[float] = []
+    is_warm = False
+    while not runs or sum(runs) < VISIT_S:
+        begin = clock()
+        run()
+        seconds = clock() - begin
+        if is_warm or seconds >= LONG_S:
+            runs.append(seconds)
+        is_warm = True
+    return median(runs)
 
 
 def time_in_turns(

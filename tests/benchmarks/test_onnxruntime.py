@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
+from advisor.targets import turns
 from benchmarks import models
 from benchmarks.claims import NO_LOSS
 from benchmarks.command import Options
@@ -24,7 +25,7 @@ from benchmarks.onnxruntime.floatmodel import FEEDS, export_float
 from benchmarks.onnxruntime.measure import OnnxVariant
 from benchmarks.onnxruntime.predict import errors_of, overall
 from benchmarks.peers import load_feeds, make_peer, save_feeds
-from benchmarks.timing import median_interval, time_variants
+from benchmarks.timing import MIN_ROUNDS, median_interval, ratios_to, time_variants
 from tests.benchmarks.tiny import Tiny, tiny_case
 
 PEERS = "benchmarks.onnxruntime.peers"
@@ -40,19 +41,43 @@ def test_median_interval_holds_the_median_at_95_percent() -> None:
     assert median_interval([3.0, 4.0, 5.0]) == (3.0, 5.0)
 
 
-def test_variants_are_visited_in_turns_forwards_and_backwards() -> None:
+def test_variants_take_turns_in_an_order_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "VISIT_S", 0.0)  # a turn is two runs: one to warm, one that counts
     visits: list[str] = []
 
     def call(name: str) -> None:
         visits.append(name)
 
-    found = time_variants(
-        {"a": lambda: call("a"), "b": lambda: call("b")}, reference="a", seconds=0.01
-    )
-    switches = [after for before, after in pairwise(visits) if before != after]
-    assert len(switches) >= found["a"].rounds
+    calls = {name: partial(call, name) for name in "abc"}
+    found = time_variants(calls, reference="a", seconds=0.0, threads=1)
+    assert {timing.rounds for timing in found.values()} == {MIN_ROUNDS}
+    seen = visits[6:]  # each was called twice before
+    assert seen[::2] == seen[1::2]
+    rounds = [tuple(seen[i : i + 6 : 2]) for i in range(0, len(seen), 6)]
+    assert len(rounds) == MIN_ROUNDS
+    assert all(sorted(each) == ["a", "b", "c"] for each in rounds)
+    assert len(set(rounds)) > 1
     assert found["a"].ratio == found["a"].low == found["a"].high == 1.0
     assert found["b"].low <= found["b"].ratio <= found["b"].high
+
+
+def test_what_slows_whole_rounds_is_no_variants_own() -> None:
+    """Two of the three are exact beside the load; the third is up to a tenth off."""
+    load = [1.0, 3.0, 1.0, 2.0, 1.5, 1.0, 4.0, 1.0, 1.0]
+    wobble = [0.9, 1.0, 1.1, 1.0, 1.05, 0.95, 1.0, 1.0, 1.0]
+    seen = {
+        "float": [2.0 * slow for slow in load],
+        "half": [1.0 * slow for slow in load],
+        "noisy": [3.0 * slow * own for slow, own in zip(load, wobble, strict=True)],
+    }
+    found = ratios_to(seen, "float")
+    half, noisy = found["half"], found["noisy"]
+    assert (half.ratio, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert half.min_s == 1.0
+    assert noisy.ratio == pytest.approx(1.5)
+    low, high = median_interval(sorted(wobble))
+    assert (noisy.low, noisy.high) == pytest.approx((1.5 * low, 1.5 * high))
+    assert low < 1 < high
 
 
 def test_feeds_come_back_in_order(tmp_path: Path) -> None:
