@@ -172,8 +172,9 @@ def test_weight_that_is_only_stored_saves_no_time(setting: Setting) -> None:
         seconds = costs.layers[layer.name]
         assert set(seconds) == {"fp32", *SCHEMES}
         assert all(value >= 0 for value in seconds.values())
-        if layer.op == "conv2d":
-            assert seconds["w8"] >= seconds["fp32"]
+        assert seconds["w8"] >= seconds["fp32"]
+        if layer.op == "conv2d":  # expanded when the model is opened: the same kernel
+            assert seconds["w8"] == seconds["fp32"]
 
 
 def test_batches_of_models_are_aligned(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:

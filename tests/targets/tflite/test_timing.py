@@ -17,7 +17,7 @@ from advisor.errors import MissingDependencyError
 from advisor.measure import machine
 from advisor.measure.machine import find_stopwatch
 from advisor.measure.measure import measure_costs, workbench
-from advisor.measure.terms import designs, schemes_of
+from advisor.measure.terms import designs, runs_as, schemes_of
 from advisor.passes.shapes import deployment_inputs
 from advisor.planfile import noted_measurements
 from advisor.prepare import check_deployment, prepare
@@ -90,6 +90,18 @@ def timed(setting: Setting) -> tuple[Timing, ...]:
         with_parts=True,
         say=lambda _done, _all: None,
     )
+
+
+def test_only_weights_that_are_expanded_once_run_as_floats(setting: Setting) -> None:
+    """The delegate leaves 4 bits out, and the runtime's own kernels expand them at every call."""
+    stem, _deep, head = setting.graph.layers
+    assert [runs_as(setting, stem, scheme) for scheme in ("fp16", "w8", "w4", "w8a8")] == [
+        "fp32",
+        "fp32",
+        "w4",
+        "w8a8",
+    ]
+    assert [runs_as(setting, head, scheme) for scheme in ("fp16", "w8")] == ["fp32", "w8"]
 
 
 def test_target_is_a_stopwatch() -> None:
