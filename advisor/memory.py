@@ -34,7 +34,9 @@ def alive_bytes(
     """For every program point its node, the bytes in memory when all tensors are floats, and what
     each indicator adds to them.
 
-    Inputs are the caller's: they are there once, whatever the runtime's allocator does.
+    Inputs are the caller's: they are there once, whatever the runtime's allocator does. Where
+    buffers are planned, a tensor's second form fits into those that wait for their next tensor: it
+    counts beside the tensors alive, at points of their own.
     """
     rules, static = setting.capability.memory, setting.capability.static
     nodes = [n for n in setting.graph.module.graph.nodes if n.op != "get_attr"]
@@ -48,14 +50,29 @@ def alive_bytes(
         fused=() if static is None else static.fused,
     )
     for point in points:
-        terms = np.zeros(len(indicators.all))
-        for tensor in point.alive:
-            if tensor in indicators.produced:
-                terms[indicators.produced[tensor]] += integers[tensor] - floats[tensor]
+        second = np.zeros(len(indicators.all))
         for copy in copies:
             if copy.first <= position[point.node] <= copy.last:
-                terms[copy.indicator] += copy.size_bytes
-        yield point.node, sum(floats[tensor] for tensor in point.alive), terms
+                second[copy.indicator] += copy.size_bytes
+        if point.waiting:
+            held = (*point.alive, *point.waiting)
+            yield point.node, *_sum(held, indicators, floats, integers)
+        alive, terms = _sum(point.alive, indicators, floats, integers)
+        yield point.node, alive, terms + second
+
+
+def _sum(
+    tensors: Collection[str],
+    indicators: Indicators,
+    floats: Mapping[str, float],
+    integers: Mapping[str, float],
+) -> tuple[float, FloatArray]:
+    """Bytes of tensors as floats, and what each indicator that makes one integers adds."""
+    terms = np.zeros(len(indicators.all))
+    for tensor in tensors:
+        if tensor in indicators.produced:
+            terms[indicators.produced[tensor]] += integers[tensor] - floats[tensor]
+    return sum(floats[tensor] for tensor in tensors), terms
 
 
 def _tensor_bytes(

@@ -65,11 +65,12 @@ planned (ONNX Runtime's kernels that declare MayInplace)."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramPoint:
-    """node: stable name of the operator. alive: names of the tensors in memory while it runs; a
-    buffer between two tensors counts as the one to come."""
+    """node: stable name of the operator. alive: names of the tensors in memory while it runs.
+    waiting: those that its buffers are held for, between two tensors."""
 
     node: str
     alive: tuple[str, ...]
+    waiting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,17 +104,18 @@ def program_points(
     stays = _stays(nodes, shapes)
     buffers = _share(stays, fused) if planned else [[stay] for stay in stays]
     allocating = sorted({stay.first for stay in stays if stay.node.op == "call_function"})
-    return tuple(
-        ProgramPoint(
-            node=name_of(nodes[here]),
-            alive=tuple(
-                name_of(next(stay.node for stay in buffer if here <= stay.last))
-                for buffer in buffers
-                if buffer[0].first <= here <= buffer[-1].last
-            ),
+    points: list[ProgramPoint] = []
+    for here in allocating:
+        alive: list[str] = []
+        waiting: list[str] = []
+        for buffer in buffers:
+            if buffer[0].first <= here <= buffer[-1].last:
+                tenant = next(stay for stay in buffer if here <= stay.last)
+                (alive if tenant.first <= here else waiting).append(name_of(tenant.node))
+        points.append(
+            ProgramPoint(node=name_of(nodes[here]), alive=tuple(alive), waiting=tuple(waiting))
         )
-        for here in allocating
-    )
+    return tuple(points)
 
 
 def _stays(nodes: list[Node], shapes: Mapping[str, TensorInfo]) -> list[_Stay]:
@@ -181,8 +183,9 @@ def _alike(one: Node, other: Node) -> bool:
 
 
 def peak_bytes(points: tuple[ProgramPoint, ...], bytes_of: Mapping[str, int]) -> int:
-    """Largest sum of alive tensors; bytes_of: by stable name."""
-    return max((sum(bytes_of[name] for name in point.alive) for point in points), default=0)
+    """Largest sum of tensors and buffers that wait; bytes_of: by stable name."""
+    held = ((*point.alive, *point.waiting) for point in points)
+    return max((sum(bytes_of[name] for name in each) for each in held), default=0)
 
 
 def _storage(node: Node) -> Node:
