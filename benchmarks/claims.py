@@ -18,12 +18,15 @@ Found = tuple[str, bool, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """A variant at one number of threads. ratio: of its latency to float32's; less is faster."""
+    """A variant at one number of threads. ratio: of its latency to float32's; less is faster. low,
+    high: its interval."""
 
     name: str
     origin: str
     size_bytes: int
     ratio: float
+    low: float
+    high: float
     divergence: float
 
 
@@ -46,7 +49,7 @@ def points_of(result: Mapping[str, Any], threads: int) -> list[Point]:
             name=row["name"],
             origin=row["origin"],
             size_bytes=row["size_bytes"],
-            ratio=timings[row["name"]]["ratio"],
+            **{name: timings[row["name"]][name] for name in ("ratio", "low", "high")},
             divergence=row["divergence"],
         )
         for row in result["rows"]
@@ -113,3 +116,10 @@ def quickest(points: Sequence[Point]) -> Point | None:
 def speed(point: Point, points: Sequence[Point]) -> str:
     """How many times as fast as float32."""
     return f"{base_ratio(points) / point.ratio:.2f}x"
+
+
+def against(point: Point, other: Point, points: Sequence[Point]) -> str:
+    """Both speeds, and whether their intervals overlap: then the clock does not tell them apart."""
+    said = f"{speed(point, points)} against {speed(other, points)} of {other.name}"
+    overlap = point.low <= other.high and other.low <= point.high
+    return f"{said}; their intervals overlap" if overlap else said

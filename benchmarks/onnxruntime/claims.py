@@ -11,6 +11,7 @@ from benchmarks.claims import (
     Found,
     Point,
     Verdict,
+    against,
     base_ratio,
     family,
     judge,
@@ -46,8 +47,7 @@ def _fastest(points: Sequence[Point]) -> Found:
     fastest, ours = quickest(rivals_of(points)), quickest(family(points, "latency ("))
     if ours is None or fastest is None:
         return claim, False, "nothing to compare"
-    numbers = f"{speed(ours, points)} against {speed(fastest, points)} of {fastest.name}"
-    return claim, ours.ratio <= fastest.ratio * NOISE, numbers
+    return claim, ours.ratio <= fastest.ratio * NOISE, against(ours, fastest, points)
 
 
 def _more_accurate(points: Sequence[Point]) -> Found:

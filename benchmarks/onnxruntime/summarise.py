@@ -39,8 +39,9 @@ integers little faster than floats. The latter shared its cores with others when
 threads were timed, as their wide intervals show.
 
 - **Latency** is relative to the faster of two float32 files (PyTorch's own export at fixed shapes,
-  and ours): 2x is twice as fast. All files of a table ran in one interleaved run, by turns forwards
-  and backwards; the interval is that of the median of the ratios, at 95 %.
+  and ours): 2x is twice as fast. All files of a table ran in one interleaved run, in another order
+  each round (with VNNI: forwards and backwards by turns). The ratio is of medians without what
+  slowed whole rounds (with VNNI: the median of each round's own), its interval at 95 %.
 - Our files have a dynamic batch, which is fixed when a session is opened
   (`add_free_dimension_override_by_name`), since the other files have it fixed inside. All sessions
   have the same settings otherwise.

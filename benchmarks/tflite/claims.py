@@ -11,6 +11,7 @@ from benchmarks.claims import (
     Found,
     Point,
     Verdict,
+    against,
     base_ratio,
     family,
     judge,
@@ -43,8 +44,7 @@ def _as_fast(points: Sequence[Point]) -> Found:
     best, ours = quickest(_uniform(points)), quickest(family(points, "latency ("))
     if best is None or ours is None:
         return claim, False, "nothing to compare"
-    numbers = f"{speed(ours, points)} against {speed(best, points)} of {best.name}"
-    return claim, ours.ratio <= best.ratio * NOISE, numbers
+    return claim, ours.ratio <= best.ratio * NOISE, against(ours, best, points)
 
 
 def _more_accurate(points: Sequence[Point]) -> Found:

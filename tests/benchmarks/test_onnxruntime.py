@@ -189,6 +189,22 @@ def test_claims_are_judged_by_the_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("low", "said"),
+    [
+        (0.51, "1.92x against 2.00x of static"),
+        (0.49, "1.92x against 2.00x of static; their intervals overlap"),
+    ],
+)
+def test_a_claim_says_whether_the_clock_tells_the_files_apart(low: float, said: str) -> None:
+    result = example()
+    result["timings"]["1"]["latency (threads=1)"] |= {"ratio": 0.52, "low": low, "high": 0.53}
+    verdicts = {each.claim.partition(" ")[0]: each for each in claims.check_claims(result)}
+    found = verdicts['objective="latency"']
+    assert not found.holds
+    assert found.numbers == said
+
+
+@pytest.mark.parametrize(
     ("row", "change", "claim"),
     [
         ("latency (threads=1)", {"ratio": 0.53}, 'objective="latency"'),

@@ -64,7 +64,10 @@ def example() -> dict[str, Any]:
         {"name": name, "origin": origin, "size_bytes": size, "divergence": divergence}
         for name, (origin, size, _, divergence) in numbers.items()
     ]
-    timings = {name: {"ratio": ratio} for name, (_, _, ratio, _) in numbers.items()}
+    timings = {
+        name: {"ratio": ratio, "low": ratio, "high": ratio}
+        for name, (_, _, ratio, _) in numbers.items()
+    }
     return {"case": "tiny", "is_trained": True, "rows": rows, "timings": {"1": timings}}
 
 
