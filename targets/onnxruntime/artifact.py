@@ -24,7 +24,11 @@ from advisor.targets.onnxruntime.benchmark import (
     SECONDS,
     run_benchmark,
 )
-from advisor.targets.onnxruntime.kernels import acceptable_kernels, executed_kernels
+from advisor.targets.onnxruntime.kernels import (
+    acceptable_kernels,
+    executed_kernels,
+    find_rounded,
+)
 from advisor.targets.onnxruntime.manifest import MODEL_FILE, read_session_entries
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.readback import read_layers, read_tensors
@@ -118,6 +122,7 @@ class OnnxRuntimeArtifact:
         found = self._run_examples()
         simulation = load_simulation(self.path / CHECK_FOLDER)
         mismatches = compare_layers(self.manifest.layers, formats, acceptable_kernels)
+        mismatches += find_rounded(self.manifest.layers, formats)
         mismatches += compare_tensors(
             self.manifest.tensors,
             read_tensors(self._load(), [record.name for record in self.manifest.tensors]),

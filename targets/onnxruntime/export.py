@@ -13,6 +13,7 @@ from advisor.formats import scheme_named
 from advisor.passes.fx import argument, attribute
 from advisor.passes.graph import Layer, QuantizedGraph
 from advisor.passes.layers import find_calls
+from advisor.targets.onnxruntime.fences import fence_floats
 from advisor.targets.onnxruntime.forms import FORMS
 from advisor.targets.onnxruntime.forms.builder import MICROSOFT, Builder
 from advisor.targets.onnxruntime.forms.form import Call
@@ -66,6 +67,7 @@ def export_onnx(graph: QuantizedGraph) -> ir.Model:
         else:
             write_site(model, marker, uses.get(name), used)
         model.graph.remove(marker, safe=True)
+    fence_floats(model, used)
     RemoveUnusedNodesPass()(model)
     _set_versions(model)
     return model

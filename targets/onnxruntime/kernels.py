@@ -8,7 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from advisor.formats import scheme_named
+from advisor.targets.base import LayerFormat, Mismatch
 from advisor.targets.manifest import LayerRecord
+from advisor.targets.onnxruntime.fences import FENCED
 from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.onnxfile import load_model
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
@@ -17,17 +20,54 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _PREFIX: Final = "(fused )?"
-_RENAMED: Final = r"(_token_\d+|_nchwc|/\w*Fusion/?)*"
+_RENAMED: Final = rf"({re.escape(FENCED)})?(_token_\d+|_nchwc|/\w*Fusion/?)*"
 """What ONNX Runtime's graph transformers put around the name of a node they replace."""
 
 NOT_PACKED: Final = {"session.disable_prepacking": "1"}
 """No copy of each weight in its kernel's layout: nothing is run here."""
 
 
+INTEGER: Final = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QAttention",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+    }
+)
+"""Operators that multiply integers."""
+
+ROUNDED: Final = "rounded weight"
+"""Said of a float operator whose weight ONNX Runtime rounded to integers of its own."""
+
+
 def acceptable_kernels(layer: LayerRecord) -> frozenset[str]:
     """Operators that compute the layer as planned; empty when any does."""
     form = form_of(layer)
     return frozenset() if form is None else form.kernels(layer)
+
+
+def find_rounded(
+    layers: Iterable[LayerRecord], formats: Mapping[str, LayerFormat]
+) -> list[Mismatch]:
+    """Layers planned in float that are executed on integers."""
+    found: list[Mismatch] = []
+    for layer in layers:
+        kernel = formats[layer.name].kernel if layer.name in formats else ""
+        is_rounded = kernel in INTEGER or kernel.endswith(ROUNDED)
+        if is_rounded and scheme_named(layer.scheme).activation is None:
+            found.append(
+                Mismatch(
+                    name=layer.name,
+                    expected=f"{layer.scheme}, computed in float",
+                    found=f"executed by {kernel}",
+                )
+            )
+    return found
 
 
 def executed_kernels(
@@ -47,8 +87,15 @@ def _kernel(graph: ir.Graph, layer: LayerRecord) -> str:
     readers: list[str] = []
     for node in graph:
         if pattern.fullmatch(str(node.name)):
-            return node.op_type
+            return f"{node.op_type}, {ROUNDED}" if _has_rounded_weight(node) else node.op_type
         names = [str(value.name) for value in node.inputs if value is not None]
         if any(name == part or name == f"{part}_T" for name in names for part in stored):
             readers.append(node.op_type)
     return readers[0] if readers else ""
+
+
+def _has_rounded_weight(node: ir.Node) -> bool:
+    """Whether a float operator reads a weight from integers, which this target writes for none."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    producer = None if weight is None else weight.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"

@@ -22,7 +22,9 @@ _AROUND: Final = re.compile(r"^(?:fused )?(.*?)(?:_token_\d+|_nchwc|/\w*Fusion/?
 
 _NUMBERED: Final = re.compile(r"/\d+$")
 _BOUNDARIES: Final = ("quantize", "dequantize")
-_ABSORBED: Final = frozenset({"Add", "Relu", "Clip", "Sigmoid", "Tanh", "Reshape", "HardSigmoid"})
+_ABSORBED: Final = frozenset(
+    {"Add", "Clip", "HardSigmoid", "LeakyRelu", "Relu", "Reshape", "Sigmoid", "Tanh"}
+)
 """Operators that ONNX Runtime fuses into the product before them; the result has their name."""
 
 
