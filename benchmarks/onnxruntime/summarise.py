@@ -32,11 +32,13 @@ python -m benchmarks.onnxruntime.predict
 python -m benchmarks.onnxruntime.summarise
 ```
 
-Two processors were measured: one with VNNI ([README.md](README.md), where two threads were timed
-before timing waited for threads that spin, ADR 0041) and, later, one with AVX2 alone
+Two processors were measured: one with VNNI ([README.md](README.md)) and, later, one with AVX2 alone
 ([avx2.md](avx2.md), from `results/avx2`, by `--out` and `--results`), which multiplies 8-bit
-integers little faster than floats. The latter shared its cores with others when ResNet-18 and two
-threads were timed, as their wide intervals show.
+integers little faster than floats. With VNNI, two threads were timed before timing waited for
+threads that spin (ADR 0041), and float layers between integers were not fenced yet, so that ONNX
+Runtime rounded some of them (ADR 0042). With AVX2, two threads of small networks differ by a fifth
+from one turn to the next on the machine that was there, whichever processor each thread is bound
+to: what their intervals cannot tell apart is said so.
 
 - **Latency** is relative to the faster of two float32 files (PyTorch's own export at fixed shapes,
   and ours): 2x is twice as fast. All files of a table ran in one interleaved run, in another order

@@ -22,7 +22,9 @@ from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-ROUNDED: Final = frozenset({"Conv", "ConvTranspose", "Gemm"})
+ROUNDED: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""A MatMul with a bias added becomes a Gemm where its sizes are known."""
+
 FENCED: Final = "/fence/out"
 """What follows the layer's name in that of a fence's result."""
 
@@ -34,9 +36,10 @@ def fence_floats(model: ir.Model, counter: Counter[str]) -> None:
     """Put a fence behind every float layer whose weight would be rounded."""
     for node in list(model.graph):
         if node.op_type in ROUNDED and _reads_integers(node) and not _is_stored_in_integers(node):
-            activation = _activation_before_quantizer(node)
+            last = _with_bias(node)
+            activation = _activation_before_quantizer(last)
             if activation is not None:
-                _fence(model, node, activation, counter)
+                _fence(model, node, last, activation, counter)
 
 
 def _reads_integers(node: ir.Node) -> bool:
@@ -58,6 +61,16 @@ def _is_stored_in_integers(node: ir.Node) -> bool:
     return producer is not None and producer.op_type == "DequantizeLinear"
 
 
+def _with_bias(node: ir.Node) -> ir.Node:
+    """The Add of a bias behind a MatMul, or the node itself."""
+    readers = list(node.outputs[0].consumers())
+    if node.op_type != "MatMul" or len(readers) != 1 or readers[0].op_type != "Add":
+        return node
+    (add,) = readers
+    name = node.metadata_props.get(NAME_PROPERTY)
+    return add if name is not None and add.metadata_props.get(NAME_PROPERTY) == name else node
+
+
 def _activation_before_quantizer(node: ir.Node) -> ir.Node | None:
     """The Relu or Clip between the layer and the quantizer that alone reads it, or the layer; None
     when something else does."""
@@ -75,7 +88,10 @@ def _activation_before_quantizer(node: ir.Node) -> ir.Node | None:
             return None
 
 
-def _fence(model: ir.Model, layer: ir.Node, activation: ir.Node, counter: Counter[str]) -> None:
+def _fence(
+    model: ir.Model, layer: ir.Node, last: ir.Node, activation: ir.Node, counter: Counter[str]
+) -> None:
+    """last: the layer's own last node."""
     import onnx_ir as ir
 
     if activation.op_type == "Relu":
@@ -84,7 +100,7 @@ def _fence(model: ir.Model, layer: ir.Node, activation: ir.Node, counter: Counte
         if not activation.outputs[0].is_graph_output():  # the fused operator goes by this name
             activation.outputs[0].name = f"{layer.name}{FENCED}"
         return
-    value = layer.outputs[0]
+    value = last.outputs[0]
     readers = list(value.uses())
     name = layer.metadata_props.get(NAME_PROPERTY, str(layer.name))
     build = Builder(model=model, before=readers[0][0], name=name, used=counter)

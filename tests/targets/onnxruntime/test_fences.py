@@ -13,16 +13,24 @@ from torch import Tensor, nn
 
 from advisor import Plan, advise
 from advisor.errors import VerificationError
+from advisor.targets.base import Artifact
 from advisor.targets.onnxruntime.artifact import OnnxRuntimeArtifact
 from advisor.targets.onnxruntime.kernels import INTEGER
 
-FLOAT = {"Conv", "ConvTranspose", "FusedConv", "FusedGemm"}
+FLOAT = {"Conv", "ConvTranspose", "FusedConv", "FusedGemm", "MatMul"}
 WIDTH = 32
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "none": nn.Identity,
     "relu": nn.ReLU,
     "clip": nn.ReLU6,
 }
+
+
+class Rows(nn.Module):
+    """Pictures as rows of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
 
 
 class Between(nn.Module):
@@ -34,15 +42,17 @@ class Between(nn.Module):
     def __init__(self, kind: str, activation: str) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, WIDTH, 3, padding=1)
-        self.flat = nn.Flatten() if kind == "linear" else nn.Identity()
+        flat = {"linear": nn.Flatten(), "rows": Rows()}
+        self.flat = flat.get(kind, nn.Identity())
         middle: dict[str, nn.Conv2d | nn.ConvTranspose2d | nn.Linear] = {
             "conv": nn.Conv2d(WIDTH, WIDTH, 3, padding=1),
             "transposed": nn.ConvTranspose2d(WIDTH, WIDTH, 2, stride=2),
             "linear": nn.Linear(16 * WIDTH, WIDTH),
+            "rows": nn.Linear(WIDTH, WIDTH),
         }
         self.middle = middle[kind]
         self.activation = ACTIVATIONS[activation]()
-        self.last = nn.Linear(WIDTH, 4) if kind == "linear" else nn.Conv2d(WIDTH, 4, 1)
+        self.last = nn.Linear(WIDTH, 4) if kind in flat else nn.Conv2d(WIDTH, 4, 1)
         with torch.no_grad():
             channels = 1 if kind == "transposed" else 0
             sizes = torch.logspace(-3, 0, WIDTH).view(
@@ -85,6 +95,8 @@ def any_plan(kind: str, activation: str) -> Plan:
         ("transposed", "none"),
         ("linear", "none"),
         ("linear", "relu"),
+        ("rows", "none"),
+        ("rows", "relu"),
     ],
 )
 def test_a_float_layer_between_integers_is_computed_in_float(
@@ -98,14 +110,27 @@ def test_a_float_layer_between_integers_is_computed_in_float(
     assert formats["middle"].kernel in FLOAT
 
 
-def test_the_fence_costs_no_operator_of_its_own(tmp_path: Path) -> None:
-    artifact = plan_of("conv", "relu").compile(tmp_path / "build")
+def optimized(artifact: Artifact, folder: Path, batch: int | None = None) -> list[str]:
+    """Operators of the file as a user opens it, whose batch is open or fixed."""
     options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    ort.InferenceSession(str(artifact.path / "model.onnx"), options)  # as a user opens it
-    kinds = [node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx")).graph.node]
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    if batch is not None:
+        options.add_free_dimension_override_by_name("batch", batch)
+    ort.InferenceSession(str(artifact.path / "model.onnx"), options)
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def test_the_fence_costs_no_operator_of_its_own(tmp_path: Path) -> None:
+    kinds = optimized(plan_of("conv", "relu").compile(tmp_path / "build"), tmp_path)
     assert kinds.count("Conv") == 1
     assert "LeakyRelu" not in kinds
+
+
+@pytest.mark.parametrize("activation", ["none", "relu"])
+def test_rows_stay_float_where_sizes_are_fixed(activation: str, tmp_path: Path) -> None:
+    """ONNX Runtime makes a Gemm of them then."""
+    artifact = plan_of("rows", activation).compile(tmp_path / "build")
+    assert "QGemm" not in optimized(artifact, tmp_path, batch=1)
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "fp16", "w8", "w4-g32"])
