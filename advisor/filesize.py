@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import ceil
 
 from advisor.formats import scheme_named
+from advisor.measure.terms import schemes_of
 from advisor.passes.graph import name_of
 from advisor.passes.layers import find_calls
 from advisor.profiles.cost import weight_bytes
@@ -22,18 +23,14 @@ def predict_file_bytes(setting: Setting, choice: Choice, size_bytes: float) -> f
     rules = setting.capability.file
     if rules is None:
         return None
-    schemes = {
-        layer.name: setting.space.candidates[group.name][index].scheme
-        for group, index in zip(setting.groups, choice, strict=True)
-        for layer in setting.layers_of(group)
-    }
+    chosen = schemes_of(setting, choice)
     total = size_bytes + _operator_bytes(setting, rules)
-    for layer in setting.graph.layers:
-        if layer.name in schemes:
-            rule = rules.companions(layer.op, schemes[layer.name])
-            channels = 0 if layer.is_product else layer.weight_shape[0]
-            total += rule.layer_bytes + rule.layer_names * len(layer.name)
-            total += rule.channel_bytes * channels
+    for layer, scheme in chosen:
+        rule = rules.companions(layer.op, scheme)
+        channels = 0 if layer.is_product else layer.weight_shape[0]
+        total += rule.layer_bytes + rule.layer_names * len(layer.name)
+        total += rule.channel_bytes * channels
+    schemes = {layer.name: scheme for layer, scheme in chosen}
     total += _integer_bytes(setting, rules, schemes)
     memory = setting.capability.memory
     if memory is not None and size_bytes > memory.inside_bytes:

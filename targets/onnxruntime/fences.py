@@ -15,7 +15,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from advisor.targets.onnxruntime.forms.builder import Builder
-from advisor.targets.onnxruntime.rewrite import VIEWS
+from advisor.targets.onnxruntime.rewrite import VIEWS, has_integer_weight
 from advisor.targets.onnxruntime.sites import MOVED_ACROSS
 from advisor.targets.onnxruntime.tidy import NAME_PROPERTY
 
@@ -35,7 +35,7 @@ PASSED: Final = VIEWS | MOVED_ACROSS
 def fence_floats(model: ir.Model, counter: Counter[str]) -> None:
     """Put a fence behind every float layer whose weight would be rounded."""
     for node in list(model.graph):
-        if node.op_type in ROUNDED and _reads_integers(node) and not _is_stored_in_integers(node):
+        if node.op_type in ROUNDED and _reads_integers(node) and not has_integer_weight(node):
             last = _with_bias(node)
             activation = _activation_before_quantizer(last)
             if activation is not None:
@@ -52,13 +52,6 @@ def _reads_integers(node: ir.Node) -> bool:
             return False
         value = producer.inputs[0]
     return False
-
-
-def _is_stored_in_integers(node: ir.Node) -> bool:
-    """Whether the layer's own weight is what a static layer multiplies."""
-    weight = node.inputs[1]
-    producer = None if weight is None else weight.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"
 
 
 def _with_bias(node: ir.Node) -> ir.Node:

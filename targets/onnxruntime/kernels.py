@@ -14,6 +14,7 @@ from advisor.targets.manifest import LayerRecord
 from advisor.targets.onnxruntime.fences import FENCED
 from advisor.targets.onnxruntime.forms import form_of
 from advisor.targets.onnxruntime.onnxfile import load_model
+from advisor.targets.onnxruntime.rewrite import has_integer_weight
 from advisor.targets.onnxruntime.session import EXTERNAL, open_session
 
 if TYPE_CHECKING:
@@ -87,15 +88,8 @@ def _kernel(graph: ir.Graph, layer: LayerRecord) -> str:
     readers: list[str] = []
     for node in graph:
         if pattern.fullmatch(str(node.name)):
-            return f"{node.op_type}, {ROUNDED}" if _has_rounded_weight(node) else node.op_type
+            return f"{node.op_type}, {ROUNDED}" if has_integer_weight(node) else node.op_type
         names = [str(value.name) for value in node.inputs if value is not None]
         if any(name == part or name == f"{part}_T" for name in names for part in stored):
             readers.append(node.op_type)
     return readers[0] if readers else ""
-
-
-def _has_rounded_weight(node: ir.Node) -> bool:
-    """Whether a float operator reads a weight from integers, which this target writes for none."""
-    weight = node.inputs[1] if len(node.inputs) > 1 else None
-    producer = None if weight is None else weight.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear"

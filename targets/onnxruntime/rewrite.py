@@ -34,6 +34,13 @@ def before_pad(value: ir.Value) -> tuple[ir.Value, list[ir.Node]]:
     return (node.inputs[0], [node]) if is_known else (value, [])
 
 
+def has_integer_weight(node: ir.Node) -> bool:
+    """Whether the second operand is a DequantizeLinear's, as written for static layers alone."""
+    weight = node.inputs[1] if len(node.inputs) > 1 else None
+    producer = None if weight is None else weight.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear"
+
+
 def replace_value(model: ir.Model, old: ir.Value, new: ir.Value) -> None:
     """Let everything that reads ``old`` read ``new``; a model's output keeps its name."""
     for user, index in list(old.uses()):
