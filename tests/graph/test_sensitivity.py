@@ -287,10 +287,17 @@ def test_probes_follow_the_candidates_and_the_samples(cnn: Workbench) -> None:
 
 
 def test_memory_does_not_grow_with_the_candidates(
-    cnn: Workbench, monkeypatch: pytest.MonkeyPatch
+    cnn: Workbench, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """Bytes of all tensors alive while each change is scored: one change at a time, so that ten
-    candidates take what one takes, and their scores."""
+    candidates take what one takes, and their scores.
+
+    What was there before is frozen, which hides it from the collector: the walks are over what
+    scoring makes.
+    """
+    gc.collect()
+    gc.freeze()
+    request.addfinalizer(gc.unfreeze)
     peak = 0
 
     def dot(*arguments: Any) -> torch.Tensor:
