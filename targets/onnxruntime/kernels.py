@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -72,14 +73,29 @@ def find_rounded(
 
 
 def executed_kernels(
-    model: Path, layers: Iterable[LayerRecord], entries: Mapping[str, str]
+    model: Path,
+    layers: Iterable[LayerRecord],
+    entries: Mapping[str, str],
+    *,
+    dimensions: Mapping[str, int],
 ) -> dict[str, str]:
-    """The operator of ONNX Runtime's optimised graph by layer name; missing when not found."""
+    """The operator of ONNX Runtime's optimised graph by layer name; missing when not found.
+
+    dimensions: sizes to fix, by the name of a dynamic dimension.
+    """
     with tempfile.TemporaryDirectory(prefix="advisor-") as folder:
         optimized = Path(folder) / "optimized.onnx"
-        open_session(model, {**entries, **EXTERNAL, **NOT_PACKED}, optimized=optimized)
+        unpacked = {**entries, **EXTERNAL, **NOT_PACKED}
+        open_session(model, unpacked, optimized=optimized, dimensions=dimensions)
         graph = load_model(optimized).graph
         return {layer.name: kernel for layer in layers if (kernel := _kernel(graph, layer))}
+
+
+def with_kernels(
+    formats: Mapping[str, LayerFormat], kernels: Mapping[str, str]
+) -> dict[str, LayerFormat]:
+    """The formats with the operators that run them; empty where none was found."""
+    return {name: replace(it, kernel=kernels.get(name, "")) for name, it in formats.items()}
 
 
 def _kernel(graph: ir.Graph, layer: LayerRecord) -> str:

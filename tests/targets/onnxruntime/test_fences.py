@@ -141,12 +141,17 @@ def test_narrow_weights_are_fenced_too(scheme: str, tmp_path: Path) -> None:
     assert artifact.read_back()["middle"].kernel in FLOAT
 
 
-@pytest.mark.parametrize("kind", ["conv", "transposed", "linear"])
+@pytest.mark.parametrize(
+    ("kind", "where"),
+    [("conv", ""), ("transposed", ""), ("linear", ""), ("rows", "where sizes are fixed")],
+)
 def test_a_rounded_layer_is_found_by_name(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "advisor.targets.onnxruntime.export.fence_floats", lambda _model, _counter: None
     )
-    with pytest.raises(VerificationError, match=r"middle[^\n]*fp32, computed in float"):
+    with pytest.raises(
+        VerificationError, match=rf"middle[^\n]*fp32, computed in float[^\n]*{where}"
+    ):
         plan_of(kind, "none").compile(tmp_path / "build")
