@@ -124,7 +124,7 @@ def layer_cost(
     )
     parts = time.parts * capability.slowdown(layer, scheme) + TimeParts(boundary_s=quantizing_s)
     kept = full if expanded and not is_lookup else stored
-    memory = weight_memory(layer, scheme, capability)
+    memory = weight_memory(layer, scheme, capability, profile.platform)
     return LayerCost(
         size_bytes=stored,
         resident_bytes=round(memory.resident * kept),
@@ -146,11 +146,13 @@ def weight_bytes(layer: Layer, scheme: Scheme, capability: Capability) -> int:
     return storage_bits(layer.weight_shape, layer.weight_format(scheme), scale_dtype=scales) // 8
 
 
-def weight_memory(layer: Layer, scheme: Scheme, capability: Capability) -> WeightMemory:
+def weight_memory(
+    layer: Layer, scheme: Scheme, capability: Capability, platform: Mapping[str, str]
+) -> WeightMemory:
     """What the layer's weight takes in memory; its bytes once where nothing else is known."""
     if capability.memory is None:
         return WeightMemory(ops=(layer.op,), schemes=(scheme.name,))
-    return capability.memory.weight(layer.op, scheme.name)
+    return capability.memory.weight(layer.op, scheme.name, platform)
 
 
 def process_overhead_bytes(capability: Capability, operators: int, size_bytes: float) -> float:

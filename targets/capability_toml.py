@@ -134,10 +134,10 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
     return schemes
 
 
-def _read_minimum(table: CapabilityTable) -> str:
-    minimum = table.text("minimum", default="")
+def _read_minimum(table: CapabilityTable, field: str = "minimum") -> str:
+    minimum = table.text(field, default="")
     if minimum and MINIMUM.fullmatch(minimum) is None:
-        table.fail("minimum", f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
+        table.fail(field, f"{minimum!r} is not like 'iOS18', 'sm80', 'vnni1' or 'opset 25'")
     return minimum
 
 
@@ -257,6 +257,7 @@ def _read_memory(table: CapabilityTable, schemes: Collection[str]) -> MemoryRule
                 resident=rule.number("resident", default=1.0),
                 opening=rule.number("opening", default=1.0),
                 scratch=rule.number("scratch", default=0.0),
+                below=_read_minimum(rule, "below"),
                 source=rule.text("source"),
             )
         )

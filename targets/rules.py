@@ -1,11 +1,12 @@
 """What a runtime does with memory, files, single operators and the parts of a delegate, as data."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from advisor.passes.graph import ActivationParams
+from advisor.targets.platforms import shortfall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class WeightMemory:
     ops, schemes: the layers this is about. resident: while the model is open, opening: at the
     highest moment of opening it, both as multiples of the bytes on disk, or of the weight in the
     runtime's float dtype where it is expanded (``storage_only``). scratch: while the layer runs,
-    as a multiple of the weight in the runtime's float dtype.
+    as a multiple of the weight in the runtime's float dtype. below: on platforms below this
+    minimum alone, such as "vnni1"; empty for all.
     """
 
     ops: tuple[str, ...]
@@ -38,6 +40,7 @@ class WeightMemory:
     resident: float = 1.0
     opening: float = 1.0
     scratch: float = 0.0
+    below: str = ""
     source: str = ""
 
 
@@ -64,10 +67,11 @@ class MemoryRules:
     weights: tuple[WeightMemory, ...] = ()
     source: str = ""
 
-    def weight(self, op: str, scheme: str) -> WeightMemory:
-        """What a weight of this operator takes under this scheme."""
+    def weight(self, op: str, scheme: str, platform: Mapping[str, str]) -> WeightMemory:
+        """What a weight of this operator takes under this scheme, by the first rule about it."""
         for rule in self.weights:
-            if op in rule.ops and scheme in rule.schemes:
+            here = not rule.below or shortfall(rule.below, platform)
+            if here and op in rule.ops and scheme in rule.schemes:
                 return rule
         return WeightMemory(ops=(op,), schemes=(scheme,), source=self.source)
 

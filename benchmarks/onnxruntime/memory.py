@@ -157,7 +157,7 @@ def measure_model(name: str, batch: int, choices: Sequence[str]) -> Iterator[Row
     torch.default_generator.manual_seed(0)
     model, inputs = MODELS[name]()
     deployment = check_deployment(
-        target="intel-vnni", runtime="onnxruntime", batch=batch, sequence=None, threads=1
+        target="host", runtime="onnxruntime", batch=batch, sequence=None, threads=1
     )
     prepared = prepare(
         model,

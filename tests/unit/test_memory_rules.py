@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -47,6 +48,13 @@ resident = 1.25
 opening = 3
 scratch = 0.5
 source = "made up"
+
+[[memory.weight]]
+ops = ["linear"]
+schemes = ["fp32"]
+below = "vnni1"
+opening = 2
+source = "made up"
 """
 
 LINEAR = Layer(
@@ -60,13 +68,16 @@ LINEAR = Layer(
 )
 
 
-def cost(scheme: str, capability: Capability) -> LayerCost:
+def cost(
+    scheme: str, capability: Capability, platform: Mapping[str, str] | None = None
+) -> LayerCost:
+    profile = load_profile("intel-vnni")
     return layer_cost(
         LINEAR,
         scheme_named(scheme),
         Traffic(input_elements=256, output_elements=64),
         capability=capability,
-        profile=load_profile("intel-vnni"),
+        profile=profile if platform is None else replace(profile, platform=platform),
         threads=1,
     )
 
@@ -91,6 +102,13 @@ def test_rules_are_read() -> None:
                 scratch=0.5,
                 source="made up",
             ),
+            WeightMemory(
+                ops=("linear",),
+                schemes=("fp32",),
+                opening=2.0,
+                below="vnni1",
+                source="made up",
+            ),
         ),
     )
 
@@ -105,6 +123,14 @@ def test_weights_cost_what_the_rules_say() -> None:
     assert narrow.scratch_bytes == whole / 2
     plain = cost("fp32", capability)
     assert (plain.resident_bytes, plain.opening_bytes, plain.scratch_bytes) == (whole, whole, 0)
+
+
+def test_a_rule_for_older_platforms_holds_on_those_alone() -> None:
+    capability = parse_capability(TEXT, name="toy")
+    whole = 64 * 256 * 4
+    assert cost("fp32", capability, {"vnni": "0"}).opening_bytes == 2 * whole
+    assert cost("fp32", capability, {"vnni": "1"}).opening_bytes == whole
+    assert cost("fp16", capability, {"vnni": "0"}).opening_bytes == 3 * whole
 
 
 def test_runtime_that_was_not_measured_keeps_each_weight_once() -> None:
@@ -149,6 +175,7 @@ def test_onnx_runtimes_rules_are_about_schemes_that_the_layers_take() -> None:
         ("activations = 1.5\n", "", r"memory\.activations: missing field"),
         ('["pad"]', '["padding"]', r"memory\.absorbed\[0\]"),
         ("planned = 0.5", "planned = -0.5", r"memory\.planned: expected a number"),
+        ('"vnni1"', '"vnni"', r"memory\.weight\[1\]\.below: 'vnni' is not like"),
         ("opening = 3", "openning = 3", r"memory\.weight\[0\]\.openning: unknown field"),
         ('schemes = ["fp16"]', 'schemes = ["w4"]', r"memory\.weight\[0\]\.schemes\[0\]"),
         ('schemes = ["fp16"]', "schemes = []", r"memory\.weight\[0\]\.schemes: must not be empty"),
