@@ -118,8 +118,12 @@ def speed(point: Point, points: Sequence[Point]) -> str:
     return f"{base_ratio(points) / point.ratio:.2f}x"
 
 
+def overlap(point: Point, other: Point) -> bool:
+    """Whether the intervals of two latencies do: then the clock does not tell them apart."""
+    return point.low <= other.high and other.low <= point.high
+
+
 def against(point: Point, other: Point, points: Sequence[Point]) -> str:
-    """Both speeds, and whether their intervals overlap: then the clock does not tell them apart."""
+    """Both speeds, and whether their intervals overlap."""
     said = f"{speed(point, points)} against {speed(other, points)} of {other.name}"
-    overlap = point.low <= other.high and other.low <= point.high
-    return f"{said}; their intervals overlap" if overlap else said
+    return f"{said}; their intervals overlap" if overlap(point, other) else said
