@@ -35,3 +35,18 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def modelled_costs() -> None:
     """Plans of the tests do not depend on how fast this machine is; subprocesses' neither."""
     os.environ["ADVISOR_MEASURE"] = "never"
+
+
+@pytest.fixture
+def brief_rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Rates of this machine are one short look at each kernel, kept in a cache of the test's own.
+
+    Gives the folder that has the cache.
+    """
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("advisor.profiles.rates.PASSES", 1)
+    monkeypatch.setattr("advisor.targets.onnxruntime.rates.BUDGET_S", 0.01)
+    monkeypatch.setattr("advisor.targets.onnxruntime.rates.LEAST_RUNS", 1)
+    monkeypatch.setattr("advisor.measure.rates.LIMIT_S", 0.01)
+    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
+    return tmp_path

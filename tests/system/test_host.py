@@ -27,15 +27,11 @@ from tests.system.small import build, load
 
 
 @pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setattr("advisor.targets.onnxruntime.rates.BUDGET_S", 0.01)
-    monkeypatch.setattr("advisor.targets.onnxruntime.rates.LEAST_RUNS", 1)
-    monkeypatch.setattr("advisor.measure.rates.LIMIT_S", 0.01)
+def brief(monkeypatch: pytest.MonkeyPatch, brief_rates: Path) -> Path:
     monkeypatch.setattr("advisor.measure.measure.LIMIT_S", 0.5)
     monkeypatch.setattr("advisor.measure.finalists.LIMIT_S", 0.5)
-    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ADVISOR_MEASURE", "auto")
-    return tmp_path
+    return brief_rates
 
 
 @pytest.mark.slow
@@ -83,7 +79,19 @@ def test_host_with_a_runtime_that_cannot_be_timed_is_refused(brief: Path) -> Non
 
 
 @pytest.mark.slow
-def test_litert_kernels_of_this_machine_make_a_profile(brief: Path) -> None:
+def test_litert_kernels_of_this_machine_make_a_profile(
+    brief: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two small kernels of each kind: what each kind is made of is in the conversion."""
+    for name, shapes in (
+        ("LINEAR", ((64, 256, 256), (64, 256, 1024))),
+        ("CONV", ((64, 64, 3, 14), (256, 64, 1, 28))),
+        ("DEPTHWISE", ((192, 3, 28), (384, 3, 14))),
+        ("LOOKUPS", ((4096, 384), (1024, 768))),
+        ("SMALLER", (2**17, 2**19)),
+        ("CHAIN", 20),
+    ):
+        monkeypatch.setattr(f"advisor.measure.rates.{name}", shapes)
     path = brief / "here.toml"
     result = CliRunner().invoke(
         app, ["profiles", "measure", "--runtime", "tflite", "-o", str(path)]

@@ -75,28 +75,19 @@ def test_figures_stay_inside_what_a_profile_may_say() -> None:
     assert one_core.value <= profile.memory.bandwidth_bytes_per_s.value
 
 
-@pytest.fixture
-def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("advisor.targets.onnxruntime.rates.BUDGET_S", 0.01)
-    monkeypatch.setattr("advisor.targets.onnxruntime.rates.LEAST_RUNS", 1)
-    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
-    return tmp_path
-
-
-def test_host_is_measured_once(brief: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_is_measured_once(brief_rates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_profile("host")
     assert first.name == "host"
     monkeypatch.setattr("advisor.targets.onnxruntime.rates.measure_rates", None)
     assert load_profile("HOST") == first
-    assert len(list((brief / "cache" / "profiles").iterdir())) == 1
+    assert len(list((brief_rates / "cache" / "profiles").iterdir())) == 1
 
 
-def test_command_writes_a_profile_that_can_be_a_target(brief: Path) -> None:
+def test_command_writes_a_profile_that_can_be_a_target(brief_rates: Path) -> None:
     steps: list[tuple[int, int]] = []
     assert tomllib.loads(measure_profile(lambda done, total: steps.append((done, total))))
     assert steps[-1] == (len(steps) - 1, len(steps) - 1)
-    path = brief / "here.toml"
+    path = brief_rates / "here.toml"
     result = CliRunner().invoke(app, ["profiles", "measure", "-o", str(path)])
     assert result.exit_code == 0, result.output
     assert load_profile(path).kind == "cpu"

@@ -245,12 +245,8 @@ def test_without_a_near_profile_nothing_is_assumed() -> None:
 
 
 def test_host_says_which_target_its_gpu_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief_rates: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("advisor.targets.onnxruntime.rates.BUDGET_S", 0.01)
-    monkeypatch.setattr("advisor.targets.onnxruntime.rates.LEAST_RUNS", 1)
-    monkeypatch.setenv("ADVISOR_CACHE", str(tmp_path / "cache"))
     without = host_profile()
-    fake_tool(tmp_path, 'echo "NVIDIA L4, 8.9"', monkeypatch)
+    fake_tool(brief_rates, 'echo "NVIDIA L4, 8.9"', monkeypatch)
     assert host_profile().notes == (*without.notes, find_gpus().notes[0])
