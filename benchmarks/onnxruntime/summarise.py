@@ -19,6 +19,7 @@ from benchmarks.page import claims, failures, load_results, machine, table, vari
 
 HERE: Final = Path(__file__).parent
 PREDICTION: Final = "predict.json"
+SATURATION: Final = "saturation.json"
 INTRODUCTION: Final = """# ONNX Runtime: plans against float32 and its own quantizers
 
 This page is written by `summarise.py` from the JSON files in `results/`, claims that do not hold
@@ -45,8 +46,9 @@ to: what their intervals cannot tell apart is said so.
   each round (with VNNI: forwards and backwards by turns). The ratio is of medians without what
   slowed whole rounds (with VNNI: the median of each round's own), its interval at 95 %.
 - Our files have a dynamic batch, which is fixed when a session is opened
-  (`add_free_dimension_override_by_name`), since the other files have it fixed inside. All sessions
-  have the same settings otherwise.
+  (`add_free_dimension_override_by_name`), since the other files have it fixed inside. Our files are
+  opened as `session.json` says, the others by default. That differs without VNNI alone, where
+  int8 sums of the others saturate: faster and less right, as their users would have them.
 - **Divergence** is that of ONNX Runtime's outputs from the float32 file's on evaluation data that
   neither trained nor calibrated anything: KL in nats per prediction for logits, squared error over
   the power for embeddings.
@@ -62,7 +64,19 @@ to: what their intervals cannot tell apart is said so.
 """
 
 
-def render(results: Sequence[Mapping[str, Any]], prediction: Mapping[str, Any] | None) -> str:
+EXACT_SUMS: Final = """\
+An x86 processor without VNNI adds products of uint8 and int8 in pairs, in 16 bits, and saturates.
+Plans are shipped with the setting that makes sums exact, which other tools' users have to know of.
+Here every int8 file is opened both ways in one interleaved run (`saturation.py`): how many times as
+fast as float32, and the divergence. In the claims above the others run as their users have them.
+"""
+
+
+def render(
+    results: Sequence[Mapping[str, Any]],
+    prediction: Mapping[str, Any] | None,
+    saturation: Mapping[str, Any] | None = None,
+) -> str:
     """The page."""
     verdicts = [verdict for result in results for verdict in check_claims(result)]
     parts = [
@@ -73,6 +87,8 @@ def render(results: Sequence[Mapping[str, Any]], prediction: Mapping[str, Any] |
     ]
     if prediction is not None:
         parts += ["## Predicted latency\n", _prediction(prediction)]
+    if saturation is not None:
+        parts += ["## Exact sums\n", EXACT_SUMS, _saturation(saturation)]
     for result in results:
         for threads in result["timings"]:
             plural = "" if threads == "1" else "s"
@@ -103,6 +119,33 @@ def _prediction(prediction: Mapping[str, Any]) -> str:
     return f"{table(heads, rows)}\n\n{pooled}"
 
 
+def _saturation(saturation: Mapping[str, Any]) -> str:
+    heads = [
+        "model",
+        "file",
+        "speed, exact (threads)",
+        "by default",
+        "divergence, exact",
+        "by default",
+    ]
+    lines: list[list[str]] = []
+    for case, found in saturation["cases"].items():
+        rows = {row["name"]: row for row in found["rows"]}
+        for name in (each.removesuffix(", exact") for each in rows if each.endswith(", exact")):
+            ways = [rows[f"{name}, {way}"] for way in ("exact", "default")]
+            speeds = [_speeds(found["timings"], way) for way in ways]
+            losses = ["" if way["failure"] else f"{way['divergence']:.2g}" for way in ways]
+            lines.append([case, name, *speeds, *losses])
+    return table(heads, lines) + "\n"
+
+
+def _speeds(timings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    if row["failure"]:
+        return "does not open"
+    name = row["name"]
+    return ", ".join(f"{1 / timed[name]['ratio']:.2f}x ({n})" for n, timed in timings.items())
+
+
 def main() -> int:
     """Write the page and print the claims."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -113,11 +156,15 @@ def main() -> int:
     if not results:
         print(f"no result in {arguments.results}: run compare first", file=sys.stderr)
         return 1
-    file = arguments.results / PREDICTION
-    prediction = json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
-    write_text(arguments.out, render(results, prediction))
+    prediction = _read(arguments.results / PREDICTION)
+    saturation = _read(arguments.results / SATURATION)
+    write_text(arguments.out, render(results, prediction, saturation))
     print(claims([verdict for result in results for verdict in check_claims(result)]))
     return 0
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 if __name__ == "__main__":

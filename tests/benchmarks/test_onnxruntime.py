@@ -20,7 +20,7 @@ from benchmarks import models
 from benchmarks.claims import NO_LOSS
 from benchmarks.command import Options
 from benchmarks.measure import divergence_of, outputs_of
-from benchmarks.onnxruntime import claims, compare, summarise
+from benchmarks.onnxruntime import claims, compare, saturation, summarise
 from benchmarks.onnxruntime.floatmodel import FEEDS, export_float
 from benchmarks.onnxruntime.measure import OnnxVariant
 from benchmarks.onnxruntime.predict import errors_of, overall
@@ -173,9 +173,16 @@ def test_one_case_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     error = (found - expected).square().mean() / expected.square().mean()
     assert rows["dynamic"]["divergence"] == pytest.approx(float(error), rel=1e-4)
-    page = summarise.render([result], None)
+    # The same files, opened with and without the setting that makes sums exact.
+    both = saturation.measure(case, tmp_path / "tiny", (1,), seconds=0.2, samples=4)
+    opened = {row["name"]: row for row in both["rows"]}
+    for name, way in (("dynamic", "default"), ("uniform w8a8-dynamic", "exact")):
+        assert opened[f"{name}, {way}"]["divergence"] == rows[name]["divergence"]
+    assert {f"dynamic, {way}" for way in saturation.WAYS} <= both["timings"]["1"].keys()
+    page = summarise.render([result], None, {"cases": {"tiny": both}})
     assert "## tiny, 1 thread" in page
     assert "| dynamic |" in page
+    assert "| tiny | dynamic per channel |" in page
 
 
 def test_claims_are_judged_by_the_numbers() -> None:
