@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from advisor.atomic import write_text
+from benchmarks.claims import NOISE
 from benchmarks.models import case_names
 from benchmarks.onnxruntime.claims import check_claims
 from benchmarks.page import claims, failures, load_results, machine, table, variants
@@ -129,14 +130,31 @@ def _saturation(saturation: Mapping[str, Any]) -> str:
         "by default",
     ]
     lines: list[list[str]] = []
+    near = count = 0
     for case, found in saturation["cases"].items():
         rows = {row["name"]: row for row in found["rows"]}
+        for timed in found["timings"].values():
+            exact = [row for row in found["rows"] if row["name"].endswith(", exact")]
+            least = {
+                origin: min(
+                    timed[row["name"]]["ratio"]
+                    for row in exact
+                    if row["origin"] == origin and row["name"] in timed
+                )
+                for origin in ("peer", "uniform")
+            }
+            count += 1
+            near += least["uniform"] <= least["peer"] * NOISE
         for name in (each.removesuffix(", exact") for each in rows if each.endswith(", exact")):
             ways = [rows[f"{name}, {way}"] for way in ("exact", "default")]
             speeds = [_speeds(found["timings"], way) for way in ways]
             losses = ["" if way["failure"] else f"{way['divergence']:.2g}" for way in ways]
             lines.append([case, name, *speeds, *losses])
-    return table(heads, lines) + "\n"
+    said = (
+        "With exact sums the faster uniform file of ours is as fast as the fastest other int8 "
+        f"file, within 3 %, in {near} of {count} cases."
+    )
+    return f"{table(heads, lines)}\n\n{said}\n"
 
 
 def _speeds(timings: Mapping[str, Any], row: Mapping[str, Any]) -> str:
