@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from advisor.formats import DTYPE_BITS, SCHEMES, scheme_named
+from advisor.formats import DTYPE_BITS, scheme_named, weight_alone
 from advisor.indicators import Indicators
 from advisor.memory import alive_bytes
 from advisor.otherops import other_parts, plain_time
@@ -85,9 +85,8 @@ def build_rescaled(
 
 def weight_column(layer: Layer, candidate: Candidate) -> Column:
     """Key of a layer's weight error; schemes that round the weight alike share it."""
-    fmt = scheme_named(candidate.scheme).weight
-    alike = (s.name for s in SCHEMES.values() if s.weight == fmt and s.activation is None)
-    return ("weight", layer.name, f"{next(alike, candidate.scheme)}/{candidate.algorithm}")
+    alone = weight_alone(scheme_named(candidate.scheme))
+    return ("weight", layer.name, f"{alone.name}/{candidate.algorithm}")
 
 
 def error_columns(layer: Layer, candidate: Candidate, capability: Capability) -> list[Column]:
@@ -95,7 +94,7 @@ def error_columns(layer: Layer, candidate: Candidate, capability: Capability) ->
 
     Empty for float32. Schemes that treat the input alike share its column.
     """
-    scheme = scheme_named(candidate.scheme)
+    scheme = capability.taken(layer, scheme_named(candidate.scheme))
     columns = [] if scheme.weight.dtype == "float32" else [weight_column(layer, candidate)]
     if scheme.is_dynamic:
         columns.append(("dynamic", layer.name, capability.dynamic[scheme.name].of(layer).label))

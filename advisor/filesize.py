@@ -26,7 +26,8 @@ def predict_file_bytes(setting: Setting, choice: Choice, size_bytes: float) -> f
     chosen = schemes_of(setting, choice)
     total = size_bytes + _operator_bytes(setting, rules)
     for layer, scheme in chosen:
-        rule = rules.companions(layer.op, scheme)
+        own = setting.capability.taken(layer, scheme_named(scheme))
+        rule = rules.companions(layer.op, own.name)
         channels = 0 if layer.is_product else layer.weight_shape[0]
         total += rule.layer_bytes + rule.layer_names * len(layer.name)
         total += rule.channel_bytes * channels

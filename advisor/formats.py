@@ -257,6 +257,12 @@ def scheme_named(name: str) -> Scheme:
     return SCHEMES[name]
 
 
+def weight_alone(scheme: Scheme) -> Scheme:
+    """The scheme with the same weight and float activations; itself where there is none."""
+    alone = (s for s in SCHEMES.values() if s.weight == scheme.weight and s.activation is None)
+    return next(alone, scheme)
+
+
 def scale_count(shape: tuple[int, ...], granularity: Granularity) -> int:
     """Number of scales (or tables) of a tensor of ``shape`` under ``granularity``."""
     match granularity:

@@ -78,13 +78,22 @@ def apply_pins(
         kept = tuple(c for c in space.candidates[group.name] if c.scheme == scheme)
         if not kept:
             possible = dict.fromkeys(c.scheme for c in space.candidates[group.name])
-            reason = space.refused[name].get(scheme) or _lacking(scheme, capability)
+            reason = _refusal(space, group, name, scheme) or _lacking(scheme, capability)
             raise UnsupportedError(
                 f"layer {name} cannot be pinned to {scheme}: {reason}; "
                 f"possible here: {', '.join(possible)}"
             )
         narrowed[group.name] = kept
     return replace(space, candidates=narrowed)
+
+
+def _refusal(space: Space, group: Group, name: str, scheme: str) -> str:
+    """Why the layer cannot take the scheme, or another that must take it too; "" where none."""
+    for other in sorted(group.layers, key=lambda each: each != name):
+        if scheme in space.refused[other]:
+            whose = "" if other == name else f"{other}, which must take it too: "
+            return f"{whose}{space.refused[other][scheme]}"
+    return ""
 
 
 def _lacking(scheme: str, capability: Capability) -> str:

@@ -108,6 +108,12 @@ def can_take(
     if layer.is_product and scheme.weight.dtype != "float32":
         return Support(ok=False, reason=f"a product has no weight to be {scheme.weight.dtype}")
     support = capability.support(layer, scheme, platform)
+    alone = capability.taken(layer, scheme)
+    if alone != scheme and any(
+        other.weight == layer.weight and capability.support(other, scheme, platform).ok
+        for other in graph.layers
+    ):
+        return can_take(graph, layer, alone, capability, platform)
     if not support.ok:
         return support
     if not capability.schemes[scheme.name].tied and _is_tied(graph, layer):

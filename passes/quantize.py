@@ -176,7 +176,7 @@ def quantize(
     found = {
         name: (dynamic or {})[choice.scheme].of(layers[name])
         for name, choice in assignment.items()
-        if scheme_named(choice.scheme).is_dynamic
+        if scheme_named(choice.scheme).is_dynamic and layers[name].op != "embedding"
     }
     _insert_dynamic(module, calls, found)
     return QuantizedGraph(

@@ -98,6 +98,7 @@ def layer_cost(
     threads: int | None,
 ) -> LayerCost:
     """Every cost of ``layer`` under ``scheme``, its weight counted in full."""
+    scheme = capability.taken(layer, scheme)
     stored = weight_bytes(layer, scheme, capability)
     expanded = is_storage_only(layer, scheme, capability)
     full = layer.weight_count * _bytes(capability.float_dtype)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from advisor.errors import UsageError
-from advisor.formats import PerBlock, ScaleRounding, Scheme
+from advisor.formats import PerBlock, ScaleRounding, Scheme, weight_alone
 from advisor.passes.graph import Layer
 from advisor.targets.fit import misfit
 from advisor.targets.platforms import shortfall
@@ -122,7 +122,8 @@ class SchemeSupport:
     per group take it as others do. odd_rows: whether embeddings of an odd width do. tied: whether
     layers that read one weight do. multiple: what the outputs and the inputs of a layer must be a
     multiple of. least_blocks: how many blocks of inputs it must have. most_taps: largest kernel of
-    a convolution, height times width.
+    a convolution, height times width. follows: operators that take the weight of the scheme alone,
+    without its activations, where another layer that reads the same weight takes the scheme.
     zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
     weights are symmetric. storage_only: operators on which
     the scheme saves bytes but not time, because the weight is expanded to float before use.
@@ -140,6 +141,7 @@ class SchemeSupport:
     multiple: int = 1
     least_blocks: int = 1
     most_taps: int = ANY_TAPS
+    follows: tuple[str, ...] = ()
     zero_points: bool = False
     storage_only: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
@@ -319,6 +321,12 @@ class Capability:
         if missing:
             return Support(ok=False, reason=f"{scheme.name} {missing}")
         return Support(ok=True)
+
+    def taken(self, layer: Layer, scheme: Scheme) -> Scheme:
+        """What the layer itself has of a scheme that it may only follow another layer in."""
+        entry = self.schemes.get(scheme.name)
+        follows = entry is not None and layer.op in entry.follows
+        return weight_alone(scheme) if follows else scheme
 
     def leaves_out(self, layer: Layer, scheme: Scheme) -> bool:
         """Whether the runtime's delegate leaves the layer to the runtime's own kernels."""

@@ -105,12 +105,16 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
         multiple = table.whole("multiple", default=1)
         least_blocks = table.whole("least_blocks", default=1)
         most_taps = table.whole("most_taps", default=ANY_TAPS)
+        follows = table.names("follows", WEIGHTED_OPS, "operator", default=())
         zero_points = table.get("zero_points", bool, default=False)
         storage_only = table.names("storage_only", ops, "operator of this entry", default=())
         left_out = table.names("left_out", ops, "operator of this entry", default=())
         note = table.text("note", default="")
         source = table.text("source")
         table.finish()
+        for position, name in enumerate(follows):
+            if name in ops:
+                table.fail(f"follows[{position}]", f"{name!r} is among ops: it takes all of it")
         for position, scheme in enumerate(names):
             if scheme in schemes:
                 table.fail(f"names[{position}]", f"scheme {scheme!r} is described twice")
@@ -125,6 +129,7 @@ def _read_schemes(top: CapabilityTable) -> dict[str, SchemeSupport]:
                 multiple=multiple,
                 least_blocks=least_blocks,
                 most_taps=most_taps,
+                follows=follows,
                 zero_points=zero_points,
                 storage_only=storage_only,
                 left_out=left_out,

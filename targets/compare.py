@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
+from advisor.formats import scheme_named, weight_alone
 from advisor.targets.base import LayerFormat, Mismatch
 from advisor.targets.manifest import LayerRecord, TensorRecord
 
@@ -81,8 +82,8 @@ def any_kernel(_layer: LayerRecord) -> frozenset[str]:
 
 def expected_scheme(layer: LayerRecord) -> str:
     """The scheme to find for a layer: an embedding has no activations to quantize."""
-    is_static = layer.op == "embedding" and layer.scheme == "w8a8"
-    return "w8" if is_static else layer.scheme
+    scheme = scheme_named(layer.scheme)
+    return weight_alone(scheme).name if layer.op == "embedding" else layer.scheme
 
 
 def same_scheme(layer: LayerRecord, found: str) -> bool:

@@ -107,7 +107,8 @@ def runs_as(setting: Setting, layer: Layer, scheme: str) -> str:
     out, whose runtime expands them at every call. Integers of a linear layer take 3 to 5 % longer
     on LiteRT than floats do, so they are a term of their own.
     """
-    found = scheme_named(scheme)
+    found = setting.capability.taken(layer, scheme_named(scheme))
+    scheme = found.name
     if not is_storage_only(layer, found, setting.capability) or layer.op == "embedding":
         return scheme
     if not found.weight.is_float and not layer.op.startswith("conv"):

@@ -113,7 +113,8 @@ def _assign(
     calls = find_calls(source.module, source.layers)
     fused = fused_operators()
     for layer in source.layers:
-        if not scheme_named(graph.assignment[layer.name].scheme).is_static:
+        is_static = scheme_named(graph.assignment[layer.name].scheme).is_static
+        if not is_static or layer.op == "embedding":  # token ids are integers as they are
             continue
         end = skeleton.values[end_of(calls[layer.name], fused).name].tensor
         main = operators[skeleton.places[layer.name].operator]

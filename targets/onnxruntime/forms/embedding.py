@@ -3,10 +3,11 @@
 | scheme | operators |
 |---|---|
 | fp32, fp16 | Gather, Cast |
-| w8, w8-g*, w8a8 | Gather of integers and of scales, DequantizeLinear |
-| w4-g*, w2-g* | GatherBlockQuantized |
+| w8, w8-g*, w8a8, w8a8-dynamic | Gather of integers and of scales, DequantizeLinear |
+| w4-g*, w4a8-dynamic-g*, w2-g* | GatherBlockQuantized |
 
-Each is stored in the bytes that a linear layer of the same weight and scheme has.
+Each is stored in the bytes that a linear layer of the same weight and scheme has. Of a scheme with
+activations, which a head that reads the table may have, a table has the weight alone.
 """
 
 from __future__ import annotations
