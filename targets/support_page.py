@@ -85,7 +85,7 @@ def _render_runtime(capability: Capability) -> str:
         lines.append(
             _row(
                 names,
-                ", ".join(entry.ops),
+                _operators(entry),
                 entry.minimum,
                 ", ".join(entry.storage_only),
                 note,
@@ -100,6 +100,11 @@ def _render_runtime(capability: Capability) -> str:
     if capability.notes:
         lines += ["What to know:", "", *(f"- {note}" for note in capability.notes), ""]
     return "\n".join(lines)
+
+
+def _operators(entry: SchemeSupport) -> str:
+    ops = ", ".join(entry.ops)
+    return f"{ops}; {', '.join(entry.follows)} of such a layer's weight" if entry.follows else ops
 
 
 def _delegate_lines(capability: Capability) -> list[str]:
@@ -121,7 +126,14 @@ def _delegate_lines(capability: Capability) -> list[str]:
 
 
 def _without_name(entry: SchemeSupport) -> tuple[object, ...]:
-    return (entry.ops, entry.minimum, entry.storage_only, entry.note, entry.source)
+    return (
+        entry.ops,
+        entry.follows,
+        entry.minimum,
+        entry.storage_only,
+        entry.note,
+        entry.source,
+    )
 
 
 def _scales(capability: Capability) -> str:

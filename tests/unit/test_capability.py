@@ -174,6 +174,19 @@ def test_onnxruntime_quantizes_activations_by_tensor_or_by_block() -> None:
             assert not rules.couples_samples
 
 
+def test_what_follows_a_layer_takes_the_weight_of_its_scheme_alone() -> None:
+    capability = load_capability("onnxruntime")
+    for scheme, alone in (
+        ("w8a8", "w8"),
+        ("w8a8-dynamic", "w8"),
+        ("w4a8-dynamic-g64", "w4-g64"),
+        ("w4-g64", "w4-g64"),
+        ("fp16", "fp16"),
+    ):
+        assert capability.taken(layer("embedding"), scheme_named(scheme)) is scheme_named(alone)
+        assert capability.taken(layer("linear"), scheme_named(scheme)) is scheme_named(scheme)
+
+
 def test_storage_only_is_where_the_weight_is_expanded() -> None:
     schemes = load_capability("onnxruntime").schemes
     assert set(schemes["w4-g32"].ops) - set(schemes["w4-g32"].storage_only) == {
@@ -450,6 +463,11 @@ def test_ragged_blocks_need_not_divide() -> None:
         ('"linear", "conv2d"', "", r"scheme\[0\].ops: must not be empty"),
         ('"linear", "conv2d"', '"linear", "linear"', r"ops\[1\]: 'linear' is listed twice"),
         ('"linear", "conv2d"', '"linear", 3', r"scheme\[0\].ops\[1\]: expected text, found 3"),
+        (
+            '["linear", "conv2d"]',
+            '["linear"]\nfollows = ["linear"]',
+            r"scheme\[0\].follows\[0\]: 'linear' is among ops",
+        ),
         ('["linear", "conv2d"]', '"linear"', r"scheme\[0\].ops: expected a list, found 'linear'"),
         ('["w8a8"]', '["fp32"]', r"scheme\[1\].names\[0\]: scheme 'fp32' is described twice"),
         ('"iOS17"', '"iOS"', r"scheme\[1\].minimum: 'iOS' is not like 'iOS18'"),

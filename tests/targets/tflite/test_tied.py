@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
+from advisor.targets.tflite.artifact import TfliteArtifact
 from tests.targets.tied import VOCABULARY, WIDTH, batches, plan_of
 
 
@@ -26,6 +26,7 @@ def test_head_and_table_share_integers(
     assert decided["table"].scheme == decided["head"].scheme == scheme
     assert decided["table"].size_bytes + decided["head"].size_bytes == VOCABULARY * row_bytes
     artifact = plan.compile(tmp_path / "build")  # verifies, or raises
+    assert isinstance(artifact, TfliteArtifact)
     formats = artifact.read_back()
     assert (formats["table"].scheme, formats["head"].scheme) == (alone, scheme)
     assert formats["table"].weight_sha256 == formats["head"].weight_sha256
