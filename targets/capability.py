@@ -116,19 +116,19 @@ ANY_TAPS: Final = 2**31 - 1
 class SchemeSupport:
     """Where one scheme is available.
 
-    ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as
-    "iOS18", "sm80", "vnni1" or "opset 25"; empty when every supported version does. ragged: whether
-    a block size need not divide the inputs. depthwise: whether convolutions with one input channel
-    per group take it as others do. odd_rows: whether embeddings of an odd width do. tied: whether
+    ops: operators (Layer.op) that take it. minimum: lowest platform that has it, such as "iOS18",
+    "sm80", "vnni1" or "opset 25"; empty when every supported version does. ragged: whether a block
+    size need not divide the inputs. depthwise: whether convolutions with one input channel per
+    group take it as others do. odd_rows: whether embeddings of an odd width do. tied: whether
     layers that read one weight do. multiple: what the outputs and the inputs of a layer must be a
     multiple of. least_blocks: how many blocks of inputs it must have. most_taps: largest kernel of
     a convolution, height times width. follows: operators that take the weight of the scheme alone,
     without its activations, where another layer that reads the same weight takes the scheme.
-    zero_points: whether the runtime also takes a zero point for the weights; a scheme's own
-    weights are symmetric. storage_only: operators on which
-    the scheme saves bytes but not time, because the weight is expanded to float before use.
-    left_out: operators that the runtime's delegate leaves to its own kernels under this scheme.
-    note: what a user should know. source: where the fact is from.
+    zero_points: whether the runtime also takes a zero point for the weights; a scheme's own weights
+    are symmetric. storage_only: operators on which the scheme saves bytes but not time, because the
+    weight is expanded to float before use. left_out: operators that the runtime's delegate leaves
+    to its own kernels under this scheme. note: what a user should know. source: where the fact is
+    from.
     """
 
     scheme: str
@@ -153,16 +153,15 @@ class SchemeSupport:
 class StaticRules:
     """How a runtime computes with statically quantized activations.
 
-    dtype, symmetric: format of an activation tensor, always per tensor. second_operand: dtype of
-    a tensor that is only read as the second operand of products, where another than ``dtype`` is
-    faster ("" where none is). quantized_output:
-    operators that run in integers only when their output is quantized too. fused: activation
-    functions folded into the operator before them, so that the quantized output is the
-    function's. followers: operators without weights that run in integers when all their inputs
-    do. shared: operators whose input and output must share scale and zero point. fixed_outputs:
-    of followers whose output the runtime allows one scale only. int32_bias:
-    operators whose bias is rounded to int32 at input scale x weight scale; elsewhere it stays
-    float. scale_dtype: what the scales are rounded to.
+    dtype, symmetric: format of an activation tensor, always per tensor. second_operand: dtype of a
+    tensor that is only read as the second operand of products, where another than ``dtype`` is
+    faster ("" where none is). quantized_output: operators that run in integers only when their
+    output is quantized too. fused: activation functions folded into the operator before them, so
+    that the quantized output is the function's. followers: operators without weights that run in
+    integers when all their inputs do. shared: operators whose input and output must share scale and
+    zero point. fixed_outputs: of followers whose output the runtime allows one scale only.
+    int32_bias: operators whose bias is rounded to int32 at input scale x weight scale; elsewhere it
+    stays float. scale_dtype: what the scales are rounded to.
     """
 
     dtype: str
@@ -314,19 +313,16 @@ class Capability:
                 ok=False,
                 reason=f"{self.title} runs {scheme.name} only on {', '.join(entry.ops)}",
             )
-        reason = misfit(self.title, layer, scheme, entry)
-        if reason:
+        if reason := misfit(self.title, layer, scheme, entry):
             return Support(ok=False, reason=reason)
-        missing = shortfall(entry.minimum, platform or {})
-        if missing:
+        if missing := shortfall(entry.minimum, platform or {}):
             return Support(ok=False, reason=f"{scheme.name} {missing}")
         return Support(ok=True)
 
     def taken(self, layer: Layer, scheme: Scheme) -> Scheme:
         """What the layer itself has of a scheme that it may only follow another layer in."""
         entry = self.schemes.get(scheme.name)
-        follows = entry is not None and layer.op in entry.follows
-        return weight_alone(scheme) if follows else scheme
+        return weight_alone(scheme) if entry and layer.op in entry.follows else scheme
 
     def leaves_out(self, layer: Layer, scheme: Scheme) -> bool:
         """Whether the runtime's delegate leaves the layer to the runtime's own kernels."""
