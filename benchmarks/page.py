@@ -12,8 +12,13 @@ from benchmarks.claims import Verdict, base_ratio, points_of
 
 def load_results(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """The results of ``compare`` that there are, in this order."""
-    files = [folder / f"{name}.json" for name in names]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    found = [read_result(folder / f"{name}.json") for name in names]
+    return [result for result in found if result is not None]
+
+
+def read_result(file: Path) -> Any:
+    """What a benchmark wrote; None where it was not run."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def machine(results: Sequence[Mapping[str, Any]], packages: Sequence[str]) -> str:

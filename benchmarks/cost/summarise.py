@@ -5,7 +5,6 @@ python -m benchmarks.cost.summarise
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, Final
 from advisor.atomic import write_text
 from benchmarks.claims import NOISE, overlap, points_of, quickest
 from benchmarks.cost import decisions, latency, published, sizes
+from benchmarks.page import read_result
 
 HERE: Final = Path(__file__).parent
 PAGE: Final = HERE / "README.md"
@@ -39,7 +39,7 @@ def main() -> int:
 
 def published_section() -> list[str]:
     """Every point, its ratio, and the medians by profile."""
-    found = _read(published.RESULTS)
+    found = read_result(published.RESULTS)
     if found is None:
         return ["Not run yet."]
     rows: list[dict[str, Any]] = found["rows"]
@@ -82,13 +82,13 @@ def published_section() -> list[str]:
 
 def decisions_section() -> list[str]:
     """One model's plans over devices."""
-    found = _read(decisions.RESULTS)
+    found = read_result(decisions.RESULTS)
     return ["Not run yet."] if found is None else decisions.to_markdown(found)
 
 
 def sizes_section() -> list[str]:
     """Predicted and written bytes, by runtime and model."""
-    found = _read(sizes.RESULTS)
+    found = read_result(sizes.RESULTS)
     if found is None:
         return ["Not run yet."]
     lines = [
@@ -112,7 +112,7 @@ def sizes_section() -> list[str]:
 
 def memory_section() -> list[str]:
     """Predicted and measured memory of processes, by the scheme."""
-    found = _read(MEMORY)
+    found = read_result(MEMORY)
     if found is None:
         return ["Not run yet."]
     errors = [abs(row["error"]) for row in found["rows"]]
@@ -126,7 +126,7 @@ def memory_section() -> list[str]:
 
 def latency_section() -> list[str]:
     """Random plans timed on a quiet machine, where that was done."""
-    found = _read(latency.RESULTS)
+    found = read_result(latency.RESULTS)
     if found is None:
         return ["Not run yet on a machine that does nothing else."]
     settings, machine = found["settings"], found["machine"]
@@ -199,7 +199,7 @@ def _chosen() -> list[str]:
     near = unclear = 0
     for runtime in ("onnxruntime", "tflite"):
         for path in sorted((HERE.parent / runtime / "results").rglob("*.json")):
-            result = _read(path)
+            result = read_result(path)
             if "timings" not in result:  # what several runs of one script are gathered in
                 continue
             kind = result["machine"]["features"][-1]
@@ -210,10 +210,8 @@ def _chosen() -> list[str]:
                 if chosen is None or fastest is None:
                     continue
                 over = chosen.ratio / fastest.ratio - 1
-                is_near, is_unclear = (
-                    chosen.ratio <= fastest.ratio * NOISE,
-                    overlap(chosen, fastest),
-                )
+                is_near = chosen.ratio <= fastest.ratio * NOISE
+                is_unclear = overlap(chosen, fastest)
                 near += is_near
                 unclear += is_unclear and not is_near
                 rows.append(
@@ -245,10 +243,6 @@ def _linked(source: str) -> str:
     """The source's title as a link to its address."""
     matched = re.fullmatch(r"(.*), (https?://\S+)", source)
     return source if matched is None else f"[{matched[1]}]({matched[2]})"
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 RENDERERS: Final = {
